@@ -24,8 +24,8 @@ ANONYMOUS = UserInfo("system:anonymous", groups=("system:unauthenticated",))
 class Attributes:
     """What a request wants to do, as authorizers see it (authorization.k8s.io/v1).
 
-    verb: get, list, watch, create, update, patch, delete, deletecollection for resources; the lower-case HTTP method for
-    other paths, whose `path` is set and whose resource is empty.
+    verb: get, list, watch, create, update, patch, delete, deletecollection for resources; the lower-case HTTP method
+    for other paths, whose `path` is set and whose resource is empty.
     """
 
     user: UserInfo
