@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.conftest import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -115,10 +116,10 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def names() -> Iterator[dict[str, str]]:
+def names() -> dict[str, str]:
     """Names of this run's namespaces and link."""
     run = uuid.uuid4().hex[:4]
-    yield {"first": f"t{run}a", "second": f"t{run}b", "link": f"t{run}"}
+    return {"first": f"t{run}a", "second": f"t{run}b", "link": f"t{run}"}
 
 
 @pytest.fixture(scope="session")

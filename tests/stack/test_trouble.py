@@ -1,0 +1,182 @@
+"""When things go wrong: daemons are killed while pods run, and pods fail in the ways that users know."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import wait_for
+from tests.stack.conftest import Cluster
+
+HELLO = "127.0.0.1:5000/hello:latest"
+
+
+def apply_pod(cluster: Cluster, name: str, container: str, *, pod: str = "") -> None:
+    """Makes a pod; container and pod are further lines of YAML in flow style, without their braces."""
+    spec = f"restartPolicy: Always, terminationGracePeriodSeconds: 1, containers: [{{name: c, {container}}}]"
+    extra = f", {pod}" if pod else ""
+    manifest = f"{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{{spec}{extra}}}}}"
+    cluster.kubectl("apply", "-f", "-", input=manifest)
+
+
+@pytest.fixture
+def pod_name(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A name for the test's pod, which is deleted after the test."""
+    name = "t" + "".join(c for c in request.node.name.lower() if c.isalnum())[-40:]
+    yield name
+    cluster.kubectl("delete", "pod", name, "--ignore-not-found", "--wait", seconds=60)
+
+
+def daemon_pid(cluster: Cluster, daemon: str) -> int:
+    """The PID of one of the stack's daemons, from the file that scripts/up keeps."""
+    return int((cluster.node.runtime / f"{daemon}.pid").read_text().split()[0])
+
+
+def processes_of(cluster: Cluster, marker: str) -> list[int]:
+    """PIDs of this stack's processes whose command line has the marker (helpers that have no PID file)."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as file:
+                    command = file.read().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if marker in command and cluster.node.name in command:
+                found.append(int(entry))
+    return found
+
+
+def test_a_missing_image_is_backed_off_and_named(cluster: Cluster, pod_name: str) -> None:
+    apply_pod(cluster, pod_name, 'image: "127.0.0.1:5000/nothing:here"')
+    state = cluster.wait_reason(pod_name, "ErrImagePull")
+    assert "nothing" in state["message"]
+    assert "127.0.0.1:5000/nothing:here" in cluster.wait_reason(pod_name, "ImagePullBackOff")["message"]
+
+
+def test_a_command_that_does_not_exist_is_named(cluster: Cluster, pod_name: str) -> None:
+    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [/no/such/program]')
+    state = cluster.wait_reason(pod_name, "RunContainerError", "StartError", "CreateContainerError")
+    assert "/no/such/program" in state["message"]
+    assert "no such file" in state["message"]
+
+
+def test_a_failing_program_is_backed_off(cluster: Cluster, pod_name: str) -> None:
+    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [sh, -c, "echo going down; exit 3"]')
+    assert "back-off" in cluster.wait_reason(pod_name, "CrashLoopBackOff")["message"]
+    status = cluster.get("pod", pod_name)["status"]["containerStatuses"][0]
+    assert status["lastState"]["terminated"]["exitCode"] == 3
+    assert status["restartCount"] >= 1
+    assert cluster.kubectl("logs", pod_name, "--previous") == "going down\n"
+
+
+def test_too_much_memory_is_told_as_oomkilled(cluster: Cluster, pod_name: str) -> None:
+    hog = "x=a; while true; do x=$x$x; done"
+    apply_pod(
+        cluster, pod_name, f'image: "{HELLO}", command: [sh, -c, "{hog}"], resources: {{limits: {{memory: 20Mi}}}}'
+    )
+    assert cluster.wait_reason(pod_name, "OOMKilled")["exitCode"] == 137
+
+
+def test_a_volume_that_cannot_be_made_is_told_in_an_event(cluster: Cluster, pod_name: str) -> None:
+    apply_pod(
+        cluster,
+        pod_name,
+        f'image: "{HELLO}", volumeMounts: [{{name: v, mountPath: /v}}]',
+        pod="volumes: [{name: v, configMap: {name: not-there}}]",
+    )
+
+    def told() -> bool:
+        events = cluster.kubectl("get", "events", "--field-selector", f"involvedObject.name={pod_name}")
+        return "FailedMount" in events and '"not-there" not found' in events
+
+    wait_for(told, seconds=30, what="a FailedMount event")
+
+
+@pytest.mark.parametrize("daemon", ["highrt", "spawner", "kubelet", "controlplane", "controllers", "nodenet"])
+def test_a_killed_daemon_loses_nothing(cluster: Cluster, pod_name: str, daemon: str) -> None:
+    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [sh, -c, "i=0; while sleep 0.1; do echo $((i++)); done"]')
+    before = cluster.wait_pod(pod_name)["status"]
+    if daemon in ("spawner", "controllers"):
+        (pid,) = processes_of(cluster, "highrt.spawner" if daemon == "spawner" else "controlplane controllers")
+    else:
+        pid = daemon_pid(cluster, daemon)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="the daemon to be gone")
+    written = len(log_of(cluster, pod_name))
+    wait_for(lambda: len(log_of(cluster, pod_name)) > written, what="the container to run on")
+    cluster.node.up()
+
+    after = cluster.wait_pod(pod_name)["status"]
+    assert after["podIP"] == before["podIP"]
+    assert after["containerStatuses"][0]["containerID"] == before["containerStatuses"][0]["containerID"]
+    assert after["containerStatuses"][0]["restartCount"] == 0
+    lines = cluster.kubectl("logs", pod_name).split()
+    assert lines == [str(n) for n in range(len(lines))], "no line of the log was lost"
+    assert cluster.kubectl("exec", pod_name, "--", "echo", "still here") == "still here\n"
+    # The daemon works as before: a new pod comes up.
+    cluster.kubectl("run", f"{pod_name}-new", f"--image={HELLO}", "--restart=Never", "--", "sleep", "1000")
+    cluster.wait_pod(f"{pod_name}-new")
+    cluster.kubectl("delete", "pod", f"{pod_name}-new", "--grace-period=1", "--wait")
+
+
+def log_of(cluster: Cluster, pod: str) -> bytes:
+    """The log on disk, which does not need any daemon."""
+    folder = next(cluster.node.state.glob(f"kubelet/**/pods/default_{pod}_*"), None) or next(
+        cluster.node.state.glob(f"**/default_{pod}_*")
+    )
+    return b"".join(file.read_bytes() for file in sorted(folder.glob("*/*.log")))
+
+
+def test_a_killed_monitor_is_told_and_its_pod_is_made_again(cluster: Cluster, pod_name: str) -> None:
+    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [sleep, "100000"]')
+    pod = cluster.wait_pod(pod_name)
+    container = (
+        pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://").removeprefix("highrt://")
+    )
+    inside = container_pid(cluster, container)
+    os.kill(parent_of(inside), signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{inside}"), what="the container to be killed with its monitor")
+
+    def restarted() -> bool:
+        status = cluster.get("pod", pod_name)["status"]["containerStatuses"][0]
+        return status["restartCount"] >= 1 and status["ready"]
+
+    wait_for(restarted, seconds=60, what="the container to be started again")
+
+
+def container_pid(cluster: Cluster, container_id: str) -> int:
+    out = cluster.node.run(
+        "highrt", "--address", cluster.node.socket, "inspect", "--format", "{{.State.Pid}}", container_id
+    )
+    return int(out.stdout)
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
+
+
+def test_all_daemons_killed_at_once_come_back(cluster: Cluster, pod_name: str) -> None:
+    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [sleep, "100000"]')
+    before = cluster.wait_pod(pod_name)["status"]["containerStatuses"][0]["containerID"]
+    for daemon in ("kubelet", "highrt", "controlplane", "nodenet"):
+        os.kill(daemon_pid(cluster, daemon), signal.SIGKILL)
+    start = time.monotonic()
+    cluster.node.up()
+    assert time.monotonic() - start < 30
+    assert cluster.wait_pod(pod_name)["status"]["containerStatuses"][0]["containerID"] == before
+
+
+def test_a_request_that_makes_no_sense_gets_a_clear_answer(cluster: Cluster) -> None:
+    manifest = "{apiVersion: v1, kind: Pod, metadata: {name: Bad_Name}, spec: {containers: [{name: c}]}}"
+    done = subprocess.run(
+        cluster.kubectl_argv("apply", "-f", "-"), input=manifest, text=True, capture_output=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert 'The Pod "Bad_Name" is invalid' in done.stderr
+    assert "metadata.name: Invalid value" in done.stderr
+    assert "spec.containers[0].image: Required value" in done.stderr
