@@ -56,7 +56,7 @@ def remove_cgroups() -> None:
 
 
 async def measure(daemons: dict[str, "Daemon"]) -> None:
-    clients = {name: Client(grpc.channel(daemon.endpoint)) for name, daemon in daemons.items()}
+    clients = {name: Client(grpc.channel(daemon.endpoint), daemon.logs) for name, daemon in daemons.items()}
     try:
         await measure_with(daemons, clients)
     finally:
@@ -68,7 +68,7 @@ async def measure_with(daemons: dict[str, "Daemon"], clients: dict[str, "Client"
     for label, pause in (("back to back", 0.0), ("200 ms idle before each pod", 0.2)):
         samples: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in daemons}
         for number in range(ROUNDS):
-            for name, daemon in daemons.items():
+            for name in daemons:
                 await asyncio.sleep(pause)
                 steps = await clients[name].pod_life(f"{label[:4].strip()}-{number}")
                 for step, seconds in steps.items():
@@ -104,8 +104,8 @@ async def lives(client: "Client", name: str, count: int) -> None:
 class Client:
     """The calls that a kubelet makes for a pod of one container."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel, self._runtime = channel, RuntimeServiceStub(channel)
+    def __init__(self, channel: Channel, logs: Path) -> None:
+        self._channel, self._logs, self._runtime = channel, logs, RuntimeServiceStub(channel)
 
     def close(self) -> None:
         self._channel.close()
@@ -130,7 +130,7 @@ class Client:
         pod_config = cri.PodSandboxConfig(
             metadata=cri.PodSandboxMetadata(name=name, namespace="bench", uid=str(uuid.uuid4())),
             hostname=name,
-            log_directory=f"/tmp/strata-bench/{name}",
+            log_directory=f"{self._logs}/{name}",
             linux=cri.LinuxPodSandboxConfig(cgroup_parent=f"{CGROUP}/{name}"),
         )
         os.makedirs(pod_config.log_directory, exist_ok=True)
@@ -158,12 +158,12 @@ class Client:
 class Daemon:
     """A CRI daemon that runs, and which processes are its own."""
 
-    def __init__(self, endpoint: str, processes: Callable[[], list[int]]) -> None:
-        self.endpoint, self.processes = endpoint, processes
+    def __init__(self, folder: Path, endpoint: str) -> None:
+        self.endpoint, self.logs, self.processes = endpoint, folder / "logs", processes_of(folder)
 
 
 def processes_of(folder: Path) -> Callable[[], list[int]]:
-    """Finds a daemon with its shims or monitors (its folder is in their command line or environment), and containers."""
+    """Finds a daemon with its shims or monitors (by its folder in their command line or environment) and its containers."""
 
     def find() -> list[int]:
         found = []
@@ -317,7 +317,7 @@ snapshotter = "overlayfs"
             ["ctr", "--address", folder / "c.sock", "--namespace", "k8s.io", "images", "import", archive],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        yield Daemon(endpoint, processes_of(folder))
+        yield Daemon(folder, endpoint)
 
 
 @contextmanager
@@ -328,7 +328,7 @@ def highrt(folder: Path, namespace: str, archive: Path) -> Iterator[Daemon]:
     argv += ["--cni-conf-dir", conf, "--cni-bin-dir", "/usr/lib/cni"]
     with daemon_process(argv, namespace, endpoint, folder / "log", STRATA_BENCH=str(folder)):
         subprocess.run(["highrt", "--address", endpoint, "load", "-i", archive], check=True, stdout=subprocess.DEVNULL)
-        yield Daemon(endpoint, processes_of(folder))
+        yield Daemon(folder, endpoint)
 
 
 if __name__ == "__main__":
