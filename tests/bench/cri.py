@@ -163,7 +163,7 @@ class Daemon:
 
 
 def processes_of(folder: Path) -> Callable[[], list[int]]:
-    """Finds a daemon with its shims or monitors (by its folder in their command line or environment) and its containers."""
+    """Finds a daemon with its shims or monitors (its folder is in argv or environment) and its containers."""
 
     def find() -> list[int]:
         found = []
