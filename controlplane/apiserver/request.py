@@ -102,9 +102,7 @@ class AdmissionRequest:
 
 
 class Authenticator(Protocol):
-    async def authenticate(
-        self, headers: Mapping[str, str], peer_certificate: x509.Certificate | None
-    ) -> UserInfo | None:
+    async def authenticate(self, headers: Mapping[str, str], peer_certificate: x509.Certificate | None) -> UserInfo | None:
         """The user, None where this authenticator finds no credentials of its kind; `unauthorized` for bad ones."""
 
 
