@@ -1,0 +1,121 @@
+"""Answers in the forms that clients ask for: the object itself, a Table (what `kubectl get` shows), or its metadata alone.
+
+The form is in the Accept header: `application/json;as=Table;v=v1;g=meta.k8s.io,application/json`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from controlplane.apiserver import printers
+from controlplane.apiserver.cache import Entry
+from controlplane.apiserver.resources import Object, Resource
+
+OBJECT, TABLE, METADATA = "", "Table", "PartialObjectMetadata"
+
+
+def form_of(accept: str) -> str | None:
+    """The first form in an Accept header that can be served; None when there is none (protobuf alone, say)."""
+    for part in accept.split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        if media not in ("application/json", "application/*", "*/*", "", "application/yaml"):
+            continue
+        given = dict(parameter.split("=", 1) for parameter in parameters if "=" in parameter)
+        kind = given.get("as", "")
+        if kind == "":
+            return OBJECT
+        if given.get("g") == "meta.k8s.io" and given.get("v") == "v1":
+            if kind == "Table":
+                return TABLE
+            if kind in ("PartialObjectMetadata", "PartialObjectMetadataList"):
+                return METADATA
+    return None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes entries of a resource in one form. include: what a Table's rows carry of the object (None, Metadata, Object)."""
+
+    resource: Resource
+    form: str
+    include: str = "Metadata"
+
+    def one(self, entry: Entry) -> bytes:
+        """A single object; also the object of a watch event."""
+        if self.form == OBJECT:
+            return convert(self.resource, entry.data)
+        obj = orjson.loads(entry.data)
+        if self.form == TABLE:
+            return orjson.dumps(self._table([obj], obj["metadata"].get("resourceVersion", ""), {}))
+        return orjson.dumps(_metadata_of(obj))
+
+    def many(self, entries: Sequence[Entry], metadata: dict[str, Any]) -> bytes:
+        """A list, from the bytes that are already there."""
+        if self.form == TABLE:
+            objects = [orjson.loads(entry.data) for entry in entries]
+            return orjson.dumps(self._table(objects, metadata.get("resourceVersion", ""), metadata))
+        if self.form == METADATA:
+            kind, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
+            items = [orjson.dumps(_metadata_of(orjson.loads(entry.data))) for entry in entries]
+        else:
+            kind, version = f"{self.resource.kind}List", self.resource.api_version
+            items = [convert(self.resource, entry.data) for entry in entries]
+        head = b'{"kind":"%s","apiVersion":"%s","metadata":%s,"items":[' % (
+            kind.encode(),
+            version.encode(),
+            orjson.dumps(metadata),
+        )
+        return head + b",".join(items) + b"]}"
+
+    def _table(self, objects: Sequence[Object], revision: str, metadata: dict[str, Any]) -> Object:
+        group, plural = self.resource.group, self.resource.plural
+        rows = []
+        for obj in objects:
+            row: dict[str, Any] = {"cells": printers.table_row(group, plural, obj)}
+            if self.include == "Object":
+                row["object"] = obj
+            elif self.include == "Metadata":
+                row["object"] = _metadata_of(obj)
+            rows.append(row)
+        return {
+            "kind": "Table",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": {"resourceVersion": revision, **metadata},
+            "columnDefinitions": printers.table_columns(group, plural),
+            "rows": rows,
+        }
+
+
+def _metadata_of(obj: Object) -> Object:
+    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
+
+
+def convert(resource: Resource, data: bytes) -> bytes:
+    """The bytes of the storage version in the resource's own version. Only events are stored as another group's."""
+    if not resource.storage:
+        return data
+    return orjson.dumps(to_events_v1(orjson.loads(data)))
+
+
+_EVENT_NAMES = {
+    "involvedObject": "regarding",
+    "message": "note",
+    "source": "deprecatedSource",
+    "firstTimestamp": "deprecatedFirstTimestamp",
+    "lastTimestamp": "deprecatedLastTimestamp",
+    "count": "deprecatedCount",
+    "reportingComponent": "reportingController",
+}
+
+
+def to_events_v1(obj: Object) -> Object:
+    """A core/v1 Event as events.k8s.io/v1 names its fields."""
+    return {**{_EVENT_NAMES.get(k, k): v for k, v in obj.items()}, "apiVersion": "events.k8s.io/v1"}
+
+
+def from_events_v1(obj: Object) -> Object:
+    """An events.k8s.io/v1 Event as it is stored."""
+    names = {new: old for old, new in _EVENT_NAMES.items()}
+    return {**{names.get(k, k): v for k, v in obj.items()}, "apiVersion": "v1"}

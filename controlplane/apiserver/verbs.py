@@ -1,0 +1,572 @@
+"""The verbs, for every resource alike: create, get, list, update, patch, delete, and the subresources of writing.
+
+Each write reads the current object, makes the new one, and asks the store to write it if nothing has changed in between;
+where the client left it open which version it meant (a patch, an update without resourceVersion), it is tried again.
+"""
+
+import base64
+import random
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from controlplane.apiserver import defaults, errors, fields, patches, strategies, validation
+from controlplane.apiserver.cache import Cache, Entry, encode, with_revision
+from controlplane.apiserver.request import Admission, AdmissionRequest, StatusError, UserInfo
+from controlplane.apiserver.resources import Object, Registry, Resource
+from controlplane.apiserver.schema import Schemas
+from controlplane.store import Conflict, Store
+from strata.kubeclient.selectors import Selector, parse_field_selector, parse_label_selector
+
+_ATTEMPTS = 8
+_NAME_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+
+
+@dataclass
+class Operation:
+    """A request for a resource, decoded as far as the verbs need it."""
+
+    user: UserInfo
+    resource: Resource
+    namespace: str = ""
+    name: str = ""
+    subresource: str = ""
+    query: Mapping[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def dry_run(self) -> bool:
+        return bool(self.query.get("dryRun"))
+
+
+@dataclass(frozen=True)
+class Page:
+    """A list's answer: entries, the revision it was read at, the token of the next page, and how many are left."""
+
+    entries: Sequence[Entry]
+    revision: int
+    token: str = ""
+    remaining: int = 0
+
+
+def now() -> str:
+    """The time as metav1.Time writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Verbs:
+    def __init__(
+        self,
+        store: Store,
+        cache: Cache,
+        registry: Registry,
+        schemas: Schemas,
+        admission: Sequence[Admission],
+        context: strategies.Context,
+    ) -> None:
+        self._store, self._cache, self._registry, self._schemas = store, cache, registry, schemas
+        self._admission, self._context = admission, context
+
+    # --- reading
+
+    def get(self, operation: Operation) -> Entry:
+        entry = self._cache.of(operation.resource).get(operation.resource.key(operation.namespace, operation.name))
+        if entry is None:
+            raise errors.not_found(operation.resource, operation.name)
+        return entry
+
+    def list(self, operation: Operation) -> Page:
+        resource, query = operation.resource, operation.query
+        prefix, labels, fields_ = selection(operation)
+        limit, after = int(query.get("limit") or 0), ""
+        if token := query.get("continue"):
+            try:
+                after = orjson.loads(base64.urlsafe_b64decode(token))["after"]
+            except (ValueError, KeyError, TypeError):
+                raise errors.bad_request("continue key is not valid") from None
+        wanted = query.get("resourceVersion") or "0"
+        if not wanted.isdigit():
+            raise errors.bad_request(f"resourceVersion: Invalid value: {wanted!r}: must be a number")
+        if int(wanted) > self._cache.revision:
+            raise StatusError(504, "Timeout", f"Too large resource version: {wanted}, current: {self._cache.revision}")
+        cache = self._cache.of(resource)
+        if "=" in query.get("fieldSelector", "") and (name := _exact_name(fields_)):
+            entry = cache.get(resource.key(operation.namespace, name)) if operation.namespace or not resource.namespaced else None
+            found = [entry] if entry else cache.range(prefix, after) if resource.namespaced and not operation.namespace else []
+        else:
+            found = cache.range(prefix, after)
+        if labels or fields_:
+            found = [entry for entry in found if labels.matches(entry.labels) and fields_.matches(entry.fields)]
+        if limit and len(found) > limit:
+            rest = len(found) - limit
+            found = found[:limit]
+            token = base64.urlsafe_b64encode(orjson.dumps({"after": found[-1].key})).decode()
+            return Page(found, self._cache.revision, token, rest if not (labels or fields_) else 0)
+        return Page(found, self._cache.revision)
+
+    # --- writing
+
+    async def create(self, operation: Operation, obj: Object) -> Entry:
+        resource = operation.resource
+        self._expect_kind(obj, resource.gvk)
+        metadata = obj.get("metadata")
+        if not isinstance(metadata, dict):
+            metadata = obj["metadata"] = {}
+        if metadata.get("resourceVersion"):
+            raise errors.bad_request("resourceVersion should not be set on objects to be created")
+        self._fill_namespace(operation, metadata)
+        base = metadata.get("generateName")
+        generated = not metadata.get("name") and bool(base)
+        for _ in range(_ATTEMPTS if generated else 1):
+            if generated:
+                metadata["name"] = base[:58] + "".join(random.choices(_NAME_ALPHABET, k=5))
+            try:
+                return await self._create_named(operation, orjson.loads(orjson.dumps(obj)) if generated else obj)
+            except StatusError as error:
+                if not generated or error.reason != "AlreadyExists":
+                    raise
+        raise errors.already_exists(resource, metadata["name"])
+
+    async def _create_named(self, operation: Operation, obj: Object) -> Entry:
+        resource, metadata = operation.resource, obj["metadata"]
+        for server_set in ("selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields"):
+            metadata.pop(server_set, None)
+        if resource.status:
+            obj.pop("status", None)
+        self._check_schema(operation, obj, metadata.get("name", ""))
+        defaults.apply(resource.gvk, obj)
+        problems = strategies.prepare(resource.group, resource.plural, obj, None, self._context) if _well_formed(obj) else []
+        await self._admit(operation, "CREATE", obj, None)
+        defaults.apply(resource.gvk, obj)
+        metadata["uid"], metadata["creationTimestamp"] = str(uuid.uuid4()), now()
+        if "spec" in obj:
+            metadata["generation"] = 1
+        problems = [*validation.validate_metadata(obj, resource), *validation.validate_create(resource.gvk, obj), *problems]
+        self._refuse(operation, obj, problems)
+        key = resource.key(operation.namespace, metadata["name"])
+        if operation.dry_run:
+            if self._cache.of(resource).get(key):
+                raise errors.already_exists(resource, metadata["name"])
+            return self._unwritten(key, obj)
+        try:
+            await self._store.txn(key, 0, encode(_stored(resource, obj)), ttl_seconds=resource.ttl_seconds)
+        except Conflict:
+            raise errors.already_exists(resource, metadata["name"]) from None
+        return self._written(resource, key)
+
+    async def update(self, operation: Operation, obj: Object) -> tuple[Entry, bool]:
+        """Replaces the object; creates it where the API allows that (PUT of a name that is not there, for leases alone).
+
+        Returns it, and whether it was created.
+        """
+        resource = operation.resource
+        self._expect_kind(obj, resource.gvk)
+        metadata = obj.setdefault("metadata", {})
+        self._fill_namespace(operation, metadata)
+        if metadata.get("name", operation.name) != operation.name:
+            raise errors.bad_request(
+                f"the name of the object ({metadata['name']}) does not match the name on the URL ({operation.name})"
+            )
+        metadata["name"] = operation.name
+        wanted = metadata.get("resourceVersion")
+        return await self._replace(operation, lambda _: obj, wanted), False
+
+    async def patch(self, operation: Operation, kind: str, body: Any) -> Entry:
+        resource = operation.resource
+
+        def patched(current: Object) -> Object:
+            result = patches.apply(kind, current, body, lambda path: self._schemas.patch_strategy(resource.gvk, path))
+            self._expect_kind(result, resource.gvk)
+            if (result.get("metadata") or {}).get("name") != operation.name:
+                raise errors.invalid(resource.kind, resource.group, operation.name, [_NAME_IS_FIXED])
+            return result
+
+        wanted = (body.get("metadata") or {}).get("resourceVersion") if isinstance(body, dict) else None
+        return await self._replace(operation, patched, wanted)
+
+    async def _replace(self, operation: Operation, change: Callable[[Object], Object], wanted: str | None) -> Entry:
+        """Writes what `change` makes of the current object. wanted: the only resourceVersion that may be replaced."""
+        resource = operation.resource
+        key = resource.key(operation.namespace, operation.name)
+        cache = self._cache.of(resource)
+        for _ in range(_ATTEMPTS):
+            entry = cache.get(key)
+            if entry is None:
+                raise errors.not_found(resource, operation.name)
+            if wanted and wanted != str(entry.revision):
+                raise errors.conflict(resource, operation.name)
+            old = entry.decode()
+            new = change(entry.decode())
+            if operation.subresource != "status":
+                self._check_schema(operation, new, operation.name)
+            await self._prepare_update(operation, new, old)
+            if operation.dry_run:
+                return self._unwritten(key, new)
+            if _is_finished(new):
+                return await self._remove(resource, key, entry, new)
+            value = encode(_stored(resource, new))
+            if with_revision(value, entry.revision) == entry.data:
+                return entry  # nothing changes: nothing is written, and no watcher is woken
+            try:
+                await self._store.txn(key, entry.revision, value, ttl_seconds=resource.ttl_seconds)
+            except Conflict:
+                if wanted:
+                    raise errors.conflict(resource, operation.name) from None
+                continue
+            return self._written(resource, key)
+        raise errors.conflict(resource, operation.name)
+
+    async def _prepare_update(self, operation: Operation, new: Object, old: Object) -> None:
+        resource = operation.resource
+        metadata, before = new["metadata"], old["metadata"]
+        if metadata.get("uid") and metadata["uid"] != before["uid"]:
+            why = f"Precondition failed: UID in precondition: {metadata['uid']}, UID in object meta: {before['uid']}"
+            raise errors.conflict(resource, operation.name, why)
+        for kept in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName"):
+            if kept in before:
+                metadata[kept] = before[kept]
+            elif kept != "generateName":
+                metadata.pop(kept, None)
+        metadata.pop("managedFields", None)
+        if operation.subresource == "status":
+            status = new.get("status")
+            changed = {**old, "metadata": {**before, **_status_metadata(metadata)}}
+            if status is not None:
+                changed["status"] = status
+            new.clear()
+            new.update(changed)
+            await self._admit(operation, "UPDATE", new, old)
+            return
+        if resource.status and operation.subresource != "approval":
+            new.pop("status", None)
+            if "status" in old:
+                new["status"] = old["status"]
+        defaults.apply(resource.gvk, new)
+        problems = strategies.prepare(resource.group, resource.plural, new, old, self._context) if _well_formed(new) else []
+        await self._admit(operation, "UPDATE", new, old)
+        if new.get("spec") != old.get("spec") and "generation" in before:
+            metadata["generation"] = before["generation"] + 1
+        problems = [*validation.validate_metadata(new, resource), *validation.validate_update(resource.gvk, new, old), *problems]
+        self._refuse(operation, new, problems)
+
+    async def delete(self, operation: Operation, options: Mapping[str, Any]) -> tuple[Entry, bool]:
+        """Deletes the object, or begins to: returns its last state, and whether it is gone.
+
+        options: DeleteOptions. An object with finalizers, and a running pod, get a deletionTimestamp and stay until
+        whoever has to do something has done it.
+        """
+        resource = operation.resource
+        key = resource.key(operation.namespace, operation.name)
+        for _ in range(_ATTEMPTS):
+            entry = self.get(operation)
+            obj = entry.decode()
+            self._check_preconditions(operation, obj, options.get("preconditions") or {})
+            await self._admit(operation, "DELETE", None, obj, options)
+            updated = _marked_for_deletion(resource, obj, options)
+            if operation.dry_run:
+                return entry, updated is None
+            try:
+                if updated is None:
+                    return await self._remove(resource, key, entry, obj), True
+                value = encode(_stored(resource, updated))
+                if with_revision(value, entry.revision) != entry.data:
+                    await self._store.txn(key, entry.revision, value)
+                return self._written(resource, key), False
+            except Conflict:
+                continue
+        raise errors.conflict(resource, operation.name)
+
+    async def delete_collection(self, operation: Operation, options: Mapping[str, Any]) -> Page:
+        page = self.list(operation)
+        for entry in page.entries:
+            namespace, _, name = entry.key.removeprefix(operation.resource.prefix).rpartition("/")
+            one = Operation(operation.user, operation.resource, namespace, name, query=operation.query)
+            try:
+                await self.delete(one, options)
+            except StatusError as error:
+                if error.reason != "NotFound":
+                    raise
+        return page
+
+    # --- subresources
+
+    async def bind(self, operation: Operation, binding: Object) -> None:
+        """pods/binding: gives the pod its node, once (core/v1 Binding)."""
+        self._expect_kind(binding, ("", "v1", "Binding"))
+        target = (binding.get("target") or {}).get("name")
+        if not target:
+            raise errors.invalid("Binding", "", operation.name, [fields.required("target.name")])
+
+        def assign(pod: Object) -> Object:
+            if pod["spec"].get("nodeName"):
+                why = f'pod {operation.name} is already assigned to node "{pod["spec"]["nodeName"]}"'
+                raise errors.conflict(operation.resource, operation.name, why)
+            if pod["metadata"].get("deletionTimestamp"):
+                raise errors.conflict(
+                    operation.resource, operation.name, f"pod {operation.name} is being deleted, cannot be assigned to a host"
+                )
+            uid = (binding.get("metadata") or {}).get("uid")
+            if uid and uid != pod["metadata"]["uid"]:
+                why = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {pod['metadata']['uid']}"
+                raise errors.conflict(operation.resource, operation.name, why)
+            pod["spec"]["nodeName"] = target
+            pod["metadata"].setdefault("annotations", {}).update((binding.get("metadata") or {}).get("annotations") or {})
+            if not pod["metadata"]["annotations"]:
+                del pod["metadata"]["annotations"]
+            conditions = pod.setdefault("status", {}).setdefault("conditions", [])
+            conditions[:] = [c for c in conditions if c["type"] != "PodScheduled"]
+            conditions.append({"type": "PodScheduled", "status": "True", "lastProbeTime": None, "lastTransitionTime": now()})
+            return pod
+
+        await self._rewrite(operation, assign)
+
+    async def evict(self, operation: Operation, eviction: Object) -> None:
+        """pods/eviction: a deletion that asks the disruption budgets first (policy/v1 Eviction)."""
+        pod = self.get(operation).decode()
+        labels = pod["metadata"].get("labels") or {}
+        for budget in self._cache.list("policy", "poddisruptionbudgets", operation.namespace):
+            selector = parse_label_selector(budget.get("spec", {}).get("selector"))
+            if selector.matches(labels) and not (budget.get("status") or {}).get("disruptionsAllowed"):
+                details = {
+                    "causes": [
+                        {
+                            "reason": "DisruptionBudget",
+                            "message": f"The disruption budget {budget['metadata']['name']} needs more healthy pods",
+                        }
+                    ]
+                }
+                raise StatusError(
+                    429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.", details
+                )
+        await self.delete(operation, eviction.get("deleteOptions") or {})
+
+    async def finalize(self, operation: Operation, obj: Object) -> Entry:
+        """namespaces/finalize: sets spec.finalizers; the namespace goes when they and its own are empty."""
+
+        def finalized(namespace: Object) -> Object:
+            namespace["spec"]["finalizers"] = (obj.get("spec") or {}).get("finalizers") or []
+            return namespace
+
+        return await self._rewrite(operation, finalized)
+
+    def scale(self, operation: Operation) -> Object:
+        """The Scale (autoscaling/v1) of a workload."""
+        obj = self.get(operation).decode()
+        metadata, spec = obj["metadata"], obj.get("spec") or {}
+        selector = spec.get("selector") or {}
+        pairs = selector.get("matchLabels") or ({} if "matchExpressions" in selector else selector)
+        kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+        return {
+            "kind": "Scale",
+            "apiVersion": "autoscaling/v1",
+            "metadata": {k: metadata[k] for k in kept if k in metadata},
+            "spec": {"replicas": spec.get("replicas", 0)},
+            "status": {
+                "replicas": (obj.get("status") or {}).get("replicas", 0),
+                "selector": ",".join(f"{k}={v}" for k, v in sorted(pairs.items())),
+            },
+        }
+
+    async def rescale(self, operation: Operation, change: Callable[[Object], Object]) -> Object:
+        """Writes the Scale that `change` makes of the current one."""
+        scale = change(self.scale(operation))
+        replicas = (scale.get("spec") or {}).get("replicas", 0)
+        if not isinstance(replicas, int) or replicas < 0:
+            problem = fields.invalid("spec.replicas", replicas, "must be greater than or equal to 0")
+            raise errors.invalid("Scale", "autoscaling", operation.name, [problem])
+        wanted = (scale.get("metadata") or {}).get("resourceVersion")
+        plain = Operation(operation.user, operation.resource, operation.namespace, operation.name, query=operation.query)
+
+        def resized(obj: Object) -> Object:
+            obj["spec"]["replicas"] = replicas
+            return obj
+
+        await self._replace(plain, resized, wanted)
+        return self.scale(operation)
+
+    async def _rewrite(self, operation: Operation, change: Callable[[Object], Object]) -> Entry:
+        """A change by the server's own rules, past defaults and validation."""
+        resource, key = operation.resource, operation.resource.key(operation.namespace, operation.name)
+        while True:
+            entry = self.get(operation)
+            new = change(entry.decode())
+            if operation.dry_run:
+                return self._unwritten(key, new)
+            try:
+                if _is_finished(new):
+                    return await self._remove(resource, key, entry, new)
+                await self._store.txn(key, entry.revision, encode(_stored(resource, new)))
+            except Conflict:
+                continue
+            return self._written(resource, key)
+
+    # --- pieces
+
+    async def _remove(self, resource: Resource, key: str, entry: Entry, last: Object) -> Entry:
+        """Takes the object out of the store, its last state being what the caller made of it."""
+        revision = await self._store.txn(key, entry.revision, None)
+        return Entry(key, revision, with_revision(encode(last), revision), entry.labels, entry.fields)
+
+    def _written(self, resource: Resource, key: str) -> Entry:
+        """The object after a write: the cache has seen it before the store answered."""
+        entry = self._cache.of(resource).get(key)
+        if entry is None:  # deleted by the next commit already
+            raise errors.not_found(resource, key.rpartition("/")[2])
+        return entry
+
+    @staticmethod
+    def _unwritten(key: str, obj: Object) -> Entry:
+        data = orjson.dumps({k: v for k, v in obj.items() if v is not None})
+        return Entry(key, 0, data, {}, {})
+
+    def _expect_kind(self, obj: Object, gvk: tuple[str, str, str]) -> None:
+        group, version, kind = gvk
+        api_version = f"{group}/{version}" if group else version
+        if obj.setdefault("kind", kind) != kind or obj.setdefault("apiVersion", api_version) != api_version:
+            found = f"{obj['apiVersion']}, Kind={obj['kind']}"
+            raise errors.bad_request(f"the object provided is unrecognized: expected {api_version}, Kind={kind}, not {found}")
+
+    def _fill_namespace(self, operation: Operation, metadata: dict[str, Any]) -> None:
+        if not operation.resource.namespaced:
+            metadata.pop("namespace", None)
+        elif metadata.setdefault("namespace", operation.namespace) != operation.namespace:
+            raise errors.bad_request(
+                f"the namespace of the provided object does not match the namespace sent on the request "
+                f"({metadata['namespace']} instead of {operation.namespace})"
+            )
+
+    def _check_schema(self, operation: Operation, obj: Object, name: str) -> None:
+        """Types and unknown fields, which the field validation of the request refuses, warns of or drops."""
+        check = self._schemas.check(operation.resource.gvk, obj)
+        if check.errors:
+            raise errors.invalid(operation.resource.kind, operation.resource.group, name, check.errors)
+        if check.unknown:
+            mode = operation.query.get("fieldValidation") or "Warn"
+            if mode == "Strict":
+                listed = ", ".join(f'unknown field "{path}"' for path in check.unknown)
+                raise errors.bad_request(
+                    f'{operation.resource.kind} in version "{operation.resource.version}" cannot be handled as a '
+                    f"{operation.resource.kind}: strict decoding error: {listed}"
+                )
+            if mode == "Warn":
+                operation.warnings += [f'unknown field "{path}"' for path in check.unknown]
+
+    def _refuse(self, operation: Operation, obj: Object, problems: Sequence[fields.FieldError]) -> None:
+        if problems:
+            name = obj["metadata"].get("name", "")
+            raise errors.invalid(operation.resource.kind, operation.resource.group, name, problems)
+
+    def _check_preconditions(self, operation: Operation, obj: Object, wanted: Mapping[str, Any]) -> None:
+        metadata = obj["metadata"]
+        for name, label in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
+            if wanted.get(name) and wanted[name] != metadata[name]:
+                why = f"Precondition failed: {label} in precondition: {wanted[name]}, {label} in object meta: {metadata[name]}"
+                raise errors.conflict(operation.resource, operation.name, why)
+
+    async def _admit(
+        self, operation: Operation, verb: str, obj: Object | None, old: Object | None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        if not self._admission:
+            return
+        resource = operation.resource
+        name = operation.name or ((obj or {}).get("metadata") or {}).get("name", "")
+        request = AdmissionRequest(
+            operation.user, verb, resource.group, resource.version, resource.plural, operation.subresource,
+            operation.namespace, name, obj, old, options or {}, operation.dry_run,
+        )  # fmt: skip
+        for plugin in self._admission:
+            await plugin.admit(request)
+
+
+_NAME_IS_FIXED = fields.FieldError("metadata.name", "Invalid value", "field is immutable")
+
+
+def selection(operation: Operation) -> tuple[str, Selector, Selector]:
+    """The key prefix and the selectors of a list or watch. Raises StatusError for selectors that cannot be read."""
+    resource, query = operation.resource, operation.query
+    prefix = f"{resource.prefix}{operation.namespace}/" if operation.namespace else resource.prefix
+    try:
+        labels = parse_label_selector(query.get("labelSelector", ""))
+        fields_ = parse_field_selector(query.get("fieldSelector", ""))
+    except ValueError as error:
+        raise errors.bad_request(str(error)) from None
+    known = {"metadata.name", "metadata.namespace", *resource.fields}
+    for requirement in fields_.requirements:
+        if requirement.key not in known:
+            raise errors.bad_request(f"field label not supported: {requirement.key}")
+    return prefix, labels, fields_
+
+
+def _exact_name(selector: Selector) -> str | None:
+    return next((r.values[0] for r in selector.requirements if r.key == "metadata.name" and r.operator == "in"), None)
+
+
+def _well_formed(obj: Object) -> bool:
+    return isinstance(obj.get("spec", {}), dict)
+
+
+def _stored(resource: Resource, obj: Object) -> Object:
+    """The object as it is stored: in the storage version, without what is empty."""
+    metadata = {k: v for k, v in obj["metadata"].items() if v is not None and v != {} and v != []}
+    return {**{k: v for k, v in obj.items() if v is not None}, "metadata": metadata}
+
+
+def _status_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a write to the status may change of the metadata."""
+    return {k: metadata[k] for k in ("labels", "annotations", "finalizers", "ownerReferences") if k in metadata}
+
+
+def _is_finished(obj: Object) -> bool:
+    """Whether a deletion that has begun may end: no finalizer is left, and nobody's grace period runs."""
+    metadata = obj["metadata"]
+    if not metadata.get("deletionTimestamp") or metadata.get("finalizers"):
+        return False
+    if obj["kind"] == "Namespace":
+        return not (obj.get("spec") or {}).get("finalizers")
+    return not metadata.get("deletionGracePeriodSeconds")
+
+
+def _marked_for_deletion(resource: Resource, obj: Object, options: Mapping[str, Any]) -> Object | None:
+    """The object with the marks of a deletion that has begun; None if it can go at once."""
+    metadata = obj["metadata"]
+    finalizers = [f for f in metadata.get("finalizers") or [] if f not in ("orphan", "foregroundDeletion")]
+    policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else None)
+    if policy == "Orphan":
+        finalizers.append("orphan")
+    elif policy == "Foreground":
+        finalizers.append("foregroundDeletion")
+    elif policy is None:
+        finalizers = list(metadata.get("finalizers") or [])
+    grace = _grace_seconds(resource, obj, options)
+    if not finalizers and not grace and not (obj["kind"] == "Namespace" and (obj.get("spec") or {}).get("finalizers")):
+        return None
+    if finalizers:
+        metadata["finalizers"] = finalizers
+    else:
+        metadata.pop("finalizers", None)
+    already = metadata.get("deletionTimestamp")
+    if not already or grace < metadata.get("deletionGracePeriodSeconds", 0):
+        moment = datetime.now(UTC).timestamp() + grace
+        metadata["deletionTimestamp"] = datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        metadata["deletionGracePeriodSeconds"] = grace
+        if not already and "generation" in metadata:
+            metadata["generation"] += 1
+    if obj["kind"] == "Namespace":
+        obj.setdefault("status", {})["phase"] = "Terminating"
+        metadata.pop("deletionGracePeriodSeconds", None)
+    return obj
+
+
+def _grace_seconds(resource: Resource, obj: Object, options: Mapping[str, Any]) -> int:
+    """How long a pod has to end; 0 for everything else, for pods without a node, and for pods that have ended."""
+    if resource.plural != "pods":
+        return 0
+    grace = options.get("gracePeriodSeconds")
+    seconds = obj["spec"].get("terminationGracePeriodSeconds", 30) if grace is None else int(grace)
+    if not obj["spec"].get("nodeName") or (obj.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return 0
+    return max(seconds, 0)
