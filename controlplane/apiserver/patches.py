@@ -40,7 +40,8 @@ def apply(kind: str, obj: Object, body: Any, strategy_of: StrategyOf) -> Object:
     if not isinstance(body, dict):
         raise bad_request("a merge patch must be a JSON object")
     if kind == MERGE:
-        return _merge(obj, body)
+        merged: Object = _merge(obj, body)
+        return merged
     result = _strategic(orjson.loads(orjson.dumps(obj)), body, (), strategy_of)
     if not isinstance(result, dict):
         raise bad_request("the patch removes the whole object")

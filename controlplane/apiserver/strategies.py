@@ -4,6 +4,7 @@ A strategy is a plain function registered for a resource; most resources have no
 (`defaults`, `validation`): this is what needs the server's state or the old object.
 """
 
+import base64
 import ipaddress
 import random
 from collections.abc import Callable
@@ -81,8 +82,6 @@ def _node(obj: Object, old: Object | None, context: Context) -> list[fields.Fiel
 
 @_strategy("", "secrets")
 def _secret(obj: Object, old: Object | None, context: Context) -> list[fields.FieldError]:
-    import base64
-
     given = obj.pop("stringData", None) or {}
     if given:
         data = obj.setdefault("data", {})
@@ -192,7 +191,8 @@ def _node_ports(spec: dict[str, Any], old: Object | None, context: Context) -> l
                 continue
             port["nodePort"] = free[0]
         elif port["nodePort"] not in context.node_ports:
-            text = f"provided port is not in the valid range. The range of valid ports is {context.node_ports[0]}-{context.node_ports[-1]}"
+            low, high = context.node_ports[0], context.node_ports[-1]
+            text = f"provided port is not in the valid range. The range of valid ports is {low}-{high}"
             errors.append(fields.invalid(where, port["nodePort"], text))
         elif port["nodePort"] in used:
             errors.append(fields.invalid(where, port["nodePort"], "provided port is already allocated"))

@@ -119,8 +119,8 @@ class Verbs:
         if metadata.get("resourceVersion"):
             raise errors.bad_request("resourceVersion should not be set on objects to be created")
         self._fill_namespace(operation, metadata)
-        base = metadata.get("generateName")
-        generated = not metadata.get("name") and bool(base)
+        base = metadata.get("generateName") or ""
+        generated = bool(base) and not metadata.get("name")
         for _ in range(_ATTEMPTS if generated else 1):
             if generated:
                 metadata["name"] = base[:58] + "".join(random.choices(_NAME_ALPHABET, k=5))
@@ -138,11 +138,11 @@ class Verbs:
         if resource.status:
             obj.pop("status", None)
         self._check_schema(operation, obj, metadata.get("name", ""))
+        metadata["uid"], metadata["creationTimestamp"] = str(uuid.uuid4()), now()
         defaults.apply(resource.gvk, obj)
         problems = strategies.prepare(resource.group, resource.plural, obj, None, self._context) if _well_formed(obj) else []
         await self._admit(operation, "CREATE", obj, None)
         defaults.apply(resource.gvk, obj)
-        metadata["uid"], metadata["creationTimestamp"] = str(uuid.uuid4()), now()
         if "spec" in obj:
             metadata["generation"] = 1
         problems = [*validation.validate_metadata(obj, resource), *validation.validate_create(resource.gvk, obj), *problems]

@@ -40,8 +40,11 @@ async def serve(request: web.BaseRequest, operation: Operation, cache: Cache, en
     except Expired:
         raise errors.expired(f"too old resource version: {start} ({cache.revision})") from None
     try:
-        return await _send(request, operation, encoder, _Filter(prefix, labels, fields), resources, cache, missed, subscription.queue,
-                           initial=from_now and query.get("sendInitialEvents") != "false", initial_end=initial_events)  # fmt: skip
+        initial = from_now and query.get("sendInitialEvents") != "false"
+        filter_ = _Filter(prefix, labels, fields)
+        return await _send(
+            request, operation, encoder, filter_, resources, cache, missed, subscription.queue, initial, initial_events
+        )
     finally:
         resources.unsubscribe(subscription)
 
@@ -73,7 +76,6 @@ async def _send(
     cache: Cache,
     missed: list[Change],
     changes: "asyncio.Queue[Change | None]",
-    *,
     initial: bool,
     initial_end: bool,
 ) -> web.StreamResponse:

@@ -20,7 +20,7 @@ def parse_quantity(text: str | int | float) -> Decimal:
     if exponent:
         return number.scaleb(int(exponent[1:]))
     if suffix in _BINARY:
-        return number * 1024 ** _BINARY[suffix]
+        return number * Decimal(1024) ** _BINARY[suffix]
     if suffix in _DECIMAL:
         return number.scaleb(_DECIMAL[suffix])
     raise ValueError(f"{text!r} is no quantity: unknown suffix {suffix!r}")

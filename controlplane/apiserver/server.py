@@ -1,0 +1,442 @@
+"""The API server: every request passes `ApiServer._handle`, step by step.
+
+authenticate → authorize → decode → mutate, default, validate, store (`verbs`) → encode (`tables`). Watches and lists are
+answered from memory (`cache`). The streaming subresources (log, exec, attach, portforward, proxy) are handed to `connect`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+import yaml
+from aiohttp import web
+
+from controlplane.apiserver import discovery, errors, patches, reviews, strategies, tables, watch
+from controlplane.apiserver.cache import Cache
+from controlplane.apiserver.openapi import OpenApi
+from controlplane.apiserver.request import (
+    ANONYMOUS,
+    Admission,
+    Attributes,
+    Authenticator,
+    Authorizer,
+    StatusError,
+    UserInfo,
+)
+from controlplane.apiserver.resources import Object, Registry, Resource
+from controlplane.apiserver.schema import Schemas
+from controlplane.apiserver.verbs import Operation, Page, Verbs
+from controlplane.store import Store
+from strata.telemetry import logs, spans
+
+log = logs.get("apiserver")
+
+BODY_LIMIT_BYTES = 3 * 1024 * 1024
+SUPERUSER = UserInfo("system:admin", groups=("system:masters", "system:authenticated"))
+CONNECT = ("log", "exec", "attach", "portforward", "proxy")
+_JSON = {"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class ConnectHandlers(Protocol):
+    """The subresources that lead through the API server to a kubelet, a pod or a service."""
+
+    async def connect(
+        self,
+        request: web.BaseRequest,
+        user: UserInfo,
+        resource: str,
+        subresource: str,
+        namespace: str,
+        name: str,
+        path: str,
+        obj: Object,
+    ) -> web.StreamResponse: ...
+
+
+class TokenIssuer(Protocol):
+    """Answers serviceaccounts/token (authentication.k8s.io/v1 TokenRequest)."""
+
+    async def issue(self, namespace: str, name: str, service_account: Object, request: Object) -> Object: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a path names. resource is None for everything but resources; rest is what follows a proxy subresource."""
+
+    resource: Resource | None = None
+    namespace: str = ""
+    name: str = ""
+    subresource: str = ""
+    rest: str = ""
+
+
+class ApiServer:
+    """See the module. authenticator None: every request is the superuser's (for a server on loopback, in tests)."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        authenticator: Authenticator | None = None,
+        authorizer: Authorizer | None = None,
+        admission: Sequence[Admission] = (),
+        connect: ConnectHandlers | None = None,
+        tokens: TokenIssuer | None = None,
+        schemas: Schemas | None = None,
+        context: Callable[[Cache], strategies.Context] = strategies.Context,
+        documents: Mapping[str, Callable[[], Object]] | None = None,
+    ) -> None:
+        self._store, self._authenticator, self._authorizer = store, authenticator, authorizer
+        self._connect, self._tokens, self._documents = connect, tokens, dict(documents or {})
+        self.registry = Registry()
+        self.reader = Cache(self.registry)
+        schemas = schemas or Schemas.load()
+        self._verbs = Verbs(store, self.reader, self.registry, schemas, admission, context(self.reader))
+        self._discovery = discovery.Discovery(self.registry)
+        self._openapi = OpenApi(schemas, self.registry)
+        self._reviews = reviews.Reviews(authenticator, authorizer, self.reader)
+
+    async def start(self) -> None:
+        """Fills the cache from the store. Call it once, before the first request."""
+        # Subscribed first: what is written between the two is seen twice rather than never.
+        pending: list[Any] = []
+        self._store.subscribe(pending.extend)
+        found = await self._store.range("/")
+        self.reader.load([(item.key, item.value, item.revision) for item in found.items], found.revision)
+        self.reader.apply([event for event in pending if event.revision > found.revision])
+        self._store.subscribe(self.reader.apply)
+
+    def handler(self) -> Handler:
+        """The handler for aiohttp's `web.Server`."""
+        return self._handle
+
+    async def call(self, method: str, path: str, body: Object | None = None, *, user: UserInfo = SUPERUSER) -> Object:
+        """A request of the server's own, through the same chain, as the superuser. Raises StatusError."""
+        target = self._resolve(path.partition("?")[0])
+        if target.resource is None:
+            raise errors.no_such_path()
+        operation = Operation(user, target.resource, target.namespace, target.name, target.subresource)
+        match method:
+            case "GET" if target.name:
+                return self._verbs.get(operation).decode()
+            case "POST":
+                return (await self._verbs.create(operation, body or {})).decode()
+            case "PUT":
+                return (await self._verbs.update(operation, body or {}))[0].decode()
+            case "PATCH":
+                return (await self._verbs.patch(operation, patches.MERGE, body)).decode()
+            case "DELETE":
+                return (await self._verbs.delete(operation, body or {}))[0].decode()
+        raise errors.method_not_allowed(target.resource, method)
+
+    # --- the chain
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            user = await self._authenticate(request)
+            target = self._resolve(request.path)
+            verb = self._verb(request, target)
+            self._authorize(user, verb, request.path, target)
+            if target.resource is None:
+                return await self._serve_document(request)
+            name = f"{verb} {target.resource.plural}" + (f"/{target.subresource}" if target.subresource else "")
+            if verb == "watch" or target.subresource in CONNECT:
+                return await self._serve(request, user, verb, target, target.resource)
+            with spans.span(name, parent=request.headers.get(spans.METADATA_KEY), namespace=target.namespace, name_=target.name):
+                return await self._serve(request, user, verb, target, target.resource)
+        except StatusError as error:
+            return self._failure(error)
+        except (asyncio.CancelledError, ConnectionResetError):
+            raise
+        except Exception as error:
+            log.exception("request failed", method=request.method, path=request.path)
+            return self._failure(StatusError(500, "InternalError", f"Internal error occurred: {type(error).__name__}: {error}"))
+
+    async def _authenticate(self, request: web.BaseRequest) -> UserInfo:
+        if self._authenticator is None:
+            return SUPERUSER
+        certificate = request.transport.get_extra_info("strata_peer_certificate") if request.transport else None
+        return await self._authenticator.authenticate(request.headers, certificate) or ANONYMOUS
+
+    def _verb(self, request: web.BaseRequest, target: Target) -> str:
+        """The verb that authorizers and people know a request by."""
+        method = request.method
+        if target.resource is None:
+            return method.lower()
+        if method in ("GET", "HEAD"):
+            if target.name:
+                return "get"
+            return "watch" if request.query.get("watch") in ("true", "1") else "list"
+        if method == "DELETE":
+            return "delete" if target.name else "deletecollection"
+        verb = {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(method)
+        if verb is None:
+            raise errors.method_not_allowed()
+        return verb
+
+    def _authorize(self, user: UserInfo, verb: str, path: str, target: Target) -> None:
+        if self._authorizer is None or "system:masters" in user.groups:
+            return
+        resource = target.resource
+        if resource is None:
+            decision = self._authorizer.authorize(Attributes(user, verb, path=path))
+            if not decision.allowed:
+                raise errors.forbidden_path(user, verb, path)
+            return
+        decision = self._authorizer.authorize(
+            Attributes(
+                user, verb, resource.group, resource.version, resource.plural, target.subresource, target.namespace, target.name
+            )
+        )
+        if not decision.allowed:
+            plural = f"{resource.plural}/{target.subresource}" if target.subresource else resource.plural
+            raise errors.forbidden(user, verb, plural, resource.group, target.namespace, target.name, decision.reason)
+
+    def _resolve(self, path: str) -> Target:
+        """Takes a path apart: /api/v1/namespaces/NS/pods/NAME/SUBRESOURCE and its likes."""
+        parts = [part for part in path.split("/") if part]
+        match parts:
+            case ["api", version, *rest] if rest:
+                group = ""
+            case ["apis", group, version, *rest] if rest:
+                pass
+            case _:
+                return Target()
+        namespace = ""
+        if rest[0] == "namespaces" and len(rest) > 2 and self.registry.find(group, version, rest[2]) and not (
+            group == "" and len(rest) == 3 and rest[2] in ("finalize", "status")
+        ):  # fmt: skip
+            namespace, rest = rest[1], rest[2:]
+        resource = self.registry.find(group, version, rest[0])
+        if resource is None:
+            raise errors.no_such_path()
+        name = rest[1] if len(rest) > 1 else ""
+        subresource = rest[2] if len(rest) > 2 else ""
+        known = {*resource.subresources, *(("status",) if resource.status else ())}
+        if (subresource and subresource not in known) or (len(rest) > 3 and subresource != "proxy"):
+            raise errors.no_such_path()
+        return Target(resource, namespace, name, subresource, "/".join(rest[3:]))
+
+    # --- resources
+
+    async def _serve(
+        self, request: web.BaseRequest, user: UserInfo, verb: str, target: Target, resource: Resource
+    ) -> web.StreamResponse:
+        operation = Operation(user, resource, target.namespace, target.name, target.subresource, dict(request.query))
+        if target.subresource:
+            return await self._serve_subresource(request, verb, target, operation)
+        if verb not in resource.verbs:
+            raise errors.method_not_allowed(resource, verb)
+        encoder = self._encoder(request, resource)
+        match verb:
+            case "get":
+                return self._answer(encoder.one(self._verbs.get(operation)), operation)
+            case "list":
+                return self._answer(self._list(encoder, self._verbs.list(operation)), operation)
+            case "watch":
+                if target.name:
+                    operation.query["fieldSelector"] = f"metadata.name={target.name}"  # type: ignore[index]
+                return await watch.serve(request, operation, self.reader, encoder)
+            case "create":
+                obj = await self._object(request, resource)
+                if resource.verbs == ("create",):
+                    return self._answer(orjson.dumps(await self._reviews.answer(operation, obj)), operation, 201)
+                return self._answer(encoder.one(await self._verbs.create(operation, obj)), operation, 201)
+            case "update":
+                entry, created = await self._verbs.update(operation, await self._object(request, resource))
+                return self._answer(encoder.one(entry), operation, 201 if created else 200)
+            case "patch":
+                return self._answer(encoder.one(await self._patch(request, operation)), operation)
+            case "delete":
+                entry, gone = await self._verbs.delete(operation, await self._delete_options(request))
+                if not gone:
+                    return self._answer(encoder.one(entry), operation)
+                uid = entry.decode()["metadata"].get("uid")
+                details = {"name": operation.name, "group": resource.group, "kind": resource.plural, "uid": uid}
+                return self._answer(orjson.dumps(_success(details)), operation)
+            case _:
+                page = await self._verbs.delete_collection(operation, await self._delete_options(request))
+                return self._answer(self._list(encoder, page), operation)
+
+    async def _serve_subresource(
+        self, request: web.BaseRequest, verb: str, target: Target, operation: Operation
+    ) -> web.StreamResponse:
+        resource, subresource = operation.resource, target.subresource
+        encoder = self._encoder(request, resource)
+        if subresource in CONNECT:
+            if self._connect is None:
+                raise StatusError(501, "NotImplemented", "this server has no way to the nodes")
+            obj = self._verbs.get(operation).decode() if resource.plural != "services" else self._verbs.get(
+                Operation(operation.user, resource, target.namespace, _service_name(target.name))).decode()  # fmt: skip
+            return await self._connect.connect(
+                request, operation.user, resource.plural, subresource, target.namespace, target.name, target.rest, obj
+            )
+        match subresource, verb:
+            case "binding", "create":
+                await self._verbs.bind(operation, await self._json(request))
+                return self._answer(orjson.dumps(_success({})), operation, 201)
+            case "eviction", "create":
+                await self._verbs.evict(operation, await self._json(request))
+                return self._answer(orjson.dumps(_success({})), operation, 201)
+            case "token", "create":
+                if self._tokens is None:
+                    raise StatusError(501, "NotImplemented", "this server issues no tokens")
+                account = self._verbs.get(operation).decode()
+                issued = await self._tokens.issue(target.namespace, target.name, account, await self._json(request))
+                return self._answer(orjson.dumps(issued), operation, 201)
+            case "finalize", "update":
+                return self._answer(encoder.one(await self._verbs.finalize(operation, await self._json(request))), operation)
+            case "scale", "get":
+                return self._answer(orjson.dumps(self._verbs.scale(operation)), operation)
+            case "scale", "update":
+                body = await self._json(request)
+                return self._answer(orjson.dumps(await self._verbs.rescale(operation, lambda _: body)), operation)
+            case "scale", "patch":
+                kind, patch = await self._patch_body(request)
+                changed = await self._verbs.rescale(
+                    operation, lambda scale: patches.apply(kind, scale, patch, lambda _: ("replace", None))
+                )
+                return self._answer(orjson.dumps(changed), operation)
+            case _, "get":
+                return self._answer(encoder.one(self._verbs.get(operation)), operation)
+            case _, "update":
+                entry, _ = await self._verbs.update(operation, await self._object(request, resource))
+                return self._answer(encoder.one(entry), operation)
+            case _, "patch":
+                return self._answer(encoder.one(await self._patch(request, operation)), operation)
+        raise errors.method_not_allowed(resource, verb)
+
+    async def _patch(self, request: web.BaseRequest, operation: Operation) -> Any:
+        kind, body = await self._patch_body(request)
+        return await self._verbs.patch(operation, kind, body)
+
+    async def _patch_body(self, request: web.BaseRequest) -> tuple[str, Any]:
+        kind = request.content_type
+        allowed = (patches.JSON, patches.MERGE, patches.STRATEGIC)
+        if kind not in allowed:
+            raise errors.unsupported_media_type(kind, allowed)
+        return kind, _parse(await self._body(request))
+
+    def _list(self, encoder: tables.Encoder, page: Page) -> bytes:
+        metadata: dict[str, Any] = {"resourceVersion": str(page.revision)}
+        if page.token:
+            metadata["continue"] = page.token
+            if page.remaining:
+                metadata["remainingItemCount"] = page.remaining
+        return encoder.many(page.entries, metadata)
+
+    # --- bodies
+
+    def _encoder(self, request: web.BaseRequest, resource: Resource) -> tables.Encoder:
+        accept = request.headers.get("Accept", "*/*")
+        form = tables.form_of(accept)
+        if form is None:
+            text = "only the following media types are accepted: application/json, application/yaml"
+            raise StatusError(406, "NotAcceptable", text)
+        return tables.Encoder(resource, form, request.query.get("includeObject", "Metadata"))
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        if (request.content_length or 0) > BODY_LIMIT_BYTES:
+            raise StatusError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {BODY_LIMIT_BYTES}")
+        chunks, size = [], 0
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+            if size > BODY_LIMIT_BYTES:
+                raise StatusError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {BODY_LIMIT_BYTES}")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def _json(self, request: web.BaseRequest) -> Object:
+        body = await self._body(request)
+        kind = request.content_type
+        if kind in ("application/yaml", "application/x-yaml", "text/yaml"):
+            try:
+                parsed = yaml.safe_load(body)
+            except yaml.YAMLError as error:
+                raise errors.bad_request(f"the body is not valid YAML: {error}") from None
+        elif kind in ("application/json", "application/octet-stream", ""):
+            parsed = _parse(body)
+        else:
+            raise errors.unsupported_media_type(kind, ("application/json", "application/yaml"))
+        if not isinstance(parsed, dict):
+            raise errors.bad_request("the body must be a JSON object")
+        return parsed
+
+    async def _object(self, request: web.BaseRequest, resource: Resource) -> Object:
+        obj = await self._json(request)
+        if resource.storage and obj.get("apiVersion") == resource.api_version:
+            obj = tables.from_events_v1(obj)
+            stored = self.registry.preferred("", resource.plural)
+            return {**obj, "apiVersion": stored.api_version if stored else "v1"}
+        return obj
+
+    async def _delete_options(self, request: web.BaseRequest) -> Object:
+        options: Object = {}
+        if request.can_read_body and (body := await self._body(request)):
+            options = _parse(body)
+            if not isinstance(options, dict):
+                raise errors.bad_request("the body of a delete must be DeleteOptions")
+        if grace := request.query.get("gracePeriodSeconds"):
+            options["gracePeriodSeconds"] = int(grace)
+        if policy := request.query.get("propagationPolicy"):
+            options["propagationPolicy"] = policy
+        return options
+
+    # --- answers
+
+    def _answer(self, body: bytes, operation: Operation, status: int = 200) -> web.Response:
+        response = web.Response(body=body, status=status, headers=_JSON)
+        for warning in operation.warnings:
+            response.headers.add("Warning", f'299 - "{warning}"')
+        return response
+
+    def _failure(self, error: StatusError) -> web.Response:
+        headers = dict(_JSON)
+        if error.code == 401:
+            headers["WWW-Authenticate"] = 'Basic realm="kubernetes"'
+        if retry := (error.details or {}).get("retryAfterSeconds"):
+            headers["Retry-After"] = str(retry)
+        return web.Response(body=orjson.dumps(error.status()), status=error.code, headers=headers)
+
+    async def _serve_document(self, request: web.BaseRequest) -> web.StreamResponse:
+        path, accept = request.path.rstrip("/") or "/", request.headers.get("Accept", "")
+        if path in ("/healthz", "/livez", "/readyz", "/readyz/ping", "/livez/ping", "/healthz/ping"):
+            return web.Response(text="ok")
+        if path.startswith("/openapi/"):
+            document = self._openapi.document(path)
+            if document is not None:
+                return web.Response(body=document, headers=_JSON)
+        elif found := self._discovery.document(path, accept):
+            return web.Response(body=orjson.dumps(found[0]), headers={**_JSON, "Content-Type": found[1]})
+        elif path in self._documents:
+            return web.Response(body=orjson.dumps(self._documents[path]()), headers=_JSON)
+        elif path == "/":
+            groups = [f"/apis/{g}" for g in self.registry.groups() if g]
+            return web.Response(body=orjson.dumps({"paths": ["/api", "/apis", *groups, "/healthz", "/version"]}), headers=_JSON)
+        raise errors.no_such_path()
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise errors.bad_request(f"the body is not valid JSON: {error}") from None
+
+
+def _success(details: Object) -> Object:
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Success",
+        **({"details": details} if details else {}),
+    }
+
+
+def _service_name(name: str) -> str:
+    """The service in [https:]NAME[:PORT], as proxy URLs write it."""
+    parts = name.split(":")
+    return parts[1] if len(parts) == 3 else parts[0]
