@@ -1,0 +1,50 @@
+"""Passing descriptors between processes over unix sockets (unix(7), SCM_RIGHTS).
+
+Sockets are taken by their descriptors, so that callers need not import `socket` (11 ms of a cold start): the C module
+underneath is enough.
+"""
+
+import _socket
+import os
+import struct
+
+_SOL_SOCKET, _SCM_RIGHTS = _socket.SOL_SOCKET, _socket.SCM_RIGHTS
+Socket = _socket.socket
+
+
+def pair() -> tuple[Socket, Socket]:
+    """A connected pair of sockets that keep message borders (SOCK_SEQPACKET), closed on exec."""
+    one, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    return one, other
+
+
+def send(sock: Socket, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
+    """Sends data, at least one byte, with descriptors; the receiver gets copies."""
+    ancillary = [(_SOL_SOCKET, _SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))] if descriptors else []
+    sock.sendmsg([data], ancillary)
+
+
+def receive(sock: Socket, max_bytes: int = 65536, max_descriptors: int = 16) -> tuple[bytes, list[int]]:
+    """Receives one message and its descriptors, which the caller owns from then on; b"" at the end of the stream.
+
+    Raises OSError (EMSGSIZE) for a message that is longer or has more descriptors; those that came are closed.
+    """
+    data, ancillary, flags, _ = sock.recvmsg(max_bytes, _socket.CMSG_SPACE(4 * max_descriptors), _socket.MSG_CMSG_CLOEXEC)
+    found: list[int] = []
+    for level, kind, payload in ancillary:
+        if (level, kind) == (_SOL_SOCKET, _SCM_RIGHTS):
+            found += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
+    if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+        for descriptor in found:
+            os.close(descriptor)
+        raise OSError(90, "message too long for its receiver")
+    return data, found
+
+
+def close_all_above(keep: tuple[int, ...]) -> None:
+    """Closes every descriptor but these."""
+    low = 0
+    for descriptor in sorted(set(keep)):
+        os.closerange(low, descriptor)
+        low = descriptor + 1
+    os.closerange(low, 1 << 20)

@@ -1,0 +1,82 @@
+"""Mounts: flags by the names that /etc/fstab and the OCI spec use, mounting, and what is mounted (mount(2), proc(5))."""
+
+from strata.linux import syscalls
+
+RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, REMOUNT = 1, 2, 4, 8, 16, 32
+MANDLOCK, DIRSYNC, NOSYMFOLLOW, NOATIME, NODIRATIME, BIND, MOVE, REC, SILENT = 64, 128, 256, 1024, 2048, 4096, 8192, 16384, 32768
+UNBINDABLE, PRIVATE, SLAVE, SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
+RELATIME, I_VERSION, STRICTATIME, LAZYTIME = 1 << 21, 1 << 23, 1 << 24, 1 << 25
+DETACH = 2
+
+# Option → (flag, whether it sets the flag or clears it). config.md, Mounts, options.
+OPTIONS: dict[str, tuple[int, bool]] = {
+    "ro": (RDONLY, True), "rw": (RDONLY, False),
+    "nosuid": (NOSUID, True), "suid": (NOSUID, False),
+    "nodev": (NODEV, True), "dev": (NODEV, False),
+    "noexec": (NOEXEC, True), "exec": (NOEXEC, False),
+    "sync": (SYNCHRONOUS, True), "async": (SYNCHRONOUS, False),
+    "dirsync": (DIRSYNC, True), "remount": (REMOUNT, True),
+    "mand": (MANDLOCK, True), "nomand": (MANDLOCK, False),
+    "noatime": (NOATIME, True), "atime": (NOATIME, False),
+    "nodiratime": (NODIRATIME, True), "diratime": (NODIRATIME, False),
+    "bind": (BIND, True), "rbind": (BIND | REC, True),
+    "relatime": (RELATIME, True), "norelatime": (RELATIME, False),
+    "strictatime": (STRICTATIME, True), "nostrictatime": (STRICTATIME, False),
+    "lazytime": (LAZYTIME, True), "nolazytime": (LAZYTIME, False),
+    "iversion": (I_VERSION, True), "noiversion": (I_VERSION, False),
+    "silent": (SILENT, True), "loud": (SILENT, False),
+    "nosymfollow": (NOSYMFOLLOW, True), "symfollow": (NOSYMFOLLOW, False),
+    "defaults": (0, True),
+}  # fmt: skip
+
+PROPAGATIONS: dict[str, int] = {
+    "private": PRIVATE, "shared": SHARED, "slave": SLAVE, "unbindable": UNBINDABLE,
+    "rprivate": PRIVATE | REC, "rshared": SHARED | REC, "rslave": SLAVE | REC, "runbindable": UNBINDABLE | REC,
+}  # fmt: skip
+
+# Recursive attributes (rro, rnosuid, …): MOUNT_ATTR_* of mount_setattr(2), and whether it is set or cleared.
+RECURSIVE: dict[str, tuple[int, bool]] = {
+    "rro": (1, True), "rrw": (1, False), "rnosuid": (2, True), "rsuid": (2, False), "rnodev": (4, True), "rdev": (4, False),
+    "rnoexec": (8, True), "rexec": (8, False), "rnodiratime": (0x80, True), "rdiratime": (0x80, False),
+    "rnosymfollow": (0x200000, True), "rsymfollow": (0x200000, False),
+}  # fmt: skip
+
+PER_MOUNT = RDONLY | NOSUID | NODEV | NOEXEC | NOATIME | NODIRATIME | RELATIME | NOSYMFOLLOW
+"""The flags that a bind mount can have of its own (they take a second, remounting call)."""
+
+mount = syscalls.mount
+umount = syscalls.umount
+
+
+class Mount:
+    """A line of /proc/PID/mountinfo. optional: the propagation fields (`shared:1`, `master:2`)."""
+
+    __slots__ = ("fstype", "id", "optional", "options", "parent", "root", "source", "super_options", "target")
+
+    def __init__(self, line: str) -> None:
+        fields = line.split()
+        dash = fields.index("-")
+        self.id, self.parent = int(fields[0]), int(fields[1])
+        self.root, self.target, self.options = _unescape(fields[3]), _unescape(fields[4]), fields[5]
+        self.optional = tuple(fields[6:dash])
+        self.fstype, self.source, self.super_options = fields[dash + 1], _unescape(fields[dash + 2]), fields[-1]
+
+
+def mountinfo(pid: int | str = "self") -> list[Mount]:
+    """What is mounted, as a process sees it, in the order of mounting."""
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [Mount(line) for line in file]
+
+
+def umount_below(folder: str) -> None:
+    """Detaches every mount at or below a folder, the last one first."""
+    prefix = folder.rstrip("/")
+    for mounted in reversed(mountinfo()):
+        if mounted.target == prefix or mounted.target.startswith(prefix + "/"):
+            umount(mounted.target, DETACH)
+
+
+def _unescape(text: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text

@@ -1,0 +1,113 @@
+"""Namespaces (namespaces(7)): their flags and files, pinning them to paths, and running code inside them."""
+
+import os
+
+from strata.linux import mounts, syscalls
+
+# By the names of the OCI runtime spec (config-linux, Namespaces): the clone flag and the file in /proc/PID/ns.
+KINDS = {
+    "user": (0x10000000, "user"),
+    "mount": (0x00020000, "mnt"),
+    "uts": (0x04000000, "uts"),
+    "ipc": (0x08000000, "ipc"),
+    "network": (0x40000000, "net"),
+    "pid": (0x20000000, "pid"),
+    "cgroup": (0x02000000, "cgroup"),
+    "time": (0x00000080, "time"),
+}
+NEWUSER, NEWNS, NEWUTS, NEWIPC, NEWNET, NEWPID, NEWCGROUP, NEWTIME = (KINDS[k][0] for k in KINDS)
+CLONE_PARENT = 0x00008000
+
+
+def path_of(pid: int | str, kind: str) -> str:
+    """The file of a process's namespace; kind as the OCI spec names it."""
+    return f"/proc/{pid}/ns/{KINDS[kind][1]}"
+
+
+def pin_new(targets: dict[str, str], sysctls: dict[str, str] | None = None, hostname: str = "") -> None:
+    """Makes new namespaces and keeps each alive by a bind mount at a path: {kind: path}.
+
+    The paths are made as empty files. sysctls are written and the hostname is set inside. Raises OSError; what was pinned
+    before the failure is undone.
+    """
+    done_read, done_write = os.pipe2(os.O_CLOEXEC)
+    go_read, go_write = os.pipe2(os.O_CLOEXEC)
+    flags = 0
+    for kind in targets:
+        flags |= KINDS[kind][0]
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(done_read)
+            os.close(go_write)
+            answer = _enter_new(flags, sysctls or {}, hostname)
+            os.write(done_write, answer)
+            os.read(go_read, 1)  # until the parent has pinned what this process holds
+        finally:
+            os._exit(0)
+    pinned: list[str] = []
+    try:
+        os.close(done_write)
+        answer = os.read(done_read, 4096)
+        if answer != b"ok":
+            code, _, what = answer.decode(errors="replace").partition(" ")
+            raise OSError(int(code or 5), f"{os.strerror(int(code or 5))}", what or "new namespaces")
+        for kind, target in targets.items():
+            os.close(os.open(target, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+            mounts.mount(path_of(pid, kind), target, "", mounts.BIND)
+            pinned.append(target)
+    except OSError:
+        for target in pinned:
+            unpin(target)
+        raise
+    finally:
+        for descriptor in (done_read, go_read, go_write):
+            os.close(descriptor)
+        os.waitpid(pid, 0)
+
+
+def _enter_new(flags: int, sysctls: dict[str, str], hostname: str) -> bytes:
+    """In the child: b"ok", or the error's code and what it was about."""
+    what = "unshare"
+    try:
+        syscalls.unshare(flags)
+        if flags & NEWNET:
+            what = "bring up lo"
+            _loopback_up()
+        if hostname and flags & NEWUTS:
+            what = "hostname"
+            syscalls.sethostname(hostname)
+        for name, value in sysctls.items():
+            what = f"sysctl {name}"
+            path = "/proc/sys/" + name.replace(".", "/")
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            os.write(descriptor, value.encode())
+            os.close(descriptor)
+    except OSError as error:
+        return f"{error.errno} {what}".encode()
+    return b"ok"
+
+
+def _loopback_up() -> None:
+    """Sets lo up (netdevice(7), SIOCSIFFLAGS), as every container expects it."""
+    import _socket
+    import fcntl
+    import struct
+
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    siocsifflags, iff_up = 0x8914, 1
+    fcntl.ioctl(sock.fileno(), siocsifflags, struct.pack("16sH14s", b"lo", iff_up, b""))
+    sock.close()
+
+
+def unpin(target: str) -> None:
+    """Lets a pinned namespace go; nothing happens where there is none."""
+    try:
+        mounts.umount(target, mounts.DETACH)
+    except OSError as error:
+        if error.errno not in (2, 22):  # ENOENT, EINVAL: no file, no mount
+            raise
+    try:
+        os.unlink(target)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,186 @@
+"""System calls that Python 3.11 has no function for, through ctypes. Each raises OSError with the kernel's errno.
+
+Numbers are those of x86_64 and aarch64; the calls since Linux 5.1 have the same number on both.
+"""
+
+import ctypes
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+_X86 = os.uname().machine == "x86_64"
+_MOUNT, _UMOUNT2, _PIVOT_ROOT = (165, 166, 155) if _X86 else (40, 39, 41)
+_SETNS, _UNSHARE, _PRCTL = (308, 272, 157) if _X86 else (268, 97, 167)
+_CAPSET, _CAPGET, _KEYCTL = (126, 125, 250) if _X86 else (91, 90, 219)
+_SETHOSTNAME, _SETDOMAINNAME, _PERSONALITY = (170, 171, 135) if _X86 else (161, 162, 92)
+_SECCOMP, _BPF, _MEMFD = (317, 321, 319) if _X86 else (277, 280, 279)
+_SETRESUID, _SETRESGID, _SETGROUPS = (117, 119, 116) if _X86 else (147, 149, 159)
+_OPEN_TREE, _MOVE_MOUNT, _CLONE3, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 437, 442
+_EXIT_GROUP = 231 if _X86 else 94
+
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
+
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE = 1, os.O_CLOEXEC, 0x8000
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+AT_EMPTY_PATH, AT_FDCWD = 0x1000, -100
+
+
+def call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None, what: str = "") -> int:
+    """One system call. what: the path or thing it is about, for the error."""
+    # Every argument is a whole register: a Python int would be passed as a C int.
+    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result: int = _syscall(ctypes.c_long(number), *converted)
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), what or None)
+    return result
+
+
+def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
+    """mount(2)."""
+    call(_MOUNT, os.fsencode(source), os.fsencode(target), fstype.encode(), flags, os.fsencode(data) or None, what=target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    call(_UMOUNT2, os.fsencode(target), flags, what=target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    call(_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old), what=new_root)
+
+
+def setns(descriptor: int, flags: int = 0) -> None:
+    """setns(2): joins the namespace(s) of a namespace's descriptor, or of a pidfd's process."""
+    call(_SETNS, descriptor, flags)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2). CLONE_NEWPID sticks to the caller: its later children are in the namespace, itself is not."""
+    call(_UNSHARE, flags)
+
+
+def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
+    """clone3(2), like fork: returns (PID, pidfd) in the parent and (0, -1) in the child.
+
+    cgroup: a descriptor of a cgroup v2 folder that the child starts in. It skips Python's fork handlers, so there must be
+    no second thread, and the child must end in `os._exit` or exec.
+    """
+    pidfd = ctypes.c_int(-1)
+    exit_signal = 17  # SIGCHLD
+    clone_pidfd, clone_into_cgroup = 0x1000, 0x200000000
+    flags |= clone_pidfd | (clone_into_cgroup if cgroup >= 0 else 0)
+    arguments = struct.pack("11Q", flags, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
+    buffer = ctypes.create_string_buffer(arguments, len(arguments))
+    pid = call(_CLONE3, buffer, len(arguments))
+    return (pid, pidfd.value) if pid else (0, -1)
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2): the descriptor of a path resolved beneath a directory, with RESOLVE_* restrictions."""
+    how = struct.pack("3Q", flags | os.O_CLOEXEC, mode, resolve)
+    buffer = ctypes.create_string_buffer(how, len(how))
+    while True:
+        try:
+            return call(_OPENAT2, directory, os.fsencode(path), buffer, len(how), what=path)
+        except BlockingIOError:  # EAGAIN: something was renamed during the walk
+            continue
+
+
+def open_tree(directory: int, path: str, flags: int) -> int:
+    """open_tree(2): with OPEN_TREE_CLONE, the descriptor of a detached copy of a mount."""
+    return call(_OPEN_TREE, directory, os.fsencode(path), flags, what=path)
+
+
+def move_mount(source: int, target: int) -> None:
+    """move_mount(2): attaches the detached mount `source` at what `target` refers to."""
+    call(_MOVE_MOUNT, source, b"", target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def mount_setattr(descriptor: int, *, recursive: bool, set_: int, clear: int = 0, propagation: int = 0, userns: int = 0) -> None:
+    """mount_setattr(2) on a mount's descriptor. set_ and clear: MOUNT_ATTR_* flags."""
+    attributes = struct.pack("4Q", set_, clear, propagation, userns)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    call(_MOUNT_SETATTR, descriptor, b"", flags, buffer, len(attributes))
+
+
+def prctl(option: int, a: int | bytes = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
+    """prctl(2)."""
+    return call(_PRCTL, option, a, b, c, d)
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2), with 64-bit masks (version 3 of the interface)."""
+    header = struct.pack("Ii", 0x20080522, 0)
+    low = 0xFFFFFFFF
+    words = [mask >> shift & low for shift in (0, 32) for mask in (effective, permitted, inheritable)]
+    call(_CAPSET, ctypes.create_string_buffer(header, 8), ctypes.create_string_buffer(struct.pack("6I", *words), 24))
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2): the effective, permitted and inheritable masks."""
+    header, data = ctypes.create_string_buffer(struct.pack("Ii", 0x20080522, 0), 8), ctypes.create_string_buffer(24)
+    call(_CAPGET, header, data)
+    e0, p0, i0, e1, p1, i1 = struct.unpack("6I", data.raw)
+    return e0 | e1 << 32, p0 | p1 << 32, i0 | i1 << 32
+
+
+def setresuid(uid: int) -> None:
+    """Sets all three user IDs of this thread: the raw call, without the C library's signalling of other threads."""
+    call(_SETRESUID, uid, uid, uid)
+
+
+def setresgid(gid: int) -> None:
+    """Sets all three group IDs of this thread."""
+    call(_SETRESGID, gid, gid, gid)
+
+
+def setgroups(groups: list[int]) -> None:
+    """setgroups(2)."""
+    packed = struct.pack(f"{len(groups)}I", *groups)
+    call(_SETGROUPS, len(groups), ctypes.create_string_buffer(packed, max(len(packed), 1)))
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2)."""
+    call(_SETHOSTNAME, name.encode(), len(name.encode()))
+
+
+def setdomainname(name: str) -> None:
+    """setdomainname(2)."""
+    call(_SETDOMAINNAME, name.encode(), len(name.encode()))
+
+
+def personality(persona: int) -> int:
+    """personality(2)."""
+    return call(_PERSONALITY, persona)
+
+
+def join_session_keyring(name: str) -> int:
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING): a new keyring of that name for this process."""
+    return call(_KEYCTL, 1, name.encode(), 0, 0, 0)
+
+
+def seccomp(operation: int, flags: int, program: ctypes.Array[ctypes.c_char] | None) -> int:
+    """seccomp(2)."""
+    return call(_SECCOMP, operation, flags, program)
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """bpf(2)."""
+    return call(_BPF, command, ctypes.create_string_buffer(attributes, len(attributes)), len(attributes))
+
+
+def memfd_create(name: str, flags: int = 1) -> int:
+    """memfd_create(2); flags 1 is MFD_CLOEXEC."""
+    return call(_MEMFD, name.encode(), flags)
+
+
+def exit_group(status: int) -> None:
+    """Ends the process at once, past everything of the interpreter."""
+    call(_EXIT_GROUP, status)
