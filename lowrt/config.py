@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 SPEC_VERSION = "1.3.0"
 _REFUSED = ("intelRdt", "memoryPolicy", "netDevices")
-_RLIMITS = ("AS CORE CPU DATA FSIZE LOCKS MEMLOCK MSGQUEUE NICE NOFILE NPROC RSS RTPRIO RTTIME SIGPENDING STACK").split()
+_RLIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO",
+            "RTTIME", "SIGPENDING", "STACK")  # fmt: skip
 
 
 def load(bundle: str) -> "Spec":

@@ -16,13 +16,15 @@ try:
         strict = True
         object_hook = object_pairs_hook = None
         parse_float, parse_int = float, int
-        memo: "dict[str, str]" = {}
+
+        def __init__(self) -> None:
+            self.memo: dict[str, str] = {}
 
         @staticmethod
         def parse_constant(name: str) -> None:
             raise ValueError(f"{name} is not allowed in JSON")
 
-    _scan = _json.make_scanner(_Context())
+    _scan = _json.make_scanner(_Context())  # type: ignore[arg-type]
 
     def loads(text: str) -> "Any":
         """Parses JSON. Raises ValueError, with the place, for text that is none."""
@@ -37,11 +39,11 @@ try:
             raise ValueError(f"extra data at character {end}")
         return value
 
-    _encode = _json.make_encoder(None, None, _json.encode_basestring_ascii, None, ":", ",", False, False, False)
+    _encode = _json.make_encoder(None, None, _json.encode_basestring_ascii, None, ":", ",", False, False, False)  # type: ignore[arg-type]
 
     def dumps(value: "Any") -> str:
         """The value as JSON."""
         return "".join(_encode(value, 0))
 
 except (ImportError, AttributeError, TypeError):
-    from json import dumps, loads  # noqa: F401
+    from json import dumps, loads  # type: ignore[assignment]  # noqa: F401

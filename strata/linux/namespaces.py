@@ -73,7 +73,7 @@ def _enter_new(flags: int, sysctls: dict[str, str], hostname: str) -> bytes:
         syscalls.unshare(flags)
         if flags & NEWNET:
             what = "bring up lo"
-            _loopback_up()
+            loopback_up()
         if hostname and flags & NEWUTS:
             what = "hostname"
             syscalls.sethostname(hostname)
@@ -88,7 +88,7 @@ def _enter_new(flags: int, sysctls: dict[str, str], hostname: str) -> bytes:
     return b"ok"
 
 
-def _loopback_up() -> None:
+def loopback_up() -> None:
     """Sets lo up (netdevice(7), SIOCSIFFLAGS), as every container expects it."""
     import _socket
     import fcntl

@@ -12,16 +12,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_ACTIONS = {
+ACTIONS = {
     "SCMP_ACT_KILL": 0x00000000, "SCMP_ACT_KILL_THREAD": 0x00000000, "SCMP_ACT_KILL_PROCESS": 0x80000000,
     "SCMP_ACT_TRAP": 0x00030000, "SCMP_ACT_ERRNO": 0x00050000, "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000, "SCMP_ACT_ALLOW": 0x7FFF0000,
 }  # fmt: skip
-_OPERATORS = {
+OPERATORS = {
     "SCMP_CMP_NE": 1, "SCMP_CMP_LT": 2, "SCMP_CMP_LE": 3, "SCMP_CMP_EQ": 4, "SCMP_CMP_GE": 5, "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }  # fmt: skip
-_FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4}
+FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4}
 _ATTRIBUTE_NNP, _ATTRIBUTE_OPTIMIZE = 3, 8
 _EPERM, _NATIVE = 1, 0
 _SET_MODE_FILTER = 1
@@ -49,12 +49,12 @@ class Filter:
 
 
 def compile_filter(profile: "dict[str, Any]", cache_folder: str | None = None) -> Filter:
-    """The filter of a profile (config-linux, Seccomp). Raises ValueError for one that makes no sense, OSError without libseccomp."""
+    """The filter of a profile (config-linux, Seccomp). Raises ValueError for a senseless one, OSError without libseccomp."""
     flags = 0
     for name in profile.get("flags") or ():
-        if name not in _FLAGS:
+        if name not in FLAGS:
             raise ValueError(f"seccomp flag {name!r} is not supported")
-        flags |= _FLAGS[name]
+        flags |= FLAGS[name]
     cached = f"{cache_folder}/{_hash(profile)}" if cache_folder else None
     if cached and os.path.exists(cached):
         with open(cached, "rb") as file:
@@ -70,7 +70,7 @@ def compile_filter(profile: "dict[str, Any]", cache_folder: str | None = None) -
 
 
 def _hash(profile: "dict[str, Any]") -> str:
-    import _sha256  # hashlib costs milliseconds to import
+    import _sha256  # type: ignore[import-not-found]  # hashlib costs milliseconds to import
 
     version = "libseccomp.so.2"
     digest: str = _sha256.sha256(f"{version}{profile!r}{os.uname().machine}".encode()).hexdigest()
@@ -125,7 +125,7 @@ def _add_rule(library: "ctypes.CDLL", context: "ctypes.c_void_p", rule: "dict[st
         for one in sets:
             packed = (_Argument * len(one))()
             for place, argument in enumerate(one):
-                operator = _OPERATORS.get(argument.get("op", ""))
+                operator = OPERATORS.get(argument.get("op", ""))
                 if operator is None or not 0 <= argument["index"] < 6:
                     raise ValueError(f"seccomp rule for {name}: bad argument {argument}")
                 packed[place] = _Argument(argument["index"], operator, argument["value"], argument.get("valueTwo", 0))
@@ -135,7 +135,7 @@ def _add_rule(library: "ctypes.CDLL", context: "ctypes.c_void_p", rule: "dict[st
 
 
 def _action(name: str, errno_return: int | None) -> int:
-    action = _ACTIONS.get(name)
+    action = ACTIONS.get(name)
     if action is None:
         raise ValueError(f"seccomp action {name!r} is not supported")
     if name in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):

@@ -19,6 +19,7 @@ _SETHOSTNAME, _SETDOMAINNAME, _PERSONALITY = (170, 171, 135) if _X86 else (161, 
 _SECCOMP, _BPF, _MEMFD = (317, 321, 319) if _X86 else (277, 280, 279)
 _SETRESUID, _SETRESGID, _SETGROUPS = (117, 119, 116) if _X86 else (147, 149, 159)
 _OPEN_TREE, _MOVE_MOUNT, _CLONE3, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 437, 442
+_CLOSE_RANGE = 436
 _EXIT_GROUP = 231 if _X86 else 94
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
@@ -71,7 +72,8 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
     no second thread, and the child must end in `os._exit` or exec.
     """
     pidfd = ctypes.c_int(-1)
-    exit_signal = 17  # SIGCHLD
+    clone_parent, sigchld = 0x8000, 17
+    exit_signal = 0 if flags & clone_parent else sigchld  # with CLONE_PARENT the kernel takes the caller's own
     clone_pidfd, clone_into_cgroup = 0x1000, 0x200000000
     flags |= clone_pidfd | (clone_into_cgroup if cgroup >= 0 else 0)
     arguments = struct.pack("11Q", flags, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
@@ -179,6 +181,11 @@ def bpf(command: int, attributes: bytes) -> int:
 def memfd_create(name: str, flags: int = 1) -> int:
     """memfd_create(2); flags 1 is MFD_CLOEXEC."""
     return call(_MEMFD, name.encode(), flags)
+
+
+def close_on_exec_from(first: int) -> None:
+    """Marks every descriptor from `first` on to be closed at exec (close_range(2), CLOSE_RANGE_CLOEXEC)."""
+    call(_CLOSE_RANGE, first, 0xFFFFFFFF, 4)
 
 
 def exit_group(status: int) -> None:

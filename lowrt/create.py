@@ -1,0 +1,409 @@
+"""create, start and run: the parent's side of a container's making (`init` is the child's).
+
+What is made is noted before it is made, so that delete finds it after this process was killed: the folder, then the cgroup's
+path in it, then the process in the cgroup.
+"""
+
+import _socket
+import os
+import time
+
+from lowrt import config, hooks, init, process, rootfs, state, terminal
+from lowrt.errors import RuntimeFailure, reason
+from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
+from strata.linux.cgroups.common import write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    Spec = dict[str, Any]
+
+_ANY_DEVICE = {"allow": True, "access": "m", "major": -1, "minor": -1}
+# What every container may use (config-linux, Default Devices), whatever the rules before say.
+_DEFAULT_DEVICES = [
+    {**_ANY_DEVICE, "type": "c"},
+    {**_ANY_DEVICE, "type": "b"},
+    *({"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+      for major, minor in ((1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (136, -1), (5, 2))),
+]  # fmt: skip
+_DENY_ALL = {"allow": False, "access": "rwm"}
+
+
+class Options:
+    """The flags of create and run."""
+
+    bundle = "."
+    console_socket = pid_file = ""
+    no_pivot = no_new_keyring = detach = keep = False
+    preserve_fds = 0
+
+
+class Created:
+    """A container whose first process waits for start. The caller owns pidfd and master (-1: no terminal here)."""
+
+    def __init__(self, container: state.Container, spec: "Spec", pidfd: int, master: int) -> None:
+        self.container, self.spec, self.pidfd, self.master = container, spec, pidfd, master
+
+
+def create(root: str, container_id: str, options: Options, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> Created:
+    """Makes a container up to the point where `start` lets its program go. Raises RuntimeFailure, having undone everything."""
+    bundle = os.path.realpath(options.bundle)
+    spec = config.load(bundle)
+    terminal_wanted = bool((spec.get("process") or {}).get("terminal"))
+    if options.console_socket and not terminal_wanted:
+        raise RuntimeFailure("cannot use console socket if runc will not detach or allocate tty: process.terminal is false")
+    making = _Making(root, container_id, bundle, spec, options, fds, environ)
+    try:
+        return making.make()
+    except BaseException as error:
+        making.undo()
+        if isinstance(error, OSError):
+            raise RuntimeFailure(f"unable to create container: {reason(error)}") from None
+        raise
+    finally:
+        making.close()
+
+
+class _Making:
+    """One create on its way, and what must be undone should it fail."""
+
+    def __init__(
+        self, root: str, container_id: str, bundle: str, spec: "Spec", options: Options,
+        fds: tuple[int, int, int], environ: "Mapping[str, str]",
+    ) -> None:  # fmt: skip
+        self._root_folder, self._bundle, self._spec, self._options = root, bundle, spec, options
+        self._linux: Spec = spec.get("linux") or {}
+        self._fds, self._environ = fds, environ
+        root_path = spec["root"]["path"]
+        self._rootfs = os.path.realpath(os.path.join(bundle, root_path))
+        if not os.path.isdir(self._rootfs):
+            raise RuntimeFailure(f"root.path {root_path!r}: no such directory ({self._rootfs})")
+        self._cgroup = cgroups.open_cgroup(cgroup_path(self._linux, container_id))
+        self._pid, self._pidfd, self._master = 0, -1, -1
+        self._open: list[int] = []
+        self._sockets: list[descriptors.Socket] = []
+        self._own_cgroup = False
+        self._filter = self._compile_filter()
+        self.container = state.Container.make(root, container_id)
+
+    def make(self) -> Created:
+        container = self.container
+        self._make_cgroup()
+        joined = self._open_namespaces()
+        sync, child_sync = descriptors.pair()
+        start = self._listen()
+        self._sockets += [sync, child_sync, start]
+        process_ = self._spec.get("process")
+        preserve, process_ = self._preserved_descriptors(process_)
+        program = process.Process(process_, self._filter, preserve) if process_ else None
+        root = rootfs.Rootfs(self._spec, self._rootfs, self._cgroup.path)
+        child = init.Init(
+            self._spec, root, program,
+            state=self._hook_state("creating", 0), sync=child_sync, start=start, joined=joined,
+            fds=self._fds, pivot=not self._options.no_pivot,
+            keyring="" if self._options.no_new_keyring else f"_ses.{container.id}",
+        )  # fmt: skip
+        self._clone(child, sync, joined)
+        child_sync.close()
+        start.close()
+        self._cgroup.add(self._pid)
+        self._write_maps()
+        self._write_oom_score(process_ or {})
+        sync.send(b"g")
+        self._converse(sync)
+        self._save_state()
+        if self._options.pid_file:
+            write_pid_file(self._options.pid_file, self._pid)
+        container.unlock()
+        return Created(container, self._spec, self._pidfd, self._master)
+
+    # --- steps
+
+    def _compile_filter(self) -> "seccomp.Filter | None":
+        profile = self._linux.get("seccomp")
+        return compiled_filter(profile, self._root_folder) if profile else None
+
+    def _make_cgroup(self) -> None:
+        group = self._cgroup
+        self.container.note("making", group.path)
+        if group.exists() and group.pids(recursive=True):
+            raise RuntimeFailure(f"container's cgroup is not empty: {len(group.pids(recursive=True))} process(es) found")
+        self._own_cgroup = True
+        try:
+            group.create()
+            resources = dict(self._linux.get("resources") or {})
+            resources["devices"] = [*(resources.get("devices") or [_DENY_ALL]), *_DEFAULT_DEVICES]
+            group.apply(resources)
+        except OSError as error:
+            raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
+
+    def _open_namespaces(self) -> dict[str, int]:
+        joined = {}
+        for entry in self._linux.get("namespaces") or ():
+            if path := entry.get("path"):
+                try:
+                    joined[entry["type"]] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise RuntimeFailure(f"cannot join the {entry['type']} namespace: {reason(error)}") from None
+                self._open.append(joined[entry["type"]])
+        return joined
+
+    def _listen(self) -> descriptors.Socket:
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        # By a descriptor of its folder: the whole path may be longer than an address can be.
+        folder = os.open(self.container.folder, os.O_PATH | os.O_CLOEXEC)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(f"/proc/self/fd/{folder}/{state.START_SOCKET}")
+        finally:
+            os.umask(mask)
+            os.close(folder)
+        listener.listen(1)
+        return listener
+
+    def _preserved_descriptors(self, process_: "Spec | None") -> "tuple[int, Spec | None]":
+        """The count after 2 that the program gets; socket activation adds its own (sd_listen_fds(3))."""
+        count = self._options.preserve_fds
+        listening = self._environ.get("LISTEN_FDS", "")
+        if process_ and listening.isdigit():
+            count += int(listening)
+            process_ = {**process_, "env": [*(process_.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]}
+        return count, process_
+
+    def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int]) -> None:
+        flags = 0
+        for entry in self._linux.get("namespaces") or ():
+            if not entry.get("path") and entry["type"] != "cgroup":
+                flags |= namespaces.KINDS[entry["type"]][0]
+        if "pid" in joined or "user" in joined:
+            self._clone_inside(child, sync, flags, joined)
+            return
+        self._pid, self._pidfd = syscalls.clone3(flags)
+        if self._pid == 0:
+            sync.close()
+            child.main()
+
+    def _clone_inside(self, child: "init.Init", sync: descriptors.Socket, flags: int, joined: dict[str, int]) -> None:
+        """A PID namespace is joined for children only, so a helper joins and clones the container's first process."""
+        helper, helper_pidfd = syscalls.clone3(0)
+        if helper == 0:
+            try:
+                for kind in ("user", "pid"):
+                    if kind in joined:
+                        syscalls.setns(joined[kind], namespaces.KINDS[kind][0])
+                pid, _ = syscalls.clone3(flags | namespaces.CLONE_PARENT)
+                if pid == 0:
+                    sync.close()
+                    child.main()
+                child.sync.send(b"p%d" % pid)
+            except BaseException as error:
+                init.tell_failure(child.sync, error)
+            finally:
+                os._exit(0)
+        os.close(helper_pidfd)
+        message, _ = descriptors.receive(sync)
+        os.waitpid(helper, 0)
+        if message[:1] != b"p":
+            raise init.failure(message or b"e1 the process that joins namespaces has died")
+        self._pid = int(message[1:])
+        self._pidfd = pidfds.open_pidfd(self._pid)
+
+    def _write_maps(self) -> None:
+        for name in ("uid", "gid"):
+            mappings = self._linux.get(f"{name}Mappings")
+            if mappings and config.namespace_path(self._linux, "user") == "":
+                text = "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in mappings)
+                write(f"/proc/{self._pid}/{name}_map", text)
+
+    def _write_oom_score(self, process_: "Spec") -> None:
+        if (adjust := process_.get("oomScoreAdj")) is not None:
+            write(f"/proc/{self._pid}/oom_score_adj", str(adjust))
+
+    def _converse(self, sync: descriptors.Socket) -> None:
+        while True:
+            message, received = descriptors.receive(sync)
+            letter = message[:1]
+            if letter == b"h":
+                running = self._hook_state("created", self._pid)
+                for kind in ("prestart", "createRuntime"):
+                    hooks.run_all(self._spec, kind, running)
+                sync.send(b"k")
+            elif letter == b"c":
+                self._hand_out_console(received[0])
+            elif letter == b"r":
+                return
+            elif letter == b"e":
+                raise init.failure(message)
+            else:
+                raise RuntimeFailure(self._why_it_died())
+
+    def _why_it_died(self) -> str:
+        if self._cgroup.oom_kill_count():
+            return "container init was OOM-killed (memory limit too low?)"
+        return "container init died before it was set up"
+
+    def _hand_out_console(self, master: int) -> None:
+        if not self._options.console_socket:
+            self._master = master
+            return
+        try:
+            with_name = terminal.connect(self._options.console_socket)
+            descriptors.send(with_name, b"/dev/ptmx", (master,))
+            with_name.close()
+        finally:
+            os.close(master)
+
+    def _save_state(self) -> None:
+        spec = self._spec
+        self.container.values = {
+            "ociVersion": spec["ociVersion"],
+            "pid": self._pid,
+            "startTime": pidfds.start_time(self._pid),
+            "cgroup": self._cgroup.path,
+            "bundle": self._bundle,
+            "rootfs": self._rootfs,
+            "created": rfc3339(time.time_ns()),
+            "annotations": spec.get("annotations"),
+            "owner": "",
+            "namespaces": [entry["type"] for entry in self._linux.get("namespaces") or ()],
+            "process": spec.get("process"),
+            "seccomp": self._linux.get("seccomp"),
+            "hooks": spec.get("hooks"),
+        }
+        self.container.save()
+
+    def _hook_state(self, status: str, pid: int) -> "Spec":
+        return hook_state(self.container.id, self._spec["ociVersion"], status, pid, self._bundle, self._spec.get("annotations"))
+
+    # --- the end of it, one way or the other
+
+    def undo(self) -> None:
+        """Takes back what was made."""
+        if self._pid:
+            if self._pidfd >= 0:
+                pidfds.send_signal(self._pidfd, 9)
+            try:
+                os.waitpid(self._pid, 0)
+            except ChildProcessError:
+                pass
+        if self._own_cgroup:
+            self._cgroup.kill()
+            self._cgroup.remove()
+        for descriptor in (self._pidfd, self._master):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.container.remove_folder()
+
+    def close(self) -> None:
+        for descriptor in self._open:
+            os.close(descriptor)
+        for sock in self._sockets:
+            sock.close()
+
+
+def start(container: state.Container) -> None:
+    """Lets a created container's program go, and returns when it runs. Raises RuntimeFailure."""
+    path = f"{container.folder}/{state.START_SOCKET}"
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/{state.START_SOCKET}")
+        except FileNotFoundError:
+            raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
+        except ConnectionRefusedError:
+            # Started already by a command that was killed before it could take the socket away.
+            os.unlink(path)
+            raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
+        ready = False
+        while message := descriptors.receive(connection)[0]:
+            if message[:1] == b"e":
+                os.unlink(path)
+                raise init.failure(message)
+            ready = ready or message == b"x"
+        os.unlink(path)
+        if not ready:
+            raise RuntimeFailure("container process died before it could be started")
+    finally:
+        os.close(folder)
+        connection.close()
+    hook_values = container.values.get("hooks")
+    if hook_values:
+        running = hook_state(
+            container.id, container.values["ociVersion"], "running", container.pid, container.values["bundle"],
+            container.values.get("annotations"),
+        )  # fmt: skip
+        hooks.run_all({"hooks": hook_values}, "poststart", running)
+
+
+def _gone_on(container: state.Container) -> str:
+    return "stopped" if container.status() == "stopped" else "already started"
+
+
+def wait_for_end(pid: int, pidfd: int, master: int, fds: tuple[int, int, int]) -> int:
+    """Stays with a child until it ends, passing signals on and relaying its terminal; its exit status, 128 + N for a signal."""
+    import signal
+
+    kept = {}
+
+    def forward(number: int, _: object) -> None:
+        pidfds.send_signal(pidfd, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        kept[number] = signal.signal(number, forward)
+    try:
+        if master >= 0:
+            terminal.Relay(master, fds).wait(pidfd)
+        _, status = os.waitpid(pid, 0)
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def cgroup_path(linux: "Spec", container_id: str) -> str:
+    """The container's cgroup below every hierarchy's root: absolute as given, else below this process's own."""
+    given = linux.get("cgroupsPath") or container_id
+    if given.count(":") == 2:
+        raise RuntimeFailure(f"cgroupsPath {given!r} is one of systemd's: lowrt does not drive systemd yet, give a path")
+    return given if given.startswith("/") else f"{cgroups.own_path().rstrip('/')}/{given}"
+
+
+def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter":
+    """The seccomp filter of a profile. Raises RuntimeFailure for one that cannot be honoured."""
+    try:
+        return seccomp.compile_filter(profile, f"{root}/.seccomp")
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise RuntimeFailure(f"unable to build the seccomp filter: {reason(error)}") from None
+
+
+def hook_state(
+    container_id: str, version: str, status: str, pid: int, bundle: str, annotations: "Spec | None"
+) -> "Spec":  # fmt: skip
+    """The state that hooks read (runtime.md, State)."""
+    values: Spec = {"ociVersion": version, "id": container_id, "status": status, "bundle": bundle}
+    if pid:
+        values["pid"] = pid
+    if annotations:
+        values["annotations"] = annotations
+    return values
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Writes the PID in one go: whoever waits for the file never reads half of it."""
+    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        os.write(descriptor, str(pid).encode())
+        os.close(descriptor)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise RuntimeFailure(f"write the PID file {path}: {reason(error)}") from None
+
+
+def rfc3339(nanoseconds: int) -> str:
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(nanoseconds // 10**9))
+    return f"{whole}.{nanoseconds % 10**9:09d}Z"

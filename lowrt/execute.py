@@ -1,0 +1,245 @@
+"""exec: another process in a running container.
+
+A helper joins the container's namespaces; the PID namespace last, by cloning the process that becomes the program. That one
+holds only what the program may hold, and is this command's (or the monitor's) child, not the helper's.
+"""
+
+import os
+
+from lowrt import config, create, documents, init, process, state, terminal
+from lowrt.errors import RuntimeFailure, reason
+from strata.linux import cgroups, descriptors, namespaces, pidfds, syscalls
+from strata.linux.cgroups.common import write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Spec = dict[str, Any]
+
+
+class Options:
+    """The flags of exec."""
+
+    process_file = console_socket = pid_file = cwd = user = cgroup = ""
+    detach = terminal = ignore_paused = False
+    no_new_privileges: bool | None = None
+    preserve_fds = 0
+
+    def __init__(self) -> None:
+        self.environment: list[str] = []
+        self.additional_gids: list[int] = []
+        self.capabilities: list[str] = []
+
+
+def execute(container: state.Container, arguments: list[str], options: Options, fds: tuple[int, int, int]) -> int:
+    """Runs a program in the container. Returns its exit status, or 0 at once when detached. Raises RuntimeFailure."""
+    status = container.status()
+    if status == "stopped":
+        raise RuntimeFailure("cannot exec in a stopped container")
+    if status == "paused" and not options.ignore_paused:
+        raise RuntimeFailure("cannot exec in a paused container (use --ignore-paused to override)")
+    settings = _settings(container, arguments, options)
+    config.check_process(settings)
+    profile = container.values.get("seccomp")
+    root = os.path.dirname(container.folder)
+    filter_ = create.compiled_filter(profile, root) if profile else None
+    program = process.Process(settings, filter_, options.preserve_fds)
+    if not program.environment.get("PATH"):
+        program.environment["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    sync, child_sync = descriptors.pair()
+    target = pidfds.open_pidfd(container.pid)
+    pid, pidfd, master = 0, -1, -1
+    try:
+        if not container.is_alive():
+            raise RuntimeFailure("cannot exec in a stopped container")
+        group = _cgroup(container, options)
+        pid = _enter(container, target, program, settings, sync, child_sync, fds, group)
+        pidfd = pidfds.open_pidfd(pid)
+        child_sync.close()
+        if (adjust := settings.get("oomScoreAdj")) is not None:
+            write(f"/proc/{pid}/oom_score_adj", str(adjust))
+        sync.send(b"g")
+        master = _converse(sync, options)
+        if options.pid_file:
+            create.write_pid_file(options.pid_file, pid)
+        sync.send(b"k")
+        ready = False
+        while message := descriptors.receive(sync)[0]:
+            if message[:1] == b"e":
+                raise _failure(message)
+            ready = ready or message == b"x"
+        if not ready:
+            raise RuntimeFailure("exec failed: the process died before its program could be started")
+    except BaseException as error:
+        if pid:
+            _end(pid, pidfd)
+        if isinstance(error, OSError):
+            raise RuntimeFailure(f"exec failed: {reason(error)}", 255) from None
+        raise
+    finally:
+        os.close(target)
+        sync.close()
+        child_sync.close()
+    if options.detach:
+        os.close(pidfd)
+        return 0
+    try:
+        return create.wait_for_end(pid, pidfd, master, fds)
+    finally:
+        os.close(pidfd)
+
+
+def _settings(container: state.Container, arguments: list[str], options: Options) -> "Spec":
+    """The process to run: the file's, or the container's own changed by the flags."""
+    if options.process_file:
+        try:
+            with open(options.process_file, encoding="utf-8") as file:
+                given: Spec = documents.loads(file.read())
+        except (OSError, ValueError) as error:
+            raise RuntimeFailure(f"read the process from {options.process_file}: {reason(error)}") from None
+        return given
+    if not arguments:
+        raise RuntimeFailure("exec needs a program: give it after the container's ID, or a process with --process")
+    settings: Spec = dict(container.values.get("process") or {"cwd": "/"})
+    settings["args"] = arguments
+    settings["terminal"] = options.terminal
+    settings.pop("consoleSize", None)
+    settings["env"] = [*(settings.get("env") or ()), *options.environment]
+    if options.cwd:
+        settings["cwd"] = options.cwd
+    if options.no_new_privileges is not None:
+        settings["noNewPrivileges"] = options.no_new_privileges
+    user = dict(settings.get("user") or {})
+    if options.user:
+        uid, _, gid = options.user.partition(":")
+        if not uid.isdigit() or (gid and not gid.isdigit()):
+            raise RuntimeFailure(f"--user {options.user}: give numbers, UID or UID:GID")
+        user["uid"] = int(uid)
+        if gid:
+            user["gid"] = int(gid)
+    user["additionalGids"] = [*(user.get("additionalGids") or ()), *options.additional_gids]
+    settings["user"] = user
+    if options.capabilities:
+        sets = dict(settings.get("capabilities") or {})
+        for kind in ("bounding", "effective", "permitted"):
+            sets[kind] = [*(sets.get(kind) or ()), *options.capabilities]
+        settings["capabilities"] = sets
+    return settings
+
+
+def _cgroup(container: state.Container, options: Options) -> "cgroups.Cgroup":
+    path: str = container.values["cgroup"]
+    if options.cgroup:
+        path = f"{path}/{options.cgroup.strip('/')}"
+    group = cgroups.open_cgroup(path)
+    if not group.exists():
+        raise RuntimeFailure(f"exec: the cgroup {path} does not exist")
+    return group
+
+
+def _enter(
+    container: state.Container,
+    target: int,
+    program: "process.Process",
+    settings: "Spec",
+    sync: descriptors.Socket,
+    child_sync: descriptors.Socket,
+    fds: tuple[int, int, int],
+    group: "cgroups.Cgroup",
+) -> int:
+    """Clones the process inside the namespaces; its PID, as seen here."""
+    flags = 0
+    for kind in container.values["namespaces"]:
+        flags |= namespaces.KINDS[kind][0]
+    helper, helper_pidfd = syscalls.clone3(0)
+    if helper == 0:
+        try:
+            process.hide()
+            if descriptors.receive(child_sync)[0] != b"g":
+                os._exit(1)
+            syscalls.setns(target, flags & ~namespaces.NEWPID)
+            if flags & namespaces.NEWPID:
+                syscalls.setns(target, namespaces.NEWPID)
+            pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)
+            if pid == 0:
+                sync.close()
+                os.close(target)
+                _become(program, settings, child_sync, fds)
+            child_sync.send(b"p%d" % pid)
+        except BaseException as error:
+            init.tell_failure(child_sync, error)
+        finally:
+            os._exit(0)
+    os.close(helper_pidfd)
+    try:
+        group.add(helper)  # the process inherits it: not for a moment is it outside the container's limits
+        sync.send(b"g")
+        message, _ = descriptors.receive(sync)
+    finally:
+        os.waitpid(helper, 0)
+    if message[:1] != b"p":
+        raise _failure(message or b"e1 the process that joins the container has died")
+    return int(message[1:])
+
+
+def _become(program: "process.Process", settings: "Spec", sync: descriptors.Socket, fds: tuple[int, int, int]) -> None:
+    """In the new process: its terminal and stdio, then the program. Never returns."""
+    try:
+        process.die_with_parent(True)
+        process.reset_signals()
+        if descriptors.receive(sync)[0] != b"g":
+            os._exit(1)
+        os.setsid()
+        if settings.get("terminal"):
+            multiplexer = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            console = terminal.Console(multiplexer, settings.get("consoleSize"))
+            descriptors.send(sync, b"c", (console.master,))
+            os.close(console.master)
+            console.take(program.uid)
+        else:
+            process.take_stdio(fds)
+            process.own_stdio(program.uid)
+        program.check_program()
+        sync.send(b"r")
+        if descriptors.receive(sync)[0] != b"k":
+            os._exit(1)
+        process.die_with_parent(False)
+        program.become(lambda: sync.send(b"x"))
+    except BaseException as error:
+        init.tell_failure(sync, error)
+    finally:
+        os._exit(1)
+
+
+def _converse(sync: descriptors.Socket, options: Options) -> int:
+    """Until the process is ready; the terminal's master where it stays here, else -1."""
+    master = -1
+    while True:
+        message, received = descriptors.receive(sync)
+        if message == b"r":
+            return master
+        if message == b"c" and options.console_socket:
+            connection = terminal.connect(options.console_socket)
+            descriptors.send(connection, b"/dev/ptmx", (received[0],))
+            connection.close()
+            os.close(received[0])
+        elif message == b"c":
+            master = received[0]
+        else:
+            raise _failure(message or b"e1 the process died before it was set up")
+
+
+def _failure(message: bytes) -> RuntimeFailure:
+    failure = init.failure(message)
+    return RuntimeFailure(f"exec failed: {failure}", failure.status if failure.status > 1 else 255)
+
+
+def _end(pid: int, pidfd: int) -> None:
+    if pidfd >= 0:
+        pidfds.send_signal(pidfd, 9)
+        os.close(pidfd)
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass

@@ -1,0 +1,94 @@
+"""Hooks (config.md, POSIX-platform Hooks): programs that run at points of a container's life, with its state on stdin.
+
+`run_all` may run inside a container's root (createContainer, startContainer), so it imports nothing and starts programs by
+fork and exec itself.
+"""
+
+import _signal  # type: ignore[import-not-found]  # the signal module costs 6 ms
+import os
+import select
+
+from lowrt import documents
+from lowrt.errors import RuntimeFailure, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def run_all(spec: "dict[str, Any]", kind: str, state: "dict[str, Any]") -> None:
+    """Runs the hooks of one kind in order. Raises RuntimeFailure, with what the hook printed, at the first that fails."""
+    for index, hook in enumerate((spec.get("hooks") or {}).get(kind) or ()):
+        _run(hook, f"{kind} hook #{index}", documents.dumps(state).encode())
+
+
+def _run(hook: "dict[str, Any]", name: str, state: bytes) -> None:
+    arguments = hook.get("args") or [hook["path"]]
+    environment = dict(pair.partition("=")[::2] for pair in hook.get("env") or ())
+    state_read, state_write = os.pipe2(os.O_CLOEXEC)
+    output_read, output_write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _become(hook["path"], arguments, environment, state_read, output_write)
+    os.close(state_read)
+    os.close(output_write)
+    printed = b""
+    try:
+        _write_all(state_write, state)
+        printed, in_time = _read_until_end(output_read, hook.get("timeout"))
+    finally:
+        os.close(output_read)
+    if not in_time:
+        os.kill(pid, _signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    text = printed.decode(errors="replace").strip()
+    if not in_time:
+        raise RuntimeFailure(f"error running {name}: {hook['path']} did not end within {hook['timeout']} s")
+    if status != 0:
+        code = os.waitstatus_to_exitcode(status)
+        how = f"exit status {code}" if code >= 0 else f"signal {-code}"
+        raise RuntimeFailure(f"error running {name}: {how}" + (f", output: {text}" if text else ""))
+
+
+def _become(path: str, arguments: list[str], environment: dict[str, str], stdin: int, output: int) -> None:
+    """In the child: the hook's program, in a process group of its own."""
+    try:
+        os.setsid()
+        os.dup2(stdin, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+        os.execve(path, arguments, environment)
+    except BaseException as error:
+        os.write(2, f"{path}: {reason(error)}".encode())
+    finally:
+        os._exit(127)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """A hook need not read its state, so nobody at the other end is no failure."""
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except BrokenPipeError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _read_until_end(descriptor: int, timeout_seconds: float | None) -> tuple[bytes, bool]:
+    """What the hook printed, at most the last 16 kB, and whether it ended in time (None waits for ever)."""
+    import time
+
+    deadline = time.monotonic() + timeout_seconds if timeout_seconds else None
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    printed = b""
+    while True:
+        left = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
+        if not poll.poll(left):
+            return printed, False
+        chunk = os.read(descriptor, 65536)
+        if not chunk:
+            return printed, True
+        printed = (printed + chunk)[-16384:]

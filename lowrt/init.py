@@ -1,0 +1,153 @@
+"""The container's first process, from clone to exec (the child's side; `create` is the parent's).
+
+It speaks with its parent over a pair of sockets, one letter a message: the parent says `g` (go: cgroup and ID maps are set) and
+`k` (its hooks have run), the child says `h` (the root is made: run your hooks), `c` with the terminal, `r` (ready, waiting for
+start) and `e` with the text of what failed. From then on it waits at the start socket; see `wait_for_start`.
+"""
+
+import _socket
+import os
+
+from lowrt import config, hooks, process, rootfs, terminal
+from lowrt.errors import RuntimeFailure, reason
+from strata.linux import descriptors, namespaces, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Spec = dict[str, Any]
+
+
+class Init:
+    """What the child needs, all made before the clone."""
+
+    def __init__(
+        self,
+        spec: "Spec",
+        root: "rootfs.Rootfs",
+        program: "process.Process | None",
+        *,
+        state: "Spec",
+        sync: descriptors.Socket,
+        start: descriptors.Socket,
+        joined: dict[str, int],
+        fds: tuple[int, int, int],
+        pivot: bool,
+        keyring: str,
+    ) -> None:
+        self._spec, self._root, self._program, self._state = spec, root, program, state
+        self._linux: Spec = spec.get("linux") or {}
+        self.sync, self._start, self._joined = sync, start, joined
+        self._fds, self._pivot, self._keyring = fds, pivot, keyring
+
+    def main(self) -> None:
+        """Runs in the child, and never returns."""
+        report: descriptors.Socket | None = self.sync
+        try:
+            self._set_up()
+            report = None
+            report = wait_for_start(self._start)
+            hooks.run_all(self._spec, "startContainer", self._state)
+            if self._program is None:
+                raise RuntimeFailure("container has no process to start: config.json has no process")
+            connection = report
+            self._program.become(lambda: connection.send(b"x"))
+        except BaseException as error:
+            tell_failure(report, error)
+        finally:
+            os._exit(1)
+
+    def _set_up(self) -> None:
+        process.die_with_parent(True)
+        process.reset_signals()
+        self._expect(b"g")
+        if self._new("user"):
+            syscalls.setresgid(0)
+            syscalls.setresuid(0)
+        os.setsid()
+        if self._new("cgroup"):
+            syscalls.unshare(namespaces.NEWCGROUP)  # only now: it shows the cgroup that the process is in as the root
+        for kind, descriptor in self._joined.items():
+            if kind not in ("pid", "user"):
+                syscalls.setns(descriptor, namespaces.KINDS[kind][0])
+        if self._new("network"):
+            namespaces.loopback_up()
+        if self._keyring:
+            try:
+                syscalls.join_session_keyring(self._keyring)
+            except OSError:
+                pass  # no keys in this kernel, or the user's quota is used up
+        if hostname := self._spec.get("hostname"):
+            syscalls.sethostname(hostname)
+        if domainname := self._spec.get("domainname"):
+            syscalls.setdomainname(domainname)
+        rootfs.set_sysctls(self._linux.get("sysctl") or {})
+        if self._new("mount"):
+            self._root.prepare()
+        settings = self._spec.get("process") or {}
+        console = self._make_console(settings) if settings.get("terminal") else None
+        self.sync.send(b"h")
+        self._expect(b"k")
+        hooks.run_all(self._spec, "createContainer", self._state)
+        if self._new("mount"):
+            self._root.restrict()
+            process.hide()
+            self._root.enter(pivot=self._pivot)
+        program = self._program
+        if console:
+            descriptors.send(self.sync, b"c", (console.master,))
+            os.close(console.master)
+            console.take(program.uid if program else 0)
+        else:
+            process.take_stdio(self._fds)
+            process.own_stdio(program.uid if program else 0)
+        if program:
+            program.check_program()
+        process.die_with_parent(False)
+        self.sync.send(b"r")
+        self.sync.close()
+
+    def _make_console(self, settings: "Spec") -> terminal.Console:
+        """The terminal, from the container's own devpts, and its slave as /dev/console."""
+        try:
+            multiplexer = self._root.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+            console = terminal.Console(multiplexer, settings.get("consoleSize"))
+            target = self._root.make_file("/dev/console")
+            syscalls.mount(f"/proc/self/fd/{console.slave}", f"/proc/self/fd/{target}", "", 4096)
+            os.close(target)
+        except OSError as error:
+            raise RuntimeFailure(f"cannot make a terminal (a devpts mount on /dev/pts is needed): {reason(error)}") from None
+        return console
+
+    def _new(self, kind: str) -> bool:
+        return config.namespace_path(self._linux, kind) == ""
+
+    def _expect(self, letter: bytes) -> None:
+        message, _ = descriptors.receive(self.sync)
+        if message != letter:
+            os._exit(1)  # the parent is gone, or has given up
+
+
+def wait_for_start(listener: descriptors.Socket) -> descriptors.Socket:
+    """Waits for `start` to connect. The connection takes `x` before the exec, or `e` and the text of a failure; its end, when
+    exec closes it, says that the program runs."""
+    descriptor, _ = listener._accept()  # type: ignore[attr-defined]
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
+
+
+def tell_failure(report: descriptors.Socket | None, error: BaseException) -> None:
+    """Sends what failed to whoever waits for it."""
+    if report is None:
+        return
+    status = error.status if isinstance(error, RuntimeFailure) else 1
+    try:
+        report.send(b"e%d " % status + reason(error).encode(errors="surrogateescape"))
+    except OSError:
+        pass
+
+
+def failure(message: bytes) -> RuntimeFailure:
+    """The failure that `tell_failure` sent."""
+    status, _, text = message[1:].partition(b" ")
+    return RuntimeFailure(f"unable to start container process: {text.decode(errors='replace')}", int(status or b"1"))

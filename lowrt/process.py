@@ -1,0 +1,227 @@
+"""From a process in its namespaces to the program it shall be: user, limits, capabilities, seccomp, exec.
+
+Runs inside the container's root, for the container's first process (`init`) and for exec (`execute`). So it imports nothing
+then, and opens no path but those that the configuration names. What may fail is worded as runc words it: users know these texts.
+"""
+
+import _signal  # type: ignore[import-not-found]  # the signal module costs 6 ms
+import errno
+import os
+import resource
+import stat
+
+from lowrt.errors import RuntimeFailure, reason
+from strata.linux import capabilities, seccomp, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Spec = dict[str, Any]
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PASSWD_LIMIT_BYTES = 1 << 20
+
+
+def hide() -> None:
+    """Nothing in the container may look into this process before its exec (ptrace, /proc/PID/mem; CVE-2016-9962)."""
+    syscalls.prctl(_PR_SET_DUMPABLE, 0)
+
+
+def die_with_parent(on: bool) -> None:
+    """Whether this process is killed when the one that made it dies."""
+    syscalls.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL if on else 0)
+
+
+def reset_signals() -> None:
+    """Undoes what Python and our caller did to signals: exec would hand ignored and blocked ones on."""
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGTERM, _signal.SIGCHLD, _signal.SIGHUP):
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+class Process:
+    """The program to become. Everything that needs preparation outside is prepared in the constructor."""
+
+    def __init__(self, process: "Spec", filter_: "seccomp.Filter | None", preserve_fds: int) -> None:
+        self.arguments: list[str] = process["args"]
+        self.environment = dict(pair.partition("=")[::2] for pair in process.get("env") or ())
+        self.cwd: str = process["cwd"]
+        user = process.get("user") or {}
+        self.uid, self.gid = user.get("uid", 0), user.get("gid", 0)
+        self._groups: list[int] = user.get("additionalGids") or []
+        self._umask: int = user.get("umask", 0o022)
+        self._no_new_privileges = bool(process.get("noNewPrivileges"))
+        self._filter = filter_
+        self._preserve_fds = preserve_fds
+        self._limits = [
+            (getattr(resource, limit["type"]), limit["type"], _rlimit(limit["soft"]), _rlimit(limit["hard"]))
+            for limit in process.get("rlimits") or ()
+        ]
+        self._last_capability = capabilities.last()
+        given = process.get("capabilities")
+        known = (1 << self._last_capability + 1) - 1
+        sets = [
+            known & capabilities.mask([name for name in (given or {}).get(kind) or () if name in capabilities.NUMBERS])
+            for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
+        ]
+        self._bounding, self._effective, self._permitted, self._inheritable, self._ambient = sets
+
+    def check_program(self) -> None:
+        """Goes to the working directory and looks whether the program is there. Raises RuntimeFailure."""
+        self._read_home()
+        try:
+            os.chdir(self.cwd)
+        except PermissionError:
+            return  # perhaps the user may; `become` tries again
+        except OSError as error:
+            raise RuntimeFailure(f'chdir to cwd ("{self.cwd}") set in config.json failed: {reason(error)}') from None
+        self._check_cwd()
+        self._find_program()
+
+    def become(self, report_ready: "Any") -> None:
+        """Sets everything and executes the program. report_ready() is called when only the exec is left to fail."""
+        os.umask(self._umask)
+        for number, name, soft, hard in self._limits:
+            try:
+                resource.setrlimit(number, (soft, hard))
+            except (OSError, ValueError) as error:
+                raise RuntimeFailure(f"error setting rlimit type {name}: {_limit_reason(error)}") from None
+        if not self._no_new_privileges and self._filter:
+            self._filter.load()  # needs CAP_SYS_ADMIN, so before the capabilities go
+        self._change_user()
+        self._chdir_as_user()
+        path = self._find_program()
+        if self._no_new_privileges:
+            syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+            if self._filter:
+                self._filter.load()
+        syscalls.close_on_exec_from(3 + self._preserve_fds)
+        for number in range(3, 3 + self._preserve_fds):
+            try:
+                os.set_inheritable(number, True)
+            except OSError:
+                pass  # not open
+        report_ready()
+        try:
+            os.execve(path, self.arguments, self.environment)
+        except OSError as error:
+            raise RuntimeFailure(f"exec {path}: {error_text(error)}") from None
+
+    def _change_user(self) -> None:
+        capabilities.drop_bounding(self._bounding, self._last_capability)
+        capabilities.keep_through_setuid(True)
+        if _may_set_groups():
+            syscalls.setgroups(self._groups)
+        syscalls.setresgid(self.gid)
+        syscalls.setresuid(self.uid)
+        capabilities.keep_through_setuid(False)
+        capabilities.set_sets(self._effective, self._permitted, self._inheritable)
+        capabilities.set_ambient(self._ambient & self._permitted & self._inheritable)
+
+    def _chdir_as_user(self) -> None:
+        try:
+            os.chdir(self.cwd)
+        except OSError as error:
+            raise RuntimeFailure(f'chdir to cwd ("{self.cwd}") set in config.json failed: {reason(error)}') from None
+        self._check_cwd()
+
+    @staticmethod
+    def _check_cwd() -> None:
+        """A directory that is not below the root has no name here: a descriptor of the host's leaked (CVE-2024-21626)."""
+        try:
+            inside = os.getcwd().startswith("/")
+        except FileNotFoundError:
+            inside = False
+        if not inside:
+            raise RuntimeFailure("current working directory is outside of container mount namespace root")
+
+    def _find_program(self) -> str:
+        """The path of the program, by the container's PATH. Raises RuntimeFailure as runc words it."""
+        name = self.arguments[0]
+        if "/" in name:
+            try:
+                status = os.stat(name)
+            except OSError as error:
+                raise RuntimeFailure(f'exec: "{name}": stat {name}: {error_text(error)}', 127) from None
+            if stat.S_ISDIR(status.st_mode):
+                raise RuntimeFailure(f'exec: "{name}": is a directory', 126)
+            if not status.st_mode & 0o111:
+                raise RuntimeFailure(f'exec: "{name}": permission denied', 126)
+            return name
+        for folder in self.environment.get("PATH", "").split(":"):
+            path = f"{folder or '.'}/{name}"
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
+                return path
+        raise RuntimeFailure(f'exec: "{name}": executable file not found in $PATH', 127)
+
+    def _read_home(self) -> None:
+        """HOME, where the configuration has none, from the container's own /etc/passwd."""
+        if self.environment.get("HOME"):
+            return
+        self.environment["HOME"] = "/"
+        try:
+            file = syscalls.openat2(-100, "/etc/passwd", os.O_RDONLY | os.O_NONBLOCK, syscalls.RESOLVE_NO_MAGICLINKS)
+        except OSError:
+            return
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return
+            content = os.read(file, _PASSWD_LIMIT_BYTES)
+        finally:
+            os.close(file)
+        for line in content.split(b"\n"):
+            fields = line.split(b":")
+            if len(fields) >= 6 and fields[2] == b"%d" % self.uid:
+                self.environment["HOME"] = os.fsdecode(fields[5]) or "/"
+                return
+
+
+def own_stdio(uid: int) -> None:
+    """Gives stdin, stdout and stderr to the user, so that /dev/stdout can be opened again; what cannot be given stays."""
+    null = os.makedev(1, 3)
+    for number in (0, 1, 2):
+        try:
+            status = os.fstat(number)
+            if status.st_uid != uid and not (stat.S_ISCHR(status.st_mode) and status.st_rdev == null):
+                os.fchown(number, uid, -1)
+        except OSError:
+            continue
+
+
+def take_stdio(fds: tuple[int, int, int]) -> None:
+    """Makes the caller's descriptors 0, 1 and 2."""
+    moved = [os.dup(descriptor) if descriptor < 3 else descriptor for descriptor in fds]
+    for number, descriptor in enumerate(moved):
+        os.dup2(descriptor, number)
+
+
+def error_text(error: OSError) -> str:
+    text = os.strerror(error.errno or errno.EIO)
+    return text[:1].lower() + text[1:]
+
+
+def _may_set_groups() -> bool:
+    """A user namespace whose creator wrote `deny` keeps its groups."""
+    try:
+        descriptor = os.open("/proc/self/setgroups", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return os.read(descriptor, 16).strip() != b"deny"
+    finally:
+        os.close(descriptor)
+
+
+def _rlimit(value: int) -> int:
+    return resource.RLIM_INFINITY if value >= 2**63 else value
+
+
+def _limit_reason(error: OSError | ValueError) -> str:
+    if isinstance(error, ValueError) or error.errno == errno.EPERM:
+        return "operation not permitted (raising a hard limit needs CAP_SYS_RESOURCE)"
+    return reason(error)

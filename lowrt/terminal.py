@@ -1,0 +1,108 @@
+"""A container's terminal: made inside, handed out over the console socket, or relayed by a `run` or `exec` that waits."""
+
+import _socket
+import fcntl
+import os
+import struct
+
+from lowrt.errors import RuntimeFailure, reason
+from strata.linux import descriptors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY, _TIOCSWINSZ = 0x40045431, 0x5441, 0x540E, 0x5414
+
+
+class Console:
+    """A new pseudo-terminal of the devpts instance that `ptmx` (an open descriptor of its multiplexer) belongs to."""
+
+    def __init__(self, ptmx: int, size: "dict[str, int] | None") -> None:
+        self.master = ptmx
+        fcntl.ioctl(ptmx, _TIOCSPTLCK, struct.pack("i", 0))
+        # By ioctl, not by the name under /dev/pts, which the container could have replaced (TIOCGPTPEER).
+        self.slave = fcntl.ioctl(ptmx, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        if size:
+            set_size(ptmx, size.get("width", 0), size.get("height", 0))
+
+    def take(self, uid: int) -> None:
+        """Makes it this session's controlling terminal and its stdin, stdout and stderr."""
+        os.fchown(self.slave, uid, -1)
+        fcntl.ioctl(self.slave, _TIOCSCTTY, 0)
+        for number in (0, 1, 2):
+            os.dup2(self.slave, number)
+        os.close(self.slave)
+
+
+def set_size(descriptor: int, columns: int, rows: int) -> None:
+    """Sets a terminal's size, in characters."""
+    fcntl.ioctl(descriptor, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def connect(path: str) -> descriptors.Socket:
+    """A connection to the caller's console socket. Raises RuntimeFailure where nobody listens."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise RuntimeFailure(f"connect to the console socket {path}: {reason(error)}") from None
+    return sock
+
+
+class Relay:
+    """Copies bytes between the caller's terminal (or pipes) and a container's, while `wait` lasts."""
+
+    def __init__(self, master: int, fds: tuple[int, int, int]) -> None:
+        self.master, self._stdin, self._stdout = master, fds[0], fds[1]
+        self._before: Any = None
+
+    def wait(self, pidfd: int) -> None:
+        """Until the process has ended and all that it printed is copied."""
+        import select
+        import signal
+        import termios
+        import tty
+
+        if os.isatty(self._stdin):
+            self._before = termios.tcgetattr(self._stdin)
+            tty.setraw(self._stdin)
+            self._resize()
+            signal.signal(signal.SIGWINCH, lambda *_: self._resize())
+        try:
+            poll = select.poll()
+            poll.register(self._stdin, select.POLLIN)
+            poll.register(self.master, select.POLLIN)
+            poll.register(pidfd, select.POLLIN)
+            ended = False
+            while True:
+                ready = dict(poll.poll(0 if ended else None))
+                if self.master in ready and not self._copy(self.master, self._stdout):
+                    return
+                if self._stdin in ready and not self._copy(self._stdin, self.master):
+                    poll.unregister(self._stdin)
+                if ended and self.master not in ready:
+                    return
+                ended = ended or pidfd in ready
+        finally:
+            if self._before is not None:
+                termios.tcsetattr(self._stdin, termios.TCSADRAIN, self._before)
+                signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+            os.close(self.master)
+
+    def _resize(self) -> None:
+        size = os.get_terminal_size(self._stdin)
+        set_size(self.master, size.columns, size.lines)
+
+    @staticmethod
+    def _copy(source: int, target: int) -> bool:
+        """One chunk; False at the end (a terminal whose last slave was closed fails with EIO)."""
+        try:
+            chunk = os.read(source, 65536)
+        except OSError:
+            return False
+        data = chunk
+        while data:
+            data = data[os.write(target, data) :]
+        return bool(chunk)
