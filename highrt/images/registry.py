@@ -1,0 +1,475 @@
+"""A client of registries (distribution-spec v1.1): manifests and blobs, both ways.
+
+On aiohttp, and not on the `oras` library: that one blocks on `requests`, so that every parallel download is a thread, it
+keeps a whole blob's retry to itself where a cut download must go on at its last byte, and it would be 12 MB of the daemon's
+memory beside the aiohttp that streaming needs anyway.
+
+Each request goes to the hosts of a registry in order (mirrors first). A server's 5xx, 429 and cut connections are tried
+again with a back-off; 401 is answered once. Redirects are followed by hand, because an Authorization header must not go to
+another host (a registry's storage).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from highrt.images.auth import Tokens
+from highrt.images.content import MAX_DOCUMENT, ContentStore, parse_document
+from highrt.images.errors import (
+    DigestMismatch,
+    ImageError,
+    ImageNotFound,
+    InvalidImage,
+    RegistryUnauthorized,
+    RegistryUnavailable,
+)
+from highrt.images.hosts import PULL, PUSH, RESOLVE, Host, hosts_for
+from highrt.images.model import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Auth,
+    Descriptor,
+)
+from highrt.images.reference import Reference
+from strata.telemetry import logs
+
+log = logs.get("highrt.registry")
+T = TypeVar("T")
+
+_ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*"))
+_TRIES = 5
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 10.0
+_REDIRECTS = 10
+_CHUNK = 1 << 18
+_CUT = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, ConnectionError)
+
+Count = Callable[[int], None]
+"""Called with how many bytes of a blob are there."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest or an index as the registry sent it."""
+
+    descriptor: Descriptor
+    data: bytes
+    document: dict[str, Any]
+
+
+class _Again(Exception):
+    """The request may be repeated. wait_seconds: what the server asked for."""
+
+    def __init__(self, text: str, wait_seconds: float | None = None) -> None:
+        super().__init__(text)
+        self.wait_seconds = wait_seconds
+
+
+class Registry:
+    """One client for all registries; `registry_config` is containerd's certs.d folder."""
+
+    def __init__(self, registry_config: Path | None = None) -> None:
+        self._config = registry_config
+        self._session: aiohttp.ClientSession | None = None
+        self._tokens = Tokens()
+        self._challenges: dict[str, str] = {}
+        self._plain: set[str] = set()
+        self._contexts: dict[Host, ssl.SSLContext] = {}
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def repository(self, reference: Reference, auth: Auth | None = None) -> "Repository":
+        """The repository that a reference names, seen with some credentials. Raises InvalidConfiguration."""
+        return Repository(self, reference, hosts_for(reference.registry, self._config), auth or Auth())
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None, connect=30, sock_connect=15, sock_read=60),
+                headers={"User-Agent": "highrt/0.1"},
+                # a blob's bytes are its digest's: nothing may be unpacked on the way
+                auto_decompress=False,
+            )
+        return self._session
+
+    def tls(self, host: Host) -> ssl.SSLContext:
+        if host not in self._contexts:
+            self._contexts[host] = host.tls()
+        return self._contexts[host]
+
+    @contextlib.asynccontextmanager
+    async def send(
+        self,
+        host: Host,
+        method: str,
+        path: str,
+        *,
+        auth: Auth,
+        scope: str,
+        headers: Mapping[str, str] | None = None,
+        body: Callable[[], Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request, its challenge answered and its redirects followed.
+
+        path: below the host's URL, or a whole URL that the registry gave. body: makes the body, as it may be sent twice.
+        Raises _Again, RegistryUnauthorized, ImageNotFound is the caller's to tell from 404.
+        """
+        start = self._url(host, path)
+        if query:
+            start = start.update_query(query)
+        given = {**host.header, **(headers or {})}
+        for attempt in range(3):
+            authorization = await self._authorization(host, auth, scope, fresh=attempt > 1)
+            url, refused = start, False
+            for _ in range(_REDIRECTS):
+                sent = dict(given)
+                if authorization and url.origin() == start.origin():
+                    sent["Authorization"] = authorization
+                try:
+                    response = await self.session.request(
+                        method,
+                        url,
+                        headers=sent,
+                        data=body() if body else None,
+                        ssl=self.tls(host) if url.scheme == "https" else False,
+                        allow_redirects=False,
+                    )
+                except aiohttp.ClientConnectionError as error:
+                    if plain := self._plain_instead(host, error):
+                        start = plain(start)
+                        refused = True
+                        break
+                    raise _Again(_cause(error)) from error
+                async with response:
+                    if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
+                        url = url.join(URL(response.headers["Location"], encoded=True))
+                        continue
+                    if response.status == 401 and attempt < 2 and url.origin() == start.origin():
+                        self._challenges[_origin(host)] = response.headers.get("WWW-Authenticate", "")
+                        refused = True
+                        break
+                    await _check(response, host)
+                    yield response
+                    return
+            if not refused:
+                raise RegistryUnavailable(f"{host.authority} redirects more than {_REDIRECTS} times")
+        raise RegistryUnauthorized(f"{host.authority} refused the credentials")
+
+    def _url(self, host: Host, path: str) -> URL:
+        base = host.url
+        if host.authority in self._plain:
+            base = base.replace("https://", "http://", 1)
+        if "://" in path:
+            return URL(path, encoded=True)
+        return URL(f"{base}{path}", encoded=True)
+
+    def _plain_instead(self, host: Host, error: Exception) -> Callable[[URL], URL] | None:
+        """How to ask again without TLS, where a loopback registry does not answer it."""
+        if not host.try_http or host.authority in self._plain:
+            return None
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return None
+        self._plain.add(host.authority)
+        return lambda url: url.with_scheme("http") if url.explicit_port else url.with_scheme("http").with_port(80)
+
+    async def _authorization(self, host: Host, auth: Auth, scope: str, *, fresh: bool) -> str | None:
+        header = self._challenges.get(_origin(host))
+        if header is None:
+            return None
+        try:
+            return await self._tokens.authorization(
+                self.session, header, _for_host(auth, host), scope, self.tls(host), fresh=fresh
+            )
+        except RegistryUnauthorized as error:
+            raise RegistryUnauthorized(f"{host.authority}: {error}") from None
+
+
+class Repository:
+    """One repository with one person's credentials."""
+
+    def __init__(self, registry: Registry, reference: Reference, hosts: list[Host], auth: Auth) -> None:
+        self._registry, self._reference, self._hosts, self._auth = registry, reference, hosts, auth
+
+    # reading
+
+    async def manifest(self, target: str, *, size: int | None = None) -> Manifest:
+        """The manifest or index of a tag or digest, its bytes checked against the digest.
+
+        Raises ImageNotFound, DigestMismatch, InvalidImage and the registry's errors.
+        """
+
+        async def read(host: Host) -> Manifest:
+            async with self._send(host, "GET", f"manifests/{target}", headers={"Accept": _ACCEPT}) as response:
+                data = await _read_document(response)
+                media_type = response.content_type
+            return checked_manifest(data, media_type, target if ":" in target else None, str(self._reference), size)
+
+        return await self._try(read, PULL if ":" in target else RESOLVE, str(self._reference))
+
+    async def check_manifest(self, digest: str) -> None:
+        """Asks whether the registry would give this manifest. Raises ImageNotFound and the registry's errors."""
+
+        async def look(host: Host) -> None:
+            async with self._send(host, "HEAD", f"manifests/{digest}", headers={"Accept": _ACCEPT}):
+                pass
+
+        await self._try(look, PULL, str(self._reference))
+
+    async def blob(self, descriptor: Descriptor, content: ContentStore, count: Count) -> None:
+        """Downloads a blob into the content store. What an earlier try or a cut connection left is gone on with.
+
+        Raises DigestMismatch (nothing is kept), ImageNotFound and the registry's errors.
+        """
+        if content.has(descriptor.digest):
+            count(descriptor.size)
+            return
+        with content.write(descriptor.digest) as ingest:
+            await asyncio.to_thread(ingest.resume)
+            if ingest.offset > descriptor.size:
+                ingest.restart()
+
+            async def read(host: Host) -> None:
+                if ingest.offset == descriptor.size:
+                    return
+                headers = {"Range": f"bytes={ingest.offset}-"} if ingest.offset else {}
+                async with self._send(host, "GET", f"blobs/{descriptor.digest}", headers=headers) as response:
+                    if ingest.offset and not _continues(response, ingest.offset):
+                        ingest.restart()
+                        if response.status == 416:
+                            raise _Again("the registry cannot go on with a cut download")
+                    async for chunk in response.content.iter_chunked(_CHUNK):
+                        if ingest.offset + len(chunk) > descriptor.size:
+                            ingest.restart()
+                            raise DigestMismatch(
+                                f"content {descriptor.digest} was refused: more than {descriptor.size} bytes came"
+                            )
+                        ingest.append(chunk)
+                        count(ingest.offset)
+                if ingest.offset < descriptor.size:
+                    raise _Again(f"the connection ended after {ingest.offset} of {descriptor.size} bytes")
+
+            await self._try(read, PULL, f"content {descriptor.digest} of {self._reference}", progress=lambda: ingest.offset)
+            await asyncio.to_thread(ingest.commit, descriptor.size)
+
+    # writing
+
+    async def has_blob(self, digest: str) -> bool:
+        async def look(host: Host) -> bool:
+            try:
+                async with self._send(host, "HEAD", f"blobs/{digest}", push=True):
+                    return True
+            except ImageNotFound:
+                return False
+
+        return await self._try(look, PUSH, str(self._reference))
+
+    async def push_blob(self, descriptor: Descriptor, path: Path, count: Count) -> None:
+        """Uploads a blob that the registry does not have: an upload is begun, sent as one PATCH, and ended by a PUT."""
+        if await self.has_blob(descriptor.digest):
+            count(descriptor.size)
+            return
+
+        async def write(host: Host) -> None:
+            async with self._send(host, "POST", "blobs/uploads/", push=True, headers={"Content-Length": "0"}) as response:
+                place = _location(response)
+            kind = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor.size)}
+            async with self._send(host, "PATCH", place, push=True, headers=kind, body=lambda: _stream(path, count)) as response:
+                place = _location(response)
+            query = {"digest": descriptor.digest}
+            async with self._send(host, "PUT", place, push=True, headers={"Content-Length": "0"}, query=query):
+                pass
+
+        await self._try(write, PUSH, f"content {descriptor.digest} to {self._reference}")
+
+    async def push_manifest(self, descriptor: Descriptor, data: bytes, target: str) -> None:
+        """Puts a manifest under a tag or its digest, after its blobs."""
+
+        async def write(host: Host) -> None:
+            headers = {"Content-Type": descriptor.media_type}
+            async with self._send(host, "PUT", f"manifests/{target}", push=True, headers=headers, body=lambda: data):
+                pass
+
+        await self._try(write, PUSH, str(self._reference))
+
+    # each request
+
+    @contextlib.asynccontextmanager
+    async def _send(
+        self,
+        host: Host,
+        method: str,
+        path: str,
+        *,
+        push: bool = False,
+        headers: Mapping[str, str] | None = None,
+        body: Callable[[], Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        repository = self._reference.repository
+        scope = f"repository:{repository}:{'pull,push' if push else 'pull'}"
+        if not host.own:
+            query = {"ns": self._reference.registry, **(query or {})}
+        if "://" not in path:
+            path = f"/{repository}/{path}"
+        async with self._registry.send(
+            host, method, path, auth=self._auth, scope=scope, headers=headers, body=body, query=query
+        ) as response:
+            yield response
+
+    async def _try(
+        self, act: Callable[[Host], Awaitable[T]], capability: str, what: str, progress: Callable[[], int] = lambda: 0
+    ) -> T:
+        """Asks one host after the other, each again and again with a back-off while it says that this may help.
+
+        progress: a number that grows while tries bring something; those do not count.
+        """
+        hosts = [host for host in self._hosts if capability in host.capabilities]
+        if capability == PUSH:
+            hosts = [host for host in hosts if host.own] or hosts
+        failure: ImageError = RegistryUnavailable(f"{what}: no host of {self._reference.registry} may be asked to {capability}")
+        for host in hosts:
+            try:
+                return await self._try_host(host, act, what, progress)
+            except DigestMismatch:
+                raise
+            except ImageError as error:
+                # What the registry itself says is worth more than what a mirror said.
+                failure = error
+                if host is not hosts[-1]:
+                    log.info("a mirror failed, the next host is asked", host=host.authority, error=str(error))
+        raise failure
+
+    async def _try_host(self, host: Host, act: Callable[[Host], Awaitable[T]], what: str, progress: Callable[[], int]) -> T:
+        tries, reached = 0, progress()
+        while True:
+            try:
+                return await act(host)
+            except (_Again, *_CUT) as error:
+                text, asked = _cause(error), getattr(error, "wait_seconds", None)
+                # Nobody listens there: a person waits for this answer, and a kubelet comes back by itself.
+                patience = 2 if isinstance(error.__cause__, aiohttp.ClientConnectorError) else _TRIES
+            except ImageNotFound as error:
+                raise ImageNotFound(f"{what}: {error}") from None
+            except RegistryUnauthorized as error:
+                raise RegistryUnauthorized(f"{what}: {error}") from None
+            tries = 1 if progress() > reached else tries + 1
+            reached = max(progress(), reached)
+            if tries >= patience:
+                raise RegistryUnavailable(f"{what}: {host.authority} failed {tries} times, at last: {text}")
+            wait = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS) * random.uniform(0.8, 1.2)
+            log.info("the registry is asked again", host=host.authority, error=text, seconds=round(asked or wait, 1))
+            await asyncio.sleep(min(asked, _LONGEST_WAIT_SECONDS) if asked is not None else wait)
+
+
+def checked_manifest(data: bytes, media_type: str, digest: str | None, what: str, size: int | None = None) -> Manifest:
+    """A manifest or index whose bytes are those of a digest (None: by tag, whatever came).
+
+    Raises DigestMismatch, InvalidImage.
+    """
+    algorithm = digest.partition(":")[0] if digest else "sha256"
+    found = f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+    if digest not in (None, found) or size not in (None, len(data)):
+        raise DigestMismatch(f"{what}: the manifest {digest} was refused: what came has the digest {found}, {len(data)} bytes")
+    document = parse_document(data, f"{what}: the manifest")
+    # The document's own word on its type comes first: some registries serve everything as text/plain.
+    media_type = document.get("mediaType") or media_type
+    if media_type not in INDEX_TYPES | MANIFEST_TYPES:
+        if "manifests" in document:
+            media_type = OCI_INDEX
+        elif "layers" in document and "config" in document:
+            media_type = OCI_MANIFEST
+        else:
+            raise InvalidImage(f"{what}: manifests of type {media_type} are not supported (schema 1 images must be pushed anew)")
+    return Manifest(Descriptor(media_type, found, len(data)), data, document)
+
+
+async def _read_document(response: aiohttp.ClientResponse) -> bytes:
+    data = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK):
+        data += chunk
+        if len(data) > MAX_DOCUMENT:
+            raise InvalidImage(f"the manifest is larger than {MAX_DOCUMENT} bytes")
+    return bytes(data)
+
+
+def _continues(response: aiohttp.ClientResponse, offset: int) -> bool:
+    return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+
+
+async def _stream(path: Path, count: Count) -> AsyncIterator[bytes]:
+    sent = 0
+    with path.open("rb") as file:
+        while chunk := await asyncio.to_thread(file.read, _CHUNK):
+            yield chunk
+            sent += len(chunk)
+            count(sent)
+
+
+def _location(response: aiohttp.ClientResponse) -> str:
+    if "Location" not in response.headers:
+        raise RegistryUnavailable(f"{response.url.host} began an upload without saying where it goes")
+    return str(response.url.join(URL(response.headers["Location"], encoded=True)))
+
+
+def _for_host(auth: Auth, host: Host) -> Auth:
+    """The credentials, where they are meant for this host."""
+    if not auth.server_address:
+        return auth if host.own else Auth()
+    address = auth.server_address
+    wanted = urlsplit(address if "://" in address else f"//{address}").netloc
+    same = {wanted, "registry-1.docker.io"} if wanted in ("docker.io", "index.docker.io") else {wanted}
+    return auth if host.authority in same else Auth()
+
+
+def _origin(host: Host) -> str:
+    return host.url
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "it did not answer in time"
+    return str(error) or type(error).__name__
+
+
+async def _check(response: aiohttp.ClientResponse, host: Host) -> None:
+    """Turns a status that is no success into an error, with what the registry says about it."""
+    if response.status < 400 or response.status == 416:
+        return
+    said = await _message(response)
+    text = f"{host.authority} answered {response.status} {response.reason}{said}"
+    if response.status == 404:
+        raise ImageNotFound(f"not found: {text}")
+    if response.status in (401, 403):
+        raise RegistryUnauthorized(text)
+    if response.status in (408, 429) or response.status >= 500:
+        after = response.headers.get("Retry-After", "")
+        raise _Again(text, float(after) if after.isdigit() else None)
+    raise RegistryUnavailable(text)
+
+
+async def _message(response: aiohttp.ClientResponse) -> str:
+    """The texts of a distribution-spec error body."""
+    try:
+        data = await response.content.read(1 << 16)
+        listed = parse_document(data, "the error").get("errors", [])
+        texts = [str(item.get("message") or item.get("code")) for item in listed]
+    except (InvalidImage, aiohttp.ClientError, TimeoutError, AttributeError, TypeError):
+        return ""
+    return f" ({', '.join(texts)})" if texts else ""

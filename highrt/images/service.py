@@ -1,0 +1,466 @@
+"""The image service: what the daemon's other parts call (docs/architecture.md, "highrt: images").
+
+It joins the registry client, the content store, the snapshots and the metadata, and holds the rule that keeps them
+consistent: content is collected only while nothing is being pulled, loaded or built, and then everything goes that neither
+an image nor a writable snapshot needs.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from highrt.images.content import ContentStore
+from highrt.images.errors import ImageError, ImageInUse, ImageNotFound, InvalidImage
+from highrt.images.locks import KeyedLocks
+from highrt.images.metadata import Metadata
+from highrt.images.model import (
+    FOREIGN_LAYERS,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    Auth,
+    Descriptor,
+    Image,
+    ImageConfig,
+    Platform,
+    Progress,
+    Usage,
+)
+from highrt.images.reference import Reference, parse, parse_id
+from highrt.images.registry import Manifest, Registry, Repository, checked_manifest
+from highrt.images.snapshots import Rootfs, Snapshots, chain_ids
+from strata.telemetry import logs
+from strata.telemetry.spans import span
+
+log = logs.get("highrt.images")
+
+__all__ = ["Auth", "Image", "ImageConfig", "ImageService", "Progress", "Rootfs", "Usage"]
+
+Report = Callable[[Progress], None]
+_PARALLEL_DOWNLOADS = 3
+_CUT_DOWNLOAD_DAYS = 1
+
+
+@dataclass
+class _Pull:
+    """A pull that is under way, and those who wait for it."""
+
+    task: asyncio.Task[Image]
+    listeners: list[Report] = field(default_factory=list)
+    waiting: int = 0
+
+
+class ImageService:
+    """All images of one root folder. One process owns the folder; `open` before the first call, `close` at the end."""
+
+    def __init__(self, root: Path, registry_config: Path | None = None) -> None:
+        """root: where content, snapshots and metadata live. registry_config: containerd's certs.d folder."""
+        self._root = root
+        self.content = ContentStore(root / "content")
+        self.registry = Registry(registry_config)
+        self._images: dict[str, Image] = {}
+        self._pulls: dict[tuple[str, str, Auth], _Pull] = {}
+        self._downloads = asyncio.Semaphore(_PARALLEL_DOWNLOADS)
+        self._blobs = KeyedLocks()
+        self._busy = 0
+
+    async def open(self) -> None:
+        """Opens the metadata and removes what a killed process left half-done. Raises InvalidConfiguration, OSError."""
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self.content.open()
+        self.metadata = Metadata(self._root / "images.db")
+        self.snapshots = Snapshots(self._root / "snapshots", self.metadata)
+        self.content.drop_scratch()
+        self.content.drop_cut_downloads(time.time() - _CUT_DOWNLOAD_DAYS * 86400)
+        await asyncio.to_thread(self.snapshots.open)
+        self._load()
+        await self._collect()
+
+    async def close(self) -> None:
+        """Ends the pulls under way (what they have downloaded is kept), and closes the metadata."""
+        tasks = [pull.task for pull in self._pulls.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.registry.close()
+        self.metadata.close()
+
+    # what is here
+
+    def list(self) -> list[Image]:
+        """All images, the oldest first."""
+        return [*self._images.values()]
+
+    def resolve(self, reference_or_id: str) -> Image | None:
+        """The image of a name, a digest, an ID or an ID's unique beginning. Raises InvalidReference."""
+        digits = parse_id(reference_or_id)
+        if digits:
+            found = [image for image in self._images.values() if image.id.removeprefix("sha256:").startswith(digits)]
+            if len(found) == 1:
+                return found[0]
+            if reference_or_id.startswith("sha256:"):
+                return None
+        reference = parse(reference_or_id)
+        for image in self._images.values():
+            if reference.stored in image.digests or reference.stored in image.tags:
+                return image
+        return None
+
+    def usage(self) -> Usage:
+        """What content and unpacked layers take."""
+        blobs, layers = self.content.usage(), self.snapshots.usage()
+        return Usage(str(self._root), blobs[0] + layers[0], blobs[1] + layers[1])
+
+    def tag(self, image: Image, reference: str) -> None:
+        """Gives an image one more name; another image that had it loses it. Raises InvalidReference, ImageNotFound."""
+        name = parse(reference)
+        if name.digest:
+            raise InvalidImage(f"cannot tag {image.id} as {reference}: a tag is wanted, not a digest")
+        if image.id not in self._images:
+            raise ImageNotFound(f"image {image.id} is not here any more")
+        self.metadata.put_image(image.id, image.manifest, {name.stored: image.manifest.digest})
+        self._load()
+
+    async def remove(self, reference_or_id: str) -> None:
+        """Takes a name away, and with the last tag, or by ID, the whole image.
+
+        Raises ImageNotFound, and ImageInUse where a container's snapshot stands on it.
+        """
+        image = self.resolve(reference_or_id)
+        if image is None:
+            raise ImageNotFound(f"image {reference_or_id} is not here")
+        digits = parse_id(reference_or_id)
+        by_id = bool(digits) and image.id.removeprefix("sha256:").startswith(digits or "")
+        stored = "" if by_id else parse(reference_or_id).stored
+        if stored in image.tags and len(image.tags) > 1:
+            self.metadata.remove_names([stored])
+        elif stored in image.digests and image.tags:
+            raise ImageInUse(f"{reference_or_id} also has the tags {', '.join(image.tags)}: remove those, or the ID {image.id}")
+        else:
+            if users := self.snapshots.users(image.id):
+                raise ImageInUse(f"image {reference_or_id} is in use by {', '.join(users)}: remove those first")
+            self.metadata.remove_image(image.id)
+        self._load()
+        await self._collect()
+
+    def _load(self) -> None:
+        """Reads the images from the metadata. One whose content is gone or broken is told in the log and left out."""
+        names = self.metadata.names()
+        images: dict[str, Image] = {}
+        for row in self.metadata.images():
+            known = self._images.get(row.id)
+            mine = [name.reference for name in names if name.image == row.id]
+            tags = tuple(name for name in mine if "@" not in name)
+            digests = tuple(name for name in mine if "@" in name)
+            if known and known.manifest == row.manifest:
+                images[row.id] = Image(**{**known.__dict__, "tags": tags, "digests": digests, "pinned": row.pinned})
+                continue
+            try:
+                images[row.id] = self._image(row.id, row.manifest, tags, digests, row.pinned)
+            except ImageError as error:
+                log.error("an image is broken, pull it again", image=row.id, error=str(error))
+        self._images = images
+
+    def _image(self, image_id: str, manifest: Descriptor, tags: tuple[str, ...], digests: tuple[str, ...], pinned: bool) -> Image:
+        config = self.content.document(image_id)
+        layers = layers_of(self.content.document(manifest.digest), manifest.digest)
+        diff_ids = diff_ids_of(config, image_id)
+        return Image(
+            id=image_id,
+            tags=tags,
+            digests=digests,
+            size_bytes=manifest.size + self.content.size(image_id) + sum(layer.size for layer in layers),
+            config=ImageConfig.from_json(config.get("config"), f"image {image_id}"),
+            pinned=pinned,
+            created=str(config.get("created", "")),
+            manifest=manifest,
+            diff_ids=diff_ids,
+            platform=str(Platform(str(config.get("os")), str(config.get("architecture")), str(config.get("variant", "")))),
+        )
+
+    # pull and push
+
+    async def pull(
+        self,
+        reference: str,
+        *,
+        auth: Auth | None = None,
+        platform: str | None = None,
+        progress: Report | None = None,
+    ) -> Image:
+        """Brings an image here and unpacks it. The same pull wanted twice at once is done once.
+
+        platform: OS/ARCHITECTURE[/VARIANT]; this machine's by default. Raises InvalidReference, ImageNotFound,
+        RegistryUnauthorized, RegistryUnavailable, DigestMismatch, InvalidImage.
+        """
+        name, wanted = parse(reference), Platform.parse(platform)
+        key = (str(name), str(wanted), auth or Auth())
+        pull = self._pulls.get(key)
+        if pull is None:
+            listeners: list[Report] = []
+
+            def report(at: Progress) -> None:
+                for listener in listeners:
+                    listener(at)
+
+            pull = _Pull(asyncio.create_task(self._pull(name, auth, wanted, report)), listeners)
+            self._pulls[key] = pull
+            pull.task.add_done_callback(lambda _: self._pulls.pop(key, None))
+        if progress:
+            pull.listeners.append(progress)
+        pull.waiting += 1
+        try:
+            return await asyncio.shield(pull.task)
+        finally:
+            pull.waiting -= 1
+            if progress:
+                pull.listeners.remove(progress)
+            if pull.waiting == 0 and not pull.task.done():
+                pull.task.cancel()  # nobody wants it any more
+                self._pulls.pop(key, None)
+
+    async def _pull(self, name: Reference, auth: Auth | None, platform: Platform, report: Report) -> Image:
+        with span("pull image", image=str(name)):
+            async with self.working():
+                repository = self.registry.repository(name, auth)
+                report(Progress(str(name), "", 0, 0, "resolving"))
+                top = await self._manifest(repository, name.target)
+                manifest = await self._choose(repository, top, platform, str(name))
+                layers = layers_of(manifest.document, str(name))
+                config = Descriptor.from_json(manifest.document.get("config"), f"{name}: config")
+                await self._download(repository, name, config, lambda _: None)
+                diff_ids = diff_ids_of(self.content.document(config.digest), str(name))
+                ImageConfig.from_json(self.content.document(config.digest).get("config"), str(name))
+                if len(diff_ids) != len(layers):
+                    raise InvalidImage(f"{name}: the manifest has {len(layers)} layers, the configuration {len(diff_ids)}")
+                await self._layers(repository, name, layers, diff_ids, report)
+                names = {name.by_digest(top.descriptor.digest).stored: top.descriptor.digest}
+                if name.tag and not name.digest:
+                    names[name.stored] = top.descriptor.digest
+                image = self.record(config.digest, manifest.descriptor, names)
+            report(Progress(str(name), "", image.size_bytes, image.size_bytes, "done"))
+            log.info("pulled image", image=str(name), id=image.id)
+            return image
+
+    async def _manifest(self, repository: Repository, target: str, size: int | None = None) -> Manifest:
+        """A manifest, from the registry or, by digest, from the store; it is in the store afterwards."""
+        if ":" in target and self.content.has(target):
+            # Seen again, so that a private image's digest alone does not open it to those without its credentials.
+            await repository.check_manifest(target)
+            data = self.content.path(target).read_bytes()
+            return checked_manifest(data, "", target, target, size)
+        manifest = await repository.manifest(target, size=size)
+        with self.content.write(manifest.descriptor.digest) as ingest:
+            ingest.restart()
+            ingest.append(manifest.data)
+            ingest.commit(manifest.descriptor.size)
+        return manifest
+
+    async def _choose(self, repository: Repository, top: Manifest, platform: Platform, what: str) -> Manifest:
+        """The manifest for a platform: the thing itself, or the best of an index (which may hold indexes)."""
+        for _ in range(3):
+            if top.descriptor.media_type in MANIFEST_TYPES:
+                return top
+            listed = top.document.get("manifests")
+            if not isinstance(listed, list):
+                raise InvalidImage(f"{what}: the index has no list of manifests")
+            offered = [Descriptor.from_json(item, f"{what}: the index") for item in listed]
+            best = best_match(offered, platform)
+            if best is None:
+                have = sorted({_platform_text(item) for item in offered if item.platform})
+                raise ImageNotFound(f"{what}: there is none for {platform}, only for {', '.join(have) or 'nothing'}")
+            top = await self._manifest(repository, best.digest, best.size)
+        raise InvalidImage(f"{what}: indexes within indexes")
+
+    async def _download(self, repository: Repository, name: Reference, blob: Descriptor, count: Callable[[int], None]) -> None:
+        async with self._blobs.hold(blob.digest):
+            await repository.blob(blob, self.content, count)
+
+    async def _layers(
+        self, repository: Repository, name: Reference, layers: Sequence[Descriptor], diff_ids: Sequence[str], report: Report
+    ) -> None:
+        """Downloads layers side by side, and unpacks each as soon as it and those below it are here."""
+
+        async def download(layer: Descriptor) -> None:
+            if any(mark in layer.media_type for mark in FOREIGN_LAYERS) and not self.content.has(layer.digest):
+                raise InvalidImage(f"{name}: layer {layer.digest} may not be distributed ({layer.media_type})")
+            report(Progress(str(name), layer.digest, 0, layer.size, "waiting"))
+            async with self._downloads:
+                await self._download(
+                    repository,
+                    name,
+                    layer,
+                    lambda done: report(Progress(str(name), layer.digest, done, layer.size, "downloading")),
+                )
+
+        downloads = [asyncio.create_task(download(layer)) for layer in layers]
+        try:
+            parent: int | None = None
+            for layer, task, diff_id, chain in zip(layers, downloads, diff_ids, chain_ids(diff_ids), strict=True):
+                await _first_failure(downloads, task)
+                report(Progress(str(name), layer.digest, layer.size, layer.size, "unpacking"))
+                parent = await self.snapshots.unpack(chain, parent, self.content.path(layer.digest), diff_id)
+                report(Progress(str(name), layer.digest, layer.size, layer.size, "done"))
+        finally:
+            for task in downloads:
+                task.cancel()
+            await asyncio.gather(*downloads, return_exceptions=True)
+
+    async def push(
+        self,
+        reference: str,
+        *,
+        destination: str | None = None,
+        auth: Auth | None = None,
+        progress: Report | None = None,
+    ) -> str:
+        """Uploads an image to where its name, or `destination`, says. Returns the manifest's digest.
+
+        Raises ImageNotFound, InvalidReference and the registry's errors.
+        """
+        image = self.resolve(reference)
+        if image is None:
+            raise ImageNotFound(f"image {reference} is not here: build or pull it first")
+        name = parse(destination or reference)
+        report = progress or (lambda _: None)
+        with span("push image", image=str(name)):
+            async with self.working():
+                repository = self.registry.repository(name, auth)
+                document = self.content.document(image.manifest.digest)
+                config = Descriptor.from_json(document.get("config"), str(name))
+
+                async def upload(blob: Descriptor) -> None:
+                    async with self._downloads:
+                        report(Progress(str(name), blob.digest, 0, blob.size, "pushing"))
+                        await repository.push_blob(
+                            blob,
+                            self.content.path(blob.digest),
+                            lambda done: report(Progress(str(name), blob.digest, done, blob.size, "pushing")),
+                        )
+                        report(Progress(str(name), blob.digest, blob.size, blob.size, "done"))
+
+                blobs = {blob.digest: blob for blob in (*layers_of(document, str(name)), config)}
+                uploads = [asyncio.create_task(upload(blob)) for blob in blobs.values()]
+                try:
+                    for task in uploads:
+                        await _first_failure(uploads, task)
+                finally:
+                    for task in uploads:
+                        task.cancel()
+                    await asyncio.gather(*uploads, return_exceptions=True)
+                data = self.content.path(image.manifest.digest).read_bytes()
+                target = name.tag if name.tag else image.manifest.digest
+                await repository.push_manifest(image.manifest, data, target)
+                digest = image.manifest.digest
+                self.record(image.id, image.manifest, {name.by_digest(digest).stored: digest})
+        log.info("pushed image", image=str(name), digest=digest)
+        return digest
+
+    # for load and build
+
+    def record(self, image_id: str, manifest: Descriptor, names: dict[str, str], *, pinned: bool | None = None) -> Image:
+        """Names an image whose content is in the store. Raises InvalidImage where it is not all there."""
+        self._image(image_id, manifest, (), (), False)
+        self.metadata.put_image(image_id, manifest, names, pinned=pinned)
+        self._load()
+        return self._images[image_id]
+
+    async def unpack(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> int | None:
+        """The snapshot of a chain of layers whose blobs are in the store; None for no layers."""
+        parent: int | None = None
+        for layer, diff_id, chain in zip(layers, diff_ids, chain_ids(diff_ids), strict=True):
+            parent = await self.snapshots.unpack(chain, parent, self.content.path(layer.digest), diff_id)
+        return parent
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Around whatever adds content: nothing is collected meanwhile. What it leaves unnamed goes with a later collection."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+
+    # snapshots of containers
+
+    async def prepare(self, image: Image, key: str) -> Rootfs:
+        """A writable snapshot on an image; the same one for the same key. Raises ImageNotFound, InvalidImage, ImageInUse."""
+        if image.id not in self._images:
+            raise ImageNotFound(f"image {image.id} is not here any more: pull it again")
+        async with self.working():
+            layers = layers_of(self.content.document(image.manifest.digest), image.id)
+            parent = await self.unpack(layers, image.diff_ids)
+            return await self.snapshots.prepare(key, parent, image.id)
+
+    async def rootfs(self, key: str) -> Rootfs | None:
+        """The writable snapshot of a key, if there is one."""
+        return self.snapshots.rootfs(key)
+
+    async def release(self, key: str) -> None:
+        """Removes a writable snapshot and all that was written there. It must not be mounted any more."""
+        await self.snapshots.release(key)
+
+    # collection
+
+    async def _collect(self) -> None:
+        """Removes content and layers that nothing needs, unless content is just being added (then a later call does)."""
+        if self._busy:
+            return
+        needed: set[str] = set()
+        chains: set[str] = set()
+        for image in self._images.values():
+            needed |= {image.id, image.manifest.digest}
+            needed |= {layer.digest for layer in layers_of(self.content.document(image.manifest.digest), image.id)}
+            chains |= set(chain_ids(image.diff_ids))
+        needed |= {name.target for name in self.metadata.names()}
+        for digest in [digest for digest in self.content.all() if digest not in needed]:
+            self.content.remove(digest)
+        self.metadata.forget_steps_without(needed)
+        await self.snapshots.collect(chains)
+
+
+async def _first_failure(tasks: Sequence[asyncio.Task[None]], wanted: asyncio.Task[None]) -> None:
+    """Waits for one of several tasks; a failure of any is raised at once."""
+    while not wanted.done():
+        await asyncio.wait([task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    wanted.result()
+
+
+def best_match(offered: Sequence[Descriptor], platform: Platform) -> Descriptor | None:
+    """The manifest of an index that fits a platform best, the first of several equal ones."""
+    ranked = []
+    for position, item in enumerate(offered):
+        if item.media_type in INDEX_TYPES or item.platform is None:
+            # an entry without a platform fits where nothing better does
+            ranked.append((1000, position, item))
+        elif (rank := platform.rank(item.platform)) is not None:
+            ranked.append((rank, position, item))
+    return min(ranked, default=(0, 0, None))[2]
+
+
+def _platform_text(item: Descriptor) -> str:
+    platform = item.platform or {}
+    return "/".join(str(platform[key]) for key in ("os", "architecture", "variant") if platform.get(key))
+
+
+def layers_of(manifest: dict[str, Any], what: str) -> list[Descriptor]:
+    """The layers of a manifest, the lowest first. Raises InvalidImage."""
+    layers = manifest.get("layers")
+    if not isinstance(layers, list):
+        raise InvalidImage(f"{what}: the manifest has no list of layers")
+    return [Descriptor.from_json(layer, f"{what}: layer {number}") for number, layer in enumerate(layers, 1)]
+
+
+def diff_ids_of(config: dict[str, Any], what: str) -> tuple[str, ...]:
+    """The digests of the layers' tars, from an image's configuration. Raises InvalidImage."""
+    rootfs = config.get("rootfs")
+    found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(found, list) or not all(isinstance(item, str) and item.startswith("sha256:") for item in found):
+        raise InvalidImage(f"{what}: the configuration has no rootfs.diff_ids (it may be an artifact and no image)")
+    return tuple(found)

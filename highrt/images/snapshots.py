@@ -1,0 +1,225 @@
+"""Snapshots on overlayfs: `ROOT/ID/fs` is an unpacked layer, or with `ROOT/ID/work` a container's writable layer.
+
+A layer is unpacked once, under its chain ID. Its row in the metadata is ready only after its files are on disk, so what a
+killed process left half-done is told by the row, and removed at the next start. IDs are short and never used again: an
+image of 100 layers has a list of 100 relative names in its mount options, which must fit one page (mount(2)).
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from highrt.images import worker
+from highrt.images.errors import ImageError, ImageInUse
+from highrt.images.locks import KeyedLocks
+from highrt.images.metadata import Metadata, SnapshotRow
+from strata.linux import mounts, syscalls
+from strata.telemetry import logs
+from strata.telemetry.spans import span
+
+log = logs.get("highrt.snapshots")
+
+_CLONE_FS = 0x200
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Rootfs:
+    """A container's root: the folders that overlayfs joins. lower: topmost first."""
+
+    lower: tuple[Path, ...]
+    upper: Path
+    work: Path
+
+    def mount(self, target: str | Path) -> None:
+        """Mounts it in the caller's mount namespace. Raises OSError, ImageError where the list is too long for a mount."""
+        # Relative to the snapshots' folder, names have a few characters: hundreds fit, and no path of the machine's
+        # needs overlay's escapes.
+        base = self.upper.parents[1]
+        names = [str(path.relative_to(base)) for path in (*self.lower, self.upper, self.work)]
+        lower, upper, work = ":".join(names[:-2]), names[-2], names[-1]
+        # A container's changes stay plain files: without redirects and metadata-only copies, an upper folder can be
+        # packed as a layer, and no layer can smuggle such attributes in.
+        data = f"lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=off,metacopy=off"
+        if len(data) >= _PAGE:
+            raise ImageError(f"the image has {len(self.lower)} layers, more than one mount can hold: rebuild it with fewer")
+        _mount_from(base, os.path.abspath(target), data)
+
+    def unmount(self, target: str | Path) -> None:
+        """Takes the mount away; none there is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                mounts.umount(str(target), mounts.DETACH)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # not a mount point
+                    raise
+
+
+def _mount_from(base: Path, target: str, data: str) -> None:
+    """mount(2) with options relative to a folder. A thread with a working directory of its own: that of the process stays."""
+    failure: list[OSError] = []
+
+    def run() -> None:
+        try:
+            syscalls.unshare(_CLONE_FS)
+            os.chdir(base)
+            mounts.mount("overlay", target, "overlay", 0, data)
+        except OSError as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="mount")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+class Snapshots:
+    """The snapshots of one image root."""
+
+    def __init__(self, root: Path, metadata: Metadata) -> None:
+        self._root, self._metadata = root, metadata
+        self._locks = KeyedLocks()
+
+    def open(self) -> None:
+        """Removes what killed processes left: rows that never became ready, and folders that no row names."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        for row in reversed(self._metadata.snapshots()):
+            if not row.ready:
+                self._metadata.remove_snapshot(row.id)
+        known = {str(row.id) for row in self._metadata.snapshots()}
+        for entry in os.scandir(self._root):
+            if entry.name not in known:
+                log.info("removing an unfinished snapshot", snapshot=entry.name)
+                remove_tree(Path(entry.path))
+
+    def folder(self, snapshot: int) -> Path:
+        return self._root / str(snapshot) / "fs"
+
+    def layer(self, chain_id: str) -> SnapshotRow | None:
+        return self._metadata.snapshot("layer", chain_id)
+
+    async def unpack(self, chain_id: str, parent: int | None, blob: Path, diff_id: str) -> int:
+        """The snapshot of a chain of layers, unpacked where it is not there. Wanted twice at once, it is done once.
+
+        Raises DigestMismatch, InvalidImage; nothing is left then.
+        """
+        async with self._locks.hold(chain_id):
+            if found := self.layer(chain_id):
+                return found.id
+            below = [self.folder(snapshot) for snapshot in self._metadata.ancestry(parent)] if parent else []
+            snapshot = self._metadata.new_snapshot("layer", chain_id, parent)
+            try:
+                with span("unpack layer", diff_id=diff_id):
+                    self.folder(snapshot).mkdir(parents=True)
+                    done = await worker.unpack_layer(blob, self.folder(snapshot), diff_id=diff_id, below=below)
+                self._metadata.snapshot_ready(snapshot, done.bytes, done.inodes)
+            except BaseException:
+                self._metadata.remove_snapshot(snapshot)
+                await asyncio.shield(asyncio.to_thread(remove_tree, self._root / str(snapshot)))
+                raise
+            return snapshot
+
+    async def prepare(self, key: str, parent: int | None, image: str | None) -> Rootfs:
+        """A writable snapshot on a layer (None: on nothing); the same one for the same key."""
+        async with self._locks.hold(f"rootfs {key}"):
+            row = self._metadata.snapshot("rootfs", key)
+            if row is not None:
+                if row.parent != parent:
+                    raise ImageInUse(f"snapshot {key!r} stands on another image: release it first")
+                return self._rootfs(row)
+            snapshot = self._metadata.new_snapshot("rootfs", key, parent, image)
+            try:
+                upper = self.folder(snapshot)
+                upper.mkdir(parents=True)
+                (upper.parent / "work").mkdir(mode=0o700)
+                os.chmod(upper, 0o755)
+                if parent is None:
+                    (upper.parent / "empty").mkdir()
+                else:
+                    # The mounted root's own attributes are those of the upper folder.
+                    like = os.stat(self.folder(parent))
+                    os.chown(upper, like.st_uid, like.st_gid)
+                    os.chmod(upper, stat.S_IMODE(like.st_mode))
+                self._metadata.snapshot_ready(snapshot)
+            except BaseException:
+                self._metadata.remove_snapshot(snapshot)
+                remove_tree(self._root / str(snapshot))
+                raise
+            row = self._metadata.snapshot("rootfs", key)
+            assert row is not None
+            return self._rootfs(row)
+
+    def rootfs(self, key: str) -> Rootfs | None:
+        row = self._metadata.snapshot("rootfs", key)
+        return self._rootfs(row) if row else None
+
+    def _rootfs(self, row: SnapshotRow) -> Rootfs:
+        folder = self._root / str(row.id)
+        chain = self._metadata.ancestry(row.parent) if row.parent is not None else []
+        lower = tuple(self.folder(snapshot) for snapshot in chain) or (folder / "empty",)
+        return Rootfs(lower, folder / "fs", folder / "work")
+
+    async def release(self, key: str) -> None:
+        """Removes a writable snapshot; none there is fine."""
+        async with self._locks.hold(f"rootfs {key}"):
+            if row := self._metadata.snapshot("rootfs", key):
+                await self._remove(row.id)
+
+    async def collect(self, chain_ids: set[str]) -> None:
+        """Removes the layers that are neither in these chains nor below a writable snapshot."""
+        rows = self._metadata.snapshots()
+        parents = {row.id: row.parent for row in rows}
+        needed: set[int] = set()
+        for row in rows:
+            if row.kind == "rootfs" or row.name in chain_ids or not row.ready:
+                at: int | None = row.id
+                while at is not None and at not in needed:
+                    needed.add(at)
+                    at = parents[at]
+        unneeded = [row.id for row in reversed(rows) if row.id not in needed]
+        # All rows go at once, so that nothing can begin to stand on a layer that is about to go.
+        for snapshot in unneeded:
+            self._metadata.remove_snapshot(snapshot)
+        for snapshot in unneeded:
+            await asyncio.to_thread(remove_tree, self._root / str(snapshot))
+
+    async def _remove(self, snapshot: int) -> None:
+        # The row first: a folder without one is removed at the next start, a row without its folder would be a lie.
+        self._metadata.remove_snapshot(snapshot)
+        await asyncio.to_thread(remove_tree, self._root / str(snapshot))
+
+    def users(self, image: str) -> list[str]:
+        """The keys of the writable snapshots that were made for an image."""
+        return [row.name for row in self._metadata.snapshots() if row.kind == "rootfs" and row.image == image]
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes and inodes of all unpacked layers, as counted when they were unpacked."""
+        rows = [row for row in self._metadata.snapshots() if row.kind == "layer"]
+        return sum(row.bytes for row in rows), sum(row.inodes for row in rows)
+
+
+def remove_tree(path: Path) -> None:
+    """Deletes a folder, however it was left. Files with the immutable attribute stay, and are told in the log."""
+
+    def failed(_: object, name: str, error: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            log.warning("cannot remove a file of a snapshot", path=name, error=str(error[1]))
+
+    shutil.rmtree(path, onerror=failed)
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """The chain ID of each layer with all those below it (image-spec, config.md, Layer ChainID)."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        chain.append("sha256:" + hashlib.sha256(f"{chain[-1]} {diff_id}".encode()).hexdigest() if chain else diff_id)
+    return chain
