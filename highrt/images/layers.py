@@ -22,12 +22,18 @@ from isal import igzip, isal_zlib
 from highrt.images.errors import DigestMismatch, InvalidImage
 from highrt.images.rooted import OPAQUE, RootedTree
 
+BROKEN: tuple[type[Exception], ...] = (
+    EOFError,
+    zlib.error,
+    cast(type[Exception], isal_zlib.IsalError),  # whose stub calls it a value
+    gzip.BadGzipFile,
+    zstandard.ZstdError,
+)
+"""What reading a compressed stream that is none, or is not whole, raises."""
 _BUFFER = 1 << 18
 _WHITEOUT, _OPAQUE_MARK = ".wh.", ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
 _RESERVED = "trusted.overlay."
-# isal's stubs call it a value
-_ISAL_ERROR = cast(type[Exception], isal_zlib.IsalError)
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -102,7 +108,7 @@ def unpack(blob: str, folder: str, *, diff_id: str, below: Sequence[str] = ()) -
                     raise DigestMismatch(f"layer {diff_id} was refused: its content has the digest {found}") from None
                 raise InvalidImage(f"layer {diff_id} is not a whole tar archive: {error}") from None
             found = stream.drain()
-    except (EOFError, zlib.error, _ISAL_ERROR, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except BROKEN as error:
         raise InvalidImage(f"layer {diff_id} cannot be decompressed: {error}") from None
     if found != diff_id:
         raise DigestMismatch(f"layer {diff_id} was refused: its content has the digest {found}")
@@ -110,35 +116,45 @@ def unpack(blob: str, folder: str, *, diff_id: str, below: Sequence[str] = ()) -
 
 
 def _apply(stream: _Hashing, folder: str, below: Sequence[str]) -> tuple[int, int]:
+    _root_like(folder, below)
+    with (
+        RootedTree(folder, below) as tree,
+        tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=_BUFFER) as tar,
+    ):
+        return extract(tar, tree, "", whiteouts=True)
+
+
+def extract(tar: tarfile.TarFile, tree: RootedTree, prefix: str, *, whiteouts: bool = False) -> tuple[int, int]:
+    """Makes the entries of an archive below a folder of a tree. Returns bytes and inodes.
+
+    whiteouts: it is a layer, whose `.wh.` entries hide files of the layers below. Raises InvalidImage where an entry cannot
+    be made, OSError where the file system fails.
+    """
     size = inodes = 0
     directories: dict[str, int] = {}
-    with RootedTree(folder, below) as tree, tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=_BUFFER) as tar:
-        _root_like(folder, below)
-        for entry in tar:
-            cast(Any, tar).members.clear()  # tarfile keeps every header: a layer may have a million
-            path = entry.name.strip("/")
-            if path in ("", "."):
-                path = ""
-            name = path.rpartition("/")[2]
-            try:
-                if name.startswith(_WHITEOUT):
-                    _whiteout(tree, path, name)
-                    continue
-                size += _place(tree, tar, entry, path)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE):
-                    raise
-                raise InvalidImage(f"the layer's entry {entry.name!r} cannot be unpacked: {error}") from None
-            inodes += 1
-            if entry.isdir():
-                directories[path] = _nanoseconds(entry)
-            else:
-                directories.pop(path, None)
-        # Last, because each file that is made in a directory changes its time.
-        for path, mtime in reversed(directories.items()):
-            found = tree.stat(path)
-            if found is not None and stat.S_ISDIR(found.st_mode):
-                tree.touch(path, mtime)
+    for entry in tar:
+        cast(Any, tar).members.clear()  # tarfile keeps every header: a layer may have a million
+        path = os.path.join(prefix, entry.name.strip("/"))
+        name = path.rpartition("/")[2]
+        try:
+            if whiteouts and name.startswith(_WHITEOUT):
+                _whiteout(tree, path, name)
+                continue
+            size += _place(tree, tar, entry, path, prefix)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE):
+                raise
+            raise InvalidImage(f"the archive's entry {entry.name!r} cannot be unpacked: {error}") from None
+        inodes += 1
+        if entry.isdir():
+            directories[path] = _nanoseconds(entry)
+        else:
+            directories.pop(path, None)
+    # Last, because each file that is made in a directory changes its time.
+    for path, mtime in reversed(directories.items()):
+        found = tree.stat(path)
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            tree.touch(path, mtime)
     return size, inodes
 
 
@@ -166,7 +182,7 @@ def _whiteout(tree: RootedTree, path: str, name: str) -> None:
         tree.node(parent + hidden, stat.S_IFCHR)
 
 
-def _place(tree: RootedTree, tar: tarfile.TarFile, entry: tarfile.TarInfo, path: str) -> int:
+def _place(tree: RootedTree, tar: tarfile.TarFile, entry: tarfile.TarInfo, path: str, prefix: str) -> int:
     """Makes one entry. Returns the bytes of its content."""
     size = 0
     if entry.isdir():
@@ -183,7 +199,7 @@ def _place(tree: RootedTree, tar: tarfile.TarFile, entry: tarfile.TarInfo, path:
     elif entry.issym():
         tree.symlink(path, entry.linkname)
     elif entry.islnk():
-        tree.link(path, entry.linkname)
+        tree.link(path, os.path.join(prefix, entry.linkname.lstrip("/")))
         return 0
     elif entry.ischr() or entry.isblk():
         kind = stat.S_IFCHR if entry.ischr() else stat.S_IFBLK

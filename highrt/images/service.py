@@ -7,7 +7,9 @@ an image nor a writable snapshot needs.
 
 import asyncio
 import contextlib
+import shutil
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ from highrt.images.model import (
 from highrt.images.reference import Reference, parse, parse_id
 from highrt.images.registry import Manifest, Registry, Repository, checked_manifest
 from highrt.images.snapshots import Rootfs, Snapshots, chain_ids
+from strata.linux import mounts
 from strata.telemetry import logs
 from strata.telemetry.spans import span
 
@@ -42,6 +45,7 @@ __all__ = ["Auth", "Image", "ImageConfig", "ImageService", "Progress", "Rootfs",
 Report = Callable[[Progress], None]
 _PARALLEL_DOWNLOADS = 3
 _CUT_DOWNLOAD_DAYS = 1
+_TEMPORARY = "temporary-"
 
 
 @dataclass
@@ -77,6 +81,7 @@ class ImageService:
         self.content.drop_cut_downloads(time.time() - _CUT_DOWNLOAD_DAYS * 86400)
         await asyncio.to_thread(self.snapshots.open)
         self._load()
+        await self._drop_temporary()
         await self._collect()
 
     async def close(self) -> None:
@@ -402,6 +407,31 @@ class ImageService:
     async def release(self, key: str) -> None:
         """Removes a writable snapshot and all that was written there. It must not be mounted any more."""
         await self.snapshots.release(key)
+
+    @contextlib.asynccontextmanager
+    async def mounted(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> AsyncIterator[tuple[Path, Rootfs]]:
+        """A temporary writable snapshot on some layers, mounted at the path that is given. It is gone after the block."""
+        async with self.working():
+            key = f"{_TEMPORARY}{uuid.uuid4().hex}"
+            target = self._root / "mounts" / key
+            rootfs = await self.snapshots.prepare(key, await self.unpack(layers, diff_ids), None)
+            try:
+                target.mkdir(parents=True)
+                rootfs.mount(target)
+                yield target, rootfs
+            finally:
+                rootfs.unmount(target)
+                with contextlib.suppress(FileNotFoundError):
+                    target.rmdir()
+                await asyncio.shield(self.snapshots.release(key))
+
+    async def _drop_temporary(self) -> None:
+        """What a killed process left of `mounted`."""
+        mounts.umount_below(str(self._root.resolve() / "mounts"))
+        shutil.rmtree(self._root / "mounts", ignore_errors=True)
+        for row in self.metadata.snapshots():
+            if row.kind == "rootfs" and row.name.startswith(_TEMPORARY):
+                await self.snapshots.release(row.name)
 
     # collection
 

@@ -1,0 +1,144 @@
+"""The default way to execute RUN: a container of the low-level runtime on the build's root file system.
+
+It has namespaces of its own and no network but loopback, so a build step reaches nothing. Any runtime with runc's command
+line will do.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from highrt.images.errors import BuildError
+from highrt.images.rooted import RootedTree
+from highrt.images.users import User, find_user
+
+RunStep = Callable[[Path, Sequence[str], Sequence[str], str, str], Awaitable[int]]
+"""run_step(rootfs, argv, env, cwd, user) → the exit code. env: KEY=VALUE texts; user: as USER has it."""
+
+_CAPABILITIES = [
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
+    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+]  # fmt: skip
+_MASKED = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/sys/firmware",
+]
+_READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+
+def runtime_step(output: Callable[[str], None], *, runtime: str = "lowrt", cgroup_parent: str = "") -> RunStep:
+    """A RunStep that runs containers with a command that has runc's options.
+
+    output: gets each line that a step prints. cgroup_parent: below which the step's cgroup is made, the runtime's choice by
+    default.
+    """
+
+    async def run(rootfs: Path, argv: Sequence[str], env: Sequence[str], cwd: str, user: str) -> int:
+        command = _command(runtime)
+        with RootedTree(str(rootfs)) as tree:
+            who = find_user(tree, user)
+        name = f"build-{uuid.uuid4().hex[:12]}"
+        bundle = Path(tempfile.mkdtemp(prefix="highrt-build-"))
+        try:
+            spec = _spec(rootfs, argv, env, cwd, who)
+            if cgroup_parent:
+                spec["linux"]["cgroupsPath"] = f"{cgroup_parent}/{name}"
+            (bundle / "config.json").write_text(json.dumps(spec))
+            return await _run(command, bundle, name, output)
+        finally:
+            shutil.rmtree(bundle, ignore_errors=True)
+
+    return run
+
+
+def _command(runtime: str) -> str:
+    beside = Path(sys.executable).with_name(runtime)
+    found = str(beside) if beside.exists() else shutil.which(runtime)
+    if not found:
+        raise BuildError(f"RUN needs the runtime {runtime!r}, which is not on the PATH: run scripts/setup")
+    return found
+
+
+async def _run(command: str, bundle: Path, name: str, output: Callable[[str], None]) -> int:
+    base = [command, "--root", str(bundle / "state")]
+    process = await asyncio.create_subprocess_exec(
+        *base,
+        "run",
+        "--bundle",
+        str(bundle),
+        name,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        assert process.stdout is not None
+        rest = b""
+        while data := await process.stdout.read(1 << 16):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                output(line.decode(errors="replace"))
+        if rest:
+            output(rest.decode(errors="replace"))
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        # A step that was cut off, or a runtime that died, must leave no container.
+        await asyncio.shield(_delete(base, name))
+        await asyncio.shield(process.wait())
+
+
+async def _delete(base: list[str], name: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *base, "delete", "--force", name, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await process.wait()
+
+
+def _spec(rootfs: Path, argv: Sequence[str], env: Sequence[str], cwd: str, user: User) -> dict[str, Any]:
+    def mount(target: str, kind: str, *options: str, source: str = "") -> dict[str, Any]:
+        return {"destination": target, "type": kind, "source": source or kind, "options": [*options]}
+
+    if not any(item.startswith("HOME=") for item in env):
+        env = [*env, f"HOME={user.home}"]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
+            "args": list(argv),
+            "env": list(env),
+            "cwd": cwd or "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
+            "noNewPrivileges": False,
+        },
+        "root": {"path": os.path.abspath(rootfs), "readonly": False},
+        "hostname": "build",
+        "mounts": [
+            mount("/proc", "proc", "nosuid", "noexec", "nodev"),
+            mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+            mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+            mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k", source="shm"),
+            mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
+            "maskedPaths": _MASKED,
+            "readonlyPaths": _READ_ONLY,
+        },
+    }
