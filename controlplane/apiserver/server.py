@@ -16,6 +16,8 @@ from aiohttp import web
 from controlplane.apiserver import discovery, errors, patches, reviews, strategies, tables, watch
 from controlplane.apiserver.cache import Cache
 from controlplane.apiserver.openapi import OpenApi
+from controlplane.apiserver.protobuf import envelope
+from controlplane.apiserver.protobuf.codec import Malformed
 from controlplane.apiserver.request import (
     ANONYMOUS,
     Admission,
@@ -352,6 +354,8 @@ class ApiServer:
     async def _json(self, request: web.BaseRequest) -> Object:
         body = await self._body(request)
         kind = request.content_type
+        if kind == envelope.MEDIA_TYPE:
+            return _opened(body)
         if kind in ("application/yaml", "application/x-yaml", "text/yaml"):
             try:
                 parsed = yaml.safe_load(body)
@@ -360,7 +364,7 @@ class ApiServer:
         elif kind in ("application/json", "application/octet-stream", ""):
             parsed = _parse(body)
         else:
-            raise errors.unsupported_media_type(kind, ("application/json", "application/yaml"))
+            raise errors.unsupported_media_type(kind, ("application/json", "application/yaml", envelope.MEDIA_TYPE))
         if not isinstance(parsed, dict):
             raise errors.bad_request("the body must be a JSON object")
         return parsed
@@ -376,7 +380,7 @@ class ApiServer:
     async def _delete_options(self, request: web.BaseRequest) -> Object:
         options: Object = {}
         if request.can_read_body and (body := await self._body(request)):
-            options = _parse(body)
+            options = _opened(body) if request.content_type == envelope.MEDIA_TYPE else _parse(body)
             if not isinstance(options, dict):
                 raise errors.bad_request("the body of a delete must be DeleteOptions")
         if grace := request.query.get("gracePeriodSeconds"):
@@ -424,6 +428,13 @@ def _parse(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise errors.bad_request(f"the body is not valid JSON: {error}") from None
+
+
+def _opened(body: bytes) -> Object:
+    try:
+        return envelope.opened(body)
+    except Malformed as error:
+        raise errors.bad_request(f"the body is not valid protobuf: {error}") from None
 
 
 def _success(details: Object) -> Object:
