@@ -8,6 +8,7 @@ one; a wrong digest deletes it.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -77,13 +78,16 @@ class ContentStore:
         _sync(self.path(digest).parent)
 
     def scratch(self, name: str) -> Path:
-        """The path of a file in the ingest folder for content whose digest is not known yet."""
+        """The path of a file or folder beside the ingests, for content whose digest is not known yet."""
         return self._ingest / f"new-{name}"
 
     def drop_scratch(self) -> None:
-        """Deletes what a process that was killed left of `scratch` files. Cut downloads stay."""
+        """Deletes what a process that was killed left of `scratch`. Cut downloads stay."""
         for path in self._ingest.glob("new-*"):
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def all(self) -> Iterator[str]:
         """The digests of all blobs."""
@@ -97,7 +101,7 @@ class ContentStore:
     def drop_cut_downloads(self, older_than: float) -> None:
         """Deletes ingest files that nobody went on with since a time (seconds since the epoch)."""
         for entry in os.scandir(self._ingest):
-            if entry.stat().st_mtime < older_than:
+            if entry.is_file() and entry.stat().st_mtime < older_than:
                 os.unlink(entry.path)
 
     def usage(self) -> tuple[int, int]:
