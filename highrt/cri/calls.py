@@ -1,0 +1,82 @@
+"""How a gRPC method of the daemon is written: a coroutine from request to response, whose errors become status codes."""
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from highrt.images import errors as images
+from highrt.pods import errors as pods
+from highrt.streaming.server import TooManyWaiting
+
+_CODES: list[tuple[type[Exception], Status]] = [
+    (pods.NotFound, Status.NOT_FOUND),
+    (pods.AlreadyExists, Status.ALREADY_EXISTS),
+    (pods.FailedPrecondition, Status.FAILED_PRECONDITION),
+    (pods.InvalidArgument, Status.INVALID_ARGUMENT),
+    (images.ImageNotFound, Status.NOT_FOUND),
+    (images.InvalidReference, Status.INVALID_ARGUMENT),
+    (images.BuildError, Status.INVALID_ARGUMENT),
+    (images.ImageInUse, Status.FAILED_PRECONDITION),
+    (images.RegistryUnauthorized, Status.UNAUTHENTICATED),
+    (images.RegistryUnavailable, Status.UNAVAILABLE),
+    (images.ImageError, Status.UNKNOWN),
+    (pods.PodError, Status.UNKNOWN),
+    (TooManyWaiting, Status.RESOURCE_EXHAUSTED),
+    (TimeoutError, Status.DEADLINE_EXCEEDED),
+]
+
+
+@contextmanager
+def worded() -> Iterator[None]:
+    """Turns the daemon's errors into gRPC's."""
+    try:
+        yield
+    except Exception as error:
+        for kind, status in _CODES:
+            if isinstance(error, kind):
+                raise GRPCError(status, str(error) or status.name.lower()) from error
+        raise
+
+
+def unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[None]]:
+    """A method with one request and one response."""
+
+    @functools.wraps(method)
+    async def call(self: Any, stream: Any) -> None:
+        request = await _request(stream)
+        with worded():
+            response = await method(self, request)
+        await stream.send_message(response)
+
+    return call
+
+
+def streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], Awaitable[None]]:
+    """A method with one request and a stream of responses. The client gets the headers before the first of them."""
+
+    @functools.wraps(method)
+    async def call(self: Any, stream: Any) -> None:
+        request = await _request(stream)
+        await stream.send_initial_metadata()
+        with worded():
+            async for response in method(self, request):
+                await stream.send_message(response)
+
+    return call
+
+
+async def _request(stream: Any) -> Any:
+    request = await stream.recv_message()
+    if request is None:
+        raise GRPCError(Status.INVALID_ARGUMENT, "the request has no message")
+    return request
+
+
+def require(condition: object, message: str) -> None:
+    """Raises INVALID_ARGUMENT with this text where the condition does not hold."""
+    if not condition:
+        raise pods.InvalidArgument(message)

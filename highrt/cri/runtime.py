@@ -1,0 +1,413 @@
+"""CRI's RuntimeService: pods, containers, and their streams, for a kubelet."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from highrt.cri import messages
+from highrt.cri.calls import require, streaming, unary
+from highrt.pods.errors import FailedPrecondition, NotFound
+from highrt.pods.manager import PodManager
+from highrt.pods.model import Container, ContainerState, Owner, Pod, Stdio
+from highrt.streaming.commands import AttachedContainer, ExecutedCommand
+from highrt.streaming.relay import Running
+from highrt.streaming.server import Command, Forward, StreamingServer
+from strata.protocols import cri_pb2 as cri
+from strata.protocols.cri_grpc import RuntimeServiceBase
+from strata.telemetry import logs
+
+log = logs.get("highrt.cri")
+
+_CHUNK = 100
+_EVENTS = {
+    "created": cri.CONTAINER_CREATED_EVENT,
+    "started": cri.CONTAINER_STARTED_EVENT,
+    "stopped": cri.CONTAINER_STOPPED_EVENT,
+    "deleted": cri.CONTAINER_DELETED_EVENT,
+}
+
+
+class CriRuntime(RuntimeServiceBase):
+    """pods: the daemon's core. streams: where exec, attach and port-forward are served. handlers: their names."""
+
+    def __init__(self, pods: PodManager, streams: StreamingServer, handlers: list[str]) -> None:
+        self._pods = pods
+        self._streams = streams
+        self._handlers = handlers
+
+    # what a kubelet may see
+
+    def _pod(self, pod_id: str) -> Pod:
+        require(pod_id, "pod_sandbox_id is empty: name a pod sandbox")
+        pod = self._pods.pod(pod_id)
+        if pod.owner is not Owner.KUBELET:
+            raise NotFound(f"pod sandbox {pod_id} does not exist")
+        return pod
+
+    def _container(self, container_id: str) -> Container:
+        require(container_id, "container_id is empty: name a container")
+        container = self._pods.container(container_id)
+        if container.owner is not Owner.KUBELET:
+            raise NotFound(f"container {container_id} does not exist")
+        return container
+
+    def _containers_of(self, pod: Pod) -> list[Container]:
+        return [container for container in self._pods.containers(Owner.KUBELET) if container.pod_id == pod.id]
+
+    # the runtime itself
+
+    @unary
+    async def Version(self, request: cri.VersionRequest) -> cri.VersionResponse:
+        return cri.VersionResponse(
+            version="0.1.0", runtime_name="highrt", runtime_version=version("strata"), runtime_api_version="v1"
+        )
+
+    @unary
+    async def Status(self, request: cri.StatusRequest) -> cri.StatusResponse:
+        ready, message = self._pods.network_ready()
+        network = cri.RuntimeCondition(type="NetworkReady", status=ready)
+        if not ready:
+            network.reason, network.message = "NetworkPluginNotReady", message
+        response = cri.StatusResponse(
+            status=cri.RuntimeStatus(conditions=[cri.RuntimeCondition(type="RuntimeReady", status=True), network]),
+            runtime_handlers=[
+                cri.RuntimeHandler(name=name, features=cri.RuntimeHandlerFeatures()) for name in ["", *self._handlers]
+            ],
+            features=cri.RuntimeFeatures(supplemental_groups_policy=True),
+        )
+        if request.verbose:
+            response.info["config"] = json.dumps({"pid": os.getpid(), "handlers": self._handlers})
+        return response
+
+    @unary
+    async def RuntimeConfig(self, request: cri.RuntimeConfigRequest) -> cri.RuntimeConfigResponse:
+        return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=cri.CGROUPFS))
+
+    @unary
+    async def UpdateRuntimeConfig(self, request: cri.UpdateRuntimeConfigRequest) -> cri.UpdateRuntimeConfigResponse:
+        # The pod CIDR is the concern of whoever writes the CNI configuration.
+        log.debug("the kubelet told the pod CIDR", cidr=request.runtime_config.network_config.pod_cidr)
+        return cri.UpdateRuntimeConfigResponse()
+
+    # pods
+
+    @unary
+    async def RunPodSandbox(self, request: cri.RunPodSandboxRequest) -> cri.RunPodSandboxResponse:
+        require(request.HasField("config"), "RunPodSandbox: config is missing")
+        metadata = request.config.metadata
+        for name in ("name", "namespace", "uid"):
+            require(getattr(metadata, name), f"RunPodSandbox: config.metadata.{name} is empty")
+        pod = await self._pods.run_pod(request.config, handler=request.runtime_handler, owner=Owner.KUBELET)
+        return cri.RunPodSandboxResponse(pod_sandbox_id=pod.id)
+
+    @unary
+    async def StopPodSandbox(self, request: cri.StopPodSandboxRequest) -> cri.StopPodSandboxResponse:
+        require(request.pod_sandbox_id, "StopPodSandbox: pod_sandbox_id is empty")
+        try:
+            pod = self._pod(request.pod_sandbox_id)
+        except NotFound:
+            return cri.StopPodSandboxResponse()
+        await self._pods.stop_pod(pod.id)
+        return cri.StopPodSandboxResponse()
+
+    @unary
+    async def RemovePodSandbox(self, request: cri.RemovePodSandboxRequest) -> cri.RemovePodSandboxResponse:
+        require(request.pod_sandbox_id, "RemovePodSandbox: pod_sandbox_id is empty")
+        try:
+            pod = self._pod(request.pod_sandbox_id)
+        except NotFound:
+            return cri.RemovePodSandboxResponse()
+        await self._pods.remove_pod(pod.id)
+        return cri.RemovePodSandboxResponse()
+
+    @unary
+    async def PodSandboxStatus(self, request: cri.PodSandboxStatusRequest) -> cri.PodSandboxStatusResponse:
+        pod = self._pod(request.pod_sandbox_id)
+        response = cri.PodSandboxStatusResponse(
+            status=messages.pod_status(pod),
+            containers_statuses=[messages.container_status(container) for container in self._containers_of(pod)],
+            timestamp=time.time_ns(),
+        )
+        if request.verbose:
+            response.info["info"] = json.dumps({"netns": pod.netns, "runtimeHandler": pod.handler})
+        return response
+
+    @unary
+    async def ListPodSandbox(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse:
+        return cri.ListPodSandboxResponse(items=self._list_pods(request.filter))
+
+    @streaming
+    async def StreamPodSandboxes(self, request: cri.StreamPodSandboxesRequest) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
+        items = self._list_pods(request.filter)
+        for start in range(0, len(items), _CHUNK):
+            yield cri.StreamPodSandboxesResponse(pod_sandboxes=items[start : start + _CHUNK])
+
+    def _list_pods(self, wanted: cri.PodSandboxFilter) -> list[cri.PodSandbox]:
+        pods = self._pods.pods(Owner.KUBELET)
+        return [messages.pod_item(pod) for pod in pods if messages.pod_matches(pod, wanted)]
+
+    @unary
+    async def UpdatePodSandboxResources(
+        self, request: cri.UpdatePodSandboxResourcesRequest
+    ) -> cri.UpdatePodSandboxResourcesResponse:
+        # The pod's own cgroup is the kubelet's (KEP-1287): the runtime is told, and has nothing to change.
+        self._pod(request.pod_sandbox_id)
+        return cri.UpdatePodSandboxResourcesResponse()
+
+    # containers
+
+    @unary
+    async def CreateContainer(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
+        pod = self._pod(request.pod_sandbox_id)
+        require(request.HasField("config"), "CreateContainer: config is missing")
+        require(request.config.metadata.name, "CreateContainer: config.metadata.name is empty")
+        require(request.config.image.image, "CreateContainer: config.image.image is empty: name an image that is here")
+        sandbox = request.sandbox_config if request.HasField("sandbox_config") else pod.config
+        container = await self._pods.create_container(pod.id, request.config, sandbox)
+        return cri.CreateContainerResponse(container_id=container.id)
+
+    @unary
+    async def StartContainer(self, request: cri.StartContainerRequest) -> cri.StartContainerResponse:
+        await self._pods.start_container(self._container(request.container_id).id)
+        return cri.StartContainerResponse()
+
+    @unary
+    async def StopContainer(self, request: cri.StopContainerRequest) -> cri.StopContainerResponse:
+        require(request.container_id, "StopContainer: container_id is empty")
+        try:
+            container = self._container(request.container_id)
+        except NotFound:
+            return cri.StopContainerResponse()
+        await self._pods.stop_container(container.id, max(0, request.timeout))
+        return cri.StopContainerResponse()
+
+    @unary
+    async def RemoveContainer(self, request: cri.RemoveContainerRequest) -> cri.RemoveContainerResponse:
+        require(request.container_id, "RemoveContainer: container_id is empty")
+        try:
+            container = self._container(request.container_id)
+        except NotFound:
+            return cri.RemoveContainerResponse()
+        await self._pods.remove_container(container.id)
+        return cri.RemoveContainerResponse()
+
+    @unary
+    async def ContainerStatus(self, request: cri.ContainerStatusRequest) -> cri.ContainerStatusResponse:
+        container = self._container(request.container_id)
+        response = cri.ContainerStatusResponse(status=messages.container_status(container))
+        if request.verbose:
+            info = {"sandboxID": container.pod_id, "pid": container.pid or 0}
+            response.info["info"] = json.dumps(info)
+        return response
+
+    @unary
+    async def ListContainers(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse:
+        return cri.ListContainersResponse(containers=self._list_containers(request.filter))
+
+    @streaming
+    async def StreamContainers(self, request: cri.StreamContainersRequest) -> AsyncIterator[cri.StreamContainersResponse]:
+        items = self._list_containers(request.filter)
+        for start in range(0, len(items), _CHUNK):
+            yield cri.StreamContainersResponse(containers=items[start : start + _CHUNK])
+
+    def _list_containers(self, wanted: cri.ContainerFilter) -> list[cri.Container]:
+        containers = self._pods.containers(Owner.KUBELET)
+        return [messages.container_item(item) for item in containers if messages.container_matches(item, wanted)]
+
+    @unary
+    async def UpdateContainerResources(
+        self, request: cri.UpdateContainerResourcesRequest
+    ) -> cri.UpdateContainerResourcesResponse:
+        container = self._container(request.container_id)
+        if request.HasField("linux"):
+            await self._pods.update_resources(container.id, request.linux)
+        return cri.UpdateContainerResourcesResponse()
+
+    @unary
+    async def ReopenContainerLog(self, request: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
+        container = self._container(request.container_id)
+        if container.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is not running: it has no open log")
+        await self._pods.reopen_log(container.id)
+        return cri.ReopenContainerLogResponse()
+
+    # streams
+
+    @unary
+    async def ExecSync(self, request: cri.ExecSyncRequest) -> cri.ExecSyncResponse:
+        container = self._running(request.container_id)
+        require(request.cmd, "ExecSync: cmd is empty: name a command")
+        timeout = request.timeout if request.timeout > 0 else None
+        try:
+            stdout, stderr, code = await self._pods.exec_sync(container.id, list(request.cmd), timeout)
+        except TimeoutError as error:
+            text = f"command {list(request.cmd)} timed out: timeout {request.timeout}s exceeded, context deadline exceeded"
+            raise GRPCError(Status.DEADLINE_EXCEEDED, text) from error
+        return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=code)
+
+    @unary
+    async def Exec(self, request: cri.ExecRequest) -> cri.ExecResponse:
+        container = self._running(request.container_id)
+        require(request.cmd, "Exec: cmd is empty: name a command")
+        _check_streams("Exec", request)
+
+        async def start(stdio: Stdio) -> Running:
+            session = await self._pods.exec(container.id, list(request.cmd), stdio, terminal=request.tty)
+            return ExecutedCommand(session)
+
+        command = Command(start, container.id, request.stdin, request.stdout, request.stderr, request.tty)
+        return cri.ExecResponse(url=self._streams.url("exec", command))
+
+    @unary
+    async def Attach(self, request: cri.AttachRequest) -> cri.AttachResponse:
+        container = self._running(request.container_id)
+        _check_streams("Attach", request)
+
+        async def start(stdio: Stdio) -> Running:
+            return AttachedContainer(await self._pods.attach(container.id, stdio))
+
+        # A terminal is what the container was created with, whatever the request says.
+        command = Command(start, container.id, request.stdin, request.stdout, request.stderr, container.config.tty)
+        return cri.AttachResponse(url=self._streams.url("attach", command))
+
+    @unary
+    async def PortForward(self, request: cri.PortForwardRequest) -> cri.PortForwardResponse:
+        pod = self._pod(request.pod_sandbox_id)
+        if not pod.ready:
+            raise FailedPrecondition(f"pod sandbox {pod.id} is not ready: nothing can be forwarded into it")
+
+        async def dial(port: int) -> socket.socket:
+            return await self._pods.dial(pod.id, port)
+
+        return cri.PortForwardResponse(url=self._streams.url("portforward", Forward(dial, pod.id)))
+
+    def _running(self, container_id: str) -> Container:
+        container = self._container(container_id)
+        if container.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is not running ({container.state.value})")
+        return container
+
+    # statistics
+
+    @unary
+    async def ContainerStats(self, request: cri.ContainerStatsRequest) -> cri.ContainerStatsResponse:
+        return cri.ContainerStatsResponse(stats=await self._container_stats(self._container(request.container_id)))
+
+    @unary
+    async def ListContainerStats(self, request: cri.ListContainerStatsRequest) -> cri.ListContainerStatsResponse:
+        return cri.ListContainerStatsResponse(stats=await self._list_container_stats(request.filter))
+
+    @streaming
+    async def StreamContainerStats(
+        self, request: cri.StreamContainerStatsRequest
+    ) -> AsyncIterator[cri.StreamContainerStatsResponse]:
+        stats = await self._list_container_stats(request.filter)
+        for start in range(0, len(stats), _CHUNK):
+            yield cri.StreamContainerStatsResponse(container_stats=stats[start : start + _CHUNK])
+
+    @unary
+    async def PodSandboxStats(self, request: cri.PodSandboxStatsRequest) -> cri.PodSandboxStatsResponse:
+        return cri.PodSandboxStatsResponse(stats=await self._pod_stats(self._pod(request.pod_sandbox_id)))
+
+    @unary
+    async def ListPodSandboxStats(self, request: cri.ListPodSandboxStatsRequest) -> cri.ListPodSandboxStatsResponse:
+        return cri.ListPodSandboxStatsResponse(stats=await self._list_pod_stats(request.filter))
+
+    @streaming
+    async def StreamPodSandboxStats(
+        self, request: cri.StreamPodSandboxStatsRequest
+    ) -> AsyncIterator[cri.StreamPodSandboxStatsResponse]:
+        stats = await self._list_pod_stats(request.filter)
+        for start in range(0, len(stats), _CHUNK):
+            yield cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=stats[start : start + _CHUNK])
+
+    async def _container_stats(self, container: Container) -> cri.ContainerStats:
+        return await self._pods.container_stats(container.id)
+
+    async def _pod_stats(self, pod: Pod) -> cri.PodSandboxStats:
+        return await self._pods.pod_stats(pod.id)
+
+    async def _list_container_stats(self, wanted: cri.ContainerStatsFilter) -> list[cri.ContainerStats]:
+        filter_ = cri.ContainerFilter(
+            id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector
+        )
+        stats = []
+        for container in self._pods.containers(Owner.KUBELET):
+            if container.state is ContainerState.RUNNING and messages.container_matches(container, filter_):
+                try:
+                    stats.append(await self._container_stats(container))
+                except NotFound:  # removed meanwhile
+                    continue
+        return stats
+
+    async def _list_pod_stats(self, wanted: cri.PodSandboxStatsFilter) -> list[cri.PodSandboxStats]:
+        filter_ = cri.PodSandboxFilter(id=wanted.id, label_selector=wanted.label_selector)
+        stats = []
+        for pod in self._pods.pods(Owner.KUBELET):
+            if pod.ready and messages.pod_matches(pod, filter_):
+                try:
+                    stats.append(await self._pod_stats(pod))
+                except NotFound:  # removed meanwhile
+                    continue
+        return stats
+
+    # metrics: the kubelet takes them from here only where its gate PodAndContainerStatsFromCRI is on
+
+    @unary
+    async def ListMetricDescriptors(self, request: cri.ListMetricDescriptorsRequest) -> cri.ListMetricDescriptorsResponse:
+        raise _unimplemented("ListMetricDescriptors", "use the statistics calls")
+
+    @unary
+    async def ListPodSandboxMetrics(self, request: cri.ListPodSandboxMetricsRequest) -> cri.ListPodSandboxMetricsResponse:
+        raise _unimplemented("ListPodSandboxMetrics", "use the statistics calls")
+
+    @unary
+    async def StreamPodSandboxMetrics(
+        self, request: cri.StreamPodSandboxMetricsRequest
+    ) -> cri.StreamPodSandboxMetricsResponse:
+        raise _unimplemented("StreamPodSandboxMetrics", "use the statistics calls")
+
+    @unary
+    async def CheckpointContainer(self, request: cri.CheckpointContainerRequest) -> cri.CheckpointContainerResponse:
+        raise _unimplemented("CheckpointContainer", "checkpoints are not supported")
+
+    @unary
+    async def CheckpointPod(self, request: cri.CheckpointPodRequest) -> cri.CheckpointPodResponse:
+        raise _unimplemented("CheckpointPod", "checkpoints are not supported")
+
+    @unary
+    async def RestorePod(self, request: cri.RestorePodRequest) -> cri.RestorePodResponse:
+        raise _unimplemented("RestorePod", "checkpoints are not supported")
+
+    # events
+
+    @streaming
+    async def GetContainerEvents(self, request: cri.GetEventsRequest) -> AsyncIterator[cri.ContainerEventResponse]:
+        async for event in self._pods.events():
+            try:
+                pod = self._pods.pod(event.pod_id)
+            except NotFound:  # removed since
+                continue
+            if pod.owner is Owner.KUBELET:
+                yield cri.ContainerEventResponse(
+                    container_id=event.container_id,
+                    container_event_type=_EVENTS[event.kind],
+                    created_at=event.time_ns,
+                    pod_sandbox_status=messages.pod_status(pod),
+                    containers_statuses=[messages.container_status(item) for item in self._containers_of(pod)],
+                )
+
+
+def _check_streams(call: str, request: cri.ExecRequest | cri.AttachRequest) -> None:
+    require(request.stdin or request.stdout or request.stderr, f"{call}: one of stdin, stdout and stderr must be true")
+    require(not (request.tty and request.stderr), f"{call}: tty and stderr cannot both be true: a terminal has one output")
+
+
+def _unimplemented(call: str, advice: str) -> GRPCError:
+    return GRPCError(Status.UNIMPLEMENTED, f"{call} is not implemented: {advice}")
