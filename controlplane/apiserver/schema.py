@@ -75,16 +75,21 @@ class Schemas:
 
     def patch_strategy(self, gvk: GVK, path: tuple[str, ...]) -> Strategy:
         """How strategic merge patches treat the field at a path of names."""
-        schema: Schema = self.definitions.get(self._by_gvk.get(gvk, ""), {})
+        schema = self.schema_of(gvk)
         for step in path:
-            schema = self._resolve(schema)
+            schema = self.resolve(schema)
             if "items" in schema:
-                schema = self._resolve(schema["items"])
+                schema = self.resolve(schema["items"])
             properties = schema.get("properties", {})
             schema = properties.get(step) or schema.get("additionalProperties") or {}
         return schema.get("x-kubernetes-patch-strategy", "replace"), schema.get("x-kubernetes-patch-merge-key")
 
-    def _resolve(self, schema: Schema) -> Schema:
+    def schema_of(self, gvk: GVK) -> Schema:
+        """The schema of a kind; an empty one (anything goes) where there is none."""
+        return self.definitions.get(self._by_gvk.get(gvk, ""), {})
+
+    def resolve(self, schema: Schema) -> Schema:
+        """The schema that a schema refers to."""
         while "$ref" in schema:
             schema = self.definitions[schema["$ref"].removeprefix(_PREFIX)]
         return schema

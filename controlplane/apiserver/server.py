@@ -6,6 +6,7 @@ answered from memory (`cache`). The streaming subresources (log, exec, attach, p
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ import orjson
 import yaml
 from aiohttp import web
 
-from controlplane.apiserver import discovery, errors, patches, reviews, strategies, tables, watch
+from controlplane.apiserver import discovery, errors, fields, patches, reviews, strategies, tables, watch
 from controlplane.apiserver.cache import Cache
 from controlplane.apiserver.openapi import OpenApi
 from controlplane.apiserver.protobuf import envelope
@@ -228,6 +229,7 @@ class ApiServer:
         self, request: web.BaseRequest, user: UserInfo, verb: str, target: Target, resource: Resource
     ) -> web.StreamResponse:
         operation = Operation(user, resource, target.namespace, target.name, target.subresource, dict(request.query))
+        operation.user_agent = request.headers.get("User-Agent", "")
         if target.subresource:
             return await self._serve_subresource(request, verb, target, operation)
         if verb not in resource.verbs:
@@ -251,7 +253,7 @@ class ApiServer:
                 entry, created = await self._verbs.update(operation, await self._object(request, resource))
                 return self._answer(encoder.one(entry), operation, 201 if created else 200)
             case "patch":
-                return self._answer(encoder.one(await self._patch(request, operation)), operation)
+                return await self._patch(request, operation, encoder)
             case "delete":
                 entry, gone = await self._verbs.delete(operation, await self._delete_options(request))
                 if not gone:
@@ -308,19 +310,26 @@ class ApiServer:
                 entry, _ = await self._verbs.update(operation, await self._object(request, resource))
                 return self._answer(encoder.one(entry), operation)
             case _, "patch":
-                return self._answer(encoder.one(await self._patch(request, operation)), operation)
+                return await self._patch(request, operation, encoder)
         raise errors.method_not_allowed(resource, verb)
 
-    async def _patch(self, request: web.BaseRequest, operation: Operation) -> Any:
+    async def _patch(self, request: web.BaseRequest, operation: Operation, encoder: tables.Encoder) -> web.Response:
         kind, body = await self._patch_body(request)
-        return await self._verbs.patch(operation, kind, body)
+        if kind == patches.APPLY:
+            entry, created = await self._verbs.apply(operation, body)
+            return self._answer(encoder.one(entry), operation, 201 if created else 200)
+        if "force" in operation.query:
+            problem = fields.forbidden("force", "may not be specified for non-apply patch")
+            raise errors.invalid("PatchOptions", "meta.k8s.io", "", [problem])
+        return self._answer(encoder.one(await self._verbs.patch(operation, kind, body)), operation)
 
     async def _patch_body(self, request: web.BaseRequest) -> tuple[str, Any]:
         kind = request.content_type
-        allowed = (patches.JSON, patches.MERGE, patches.STRATEGIC)
+        allowed = (patches.JSON, patches.MERGE, patches.STRATEGIC, patches.APPLY)
         if kind not in allowed:
             raise errors.unsupported_media_type(kind, allowed)
-        return kind, _parse(await self._body(request))
+        body = await self._body(request)
+        return kind, _parse_yaml(body) if kind == patches.APPLY else _parse(body)
 
     def _list(self, encoder: tables.Encoder, page: Page) -> bytes:
         metadata: dict[str, Any] = {"resourceVersion": str(page.revision)}
@@ -357,10 +366,7 @@ class ApiServer:
         if kind == envelope.MEDIA_TYPE:
             return _opened(body)
         if kind in ("application/yaml", "application/x-yaml", "text/yaml"):
-            try:
-                parsed = yaml.safe_load(body)
-            except yaml.YAMLError as error:
-                raise errors.bad_request(f"the body is not valid YAML: {error}") from None
+            parsed = _parse_yaml(body)
         elif kind in ("application/json", "application/octet-stream", ""):
             parsed = _parse(body)
         else:
@@ -428,6 +434,26 @@ def _parse(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise errors.bad_request(f"the body is not valid JSON: {error}") from None
+
+
+def _parse_yaml(body: bytes) -> Any:
+    if body.lstrip().startswith(b"{"):  # JSON is YAML, and much faster to read
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(body)
+    try:
+        return yaml.load(body, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise errors.bad_request(f"the body is not valid YAML: {error}") from None
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML as Kubernetes reads it: a date is a text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _opened(body: bytes) -> Object:

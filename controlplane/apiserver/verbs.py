@@ -8,13 +8,13 @@ import base64
 import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from controlplane.apiserver import defaults, errors, fields, patches, strategies, validation
+from controlplane.apiserver import defaults, errors, fields, fieldsets, managers, patches, strategies, validation
 from controlplane.apiserver.cache import Cache, Entry, encode, with_revision
 from controlplane.apiserver.request import Admission, AdmissionRequest, StatusError, UserInfo
 from controlplane.apiserver.resources import Object, Registry, Resource
@@ -37,6 +37,14 @@ class Operation:
     subresource: str = ""
     query: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    user_agent: str = ""
+    applies: bool = False
+    """Whether this is a server-side apply, which keeps the book of owners itself."""
+
+    @property
+    def manager(self) -> str:
+        """The field manager's name: what the client says, or what its program is called."""
+        return self.query.get("fieldManager") or self.user_agent.partition("/")[0][:128] or "unknown"
 
     @property
     def dry_run(self) -> bool:
@@ -133,13 +141,16 @@ class Verbs:
 
     async def _create_named(self, operation: Operation, obj: Object) -> Entry:
         resource, metadata = operation.resource, obj["metadata"]
-        for server_set in ("selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields"):
+        for server_set in ("selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"):
             metadata.pop(server_set, None)
+        if not operation.applies:
+            metadata.pop("managedFields", None)
         if resource.status:
             obj.pop("status", None)
         self._check_schema(operation, obj, metadata.get("name", ""))
         metadata["uid"], metadata["creationTimestamp"] = str(uuid.uuid4()), now()
         defaults.apply(resource.gvk, obj)
+        self._track(operation, obj, None)
         problems = strategies.prepare(resource.group, resource.plural, obj, None, self._context) if _well_formed(obj) else []
         await self._admit(operation, "CREATE", obj, None)
         defaults.apply(resource.gvk, obj)
@@ -188,6 +199,66 @@ class Verbs:
         wanted = (body.get("metadata") or {}).get("resourceVersion") if isinstance(body, dict) else None
         return await self._replace(operation, patched, wanted)
 
+    async def apply(self, operation: Operation, body: Any) -> tuple[Entry, bool]:
+        """Server-side apply: makes the object what the configuration says of it; returns it, and whether it is new.
+
+        Raises StatusError: Conflict where another manager owns a field that would change.
+        """
+        resource = operation.resource
+        if not operation.query.get("fieldManager"):
+            problem = fields.required("fieldManager", "is required for apply patch")
+            raise errors.invalid("PatchOptions", "meta.k8s.io", "", [problem])
+        if not isinstance(body, dict):
+            raise errors.bad_request("the applied configuration must be an object")
+        self._expect_kind(body, resource.gvk)
+        metadata = body.setdefault("metadata", {})
+        self._fill_namespace(operation, metadata)
+        if metadata.setdefault("name", operation.name) != operation.name:
+            raise errors.bad_request(
+                f"the name of the object ({metadata['name']}) does not match the name on the URL ({operation.name})"
+            )
+        self._check_schema(operation, body, operation.name, partial=True)
+        if operation.subresource == "status":
+            body = {key: value for key, value in body.items() if key in ("apiVersion", "kind", "metadata", "status")}
+        elif resource.status:
+            body.pop("status", None)
+        wanted = metadata.pop("resourceVersion", None)
+        operation.applies = True
+        manager = managers.Manager(operation.manager, "Apply", resource.api_version, operation.subresource)
+        typed, force = self._typed(resource), operation.query.get("force") in ("true", "1")
+
+        def applied(current: Object | None) -> Object:
+            return managers.apply(typed, current, orjson.loads(orjson.dumps(body)), manager, force=force)
+
+        for _ in range(_ATTEMPTS):
+            if self._cache.of(resource).get(resource.key(operation.namespace, operation.name)):
+                return await self._replace(operation, applied, wanted), False
+            if operation.subresource:
+                raise errors.not_found(resource, operation.name)
+            if metadata.get("uid"):
+                raise errors.conflict(
+                    resource,
+                    operation.name,
+                    f"uid mismatch: the provided object specified uid {metadata['uid']}, and no existing object was found",
+                )
+            try:
+                return await self._create_named(operation, applied(None)), True
+            except StatusError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+        raise errors.conflict(resource, operation.name)
+
+    def _typed(self, resource: Resource) -> fieldsets.Typed:
+        return fieldsets.Typed(self._schemas, self._schemas.schema_of(resource.gvk))
+
+    def _track(self, operation: Operation, new: Object, old: Object | None) -> None:
+        """Writes down who owns what this write changes (see `managers`)."""
+        if operation.applies:
+            return
+        manager = managers.Manager(operation.manager, "Update", operation.resource.api_version, operation.subresource)
+        named = "fieldManager" in operation.query
+        managers.track_update(self._typed(operation.resource), new, old, manager, named=named)
+
     async def _replace(self, operation: Operation, change: Callable[[Object], Object], wanted: str | None) -> Entry:
         """Writes what `change` makes of the current object. wanted: the only resourceVersion that may be replaced."""
         resource = operation.resource
@@ -201,6 +272,9 @@ class Verbs:
                 raise errors.conflict(resource, operation.name)
             old = entry.decode()
             new = change(entry.decode())
+            version = new["metadata"].get("resourceVersion")
+            if version and version != str(entry.revision):  # a JSON patch names it so
+                raise errors.conflict(resource, operation.name)
             if operation.subresource != "status":
                 self._check_schema(operation, new, operation.name)
             await self._prepare_update(operation, new, old)
@@ -231,14 +305,17 @@ class Verbs:
                 metadata[kept] = before[kept]
             elif kept != "generateName":
                 metadata.pop(kept, None)
-        metadata.pop("managedFields", None)
         if operation.subresource == "status":
             status = new.get("status")
             changed = {**old, "metadata": {**before, **_status_metadata(metadata)}}
             if status is not None:
                 changed["status"] = status
+            given = metadata.get("managedFields")
             new.clear()
             new.update(changed)
+            if given is not None:
+                new["metadata"]["managedFields"] = given
+            self._track(operation, new, old)
             await self._admit(operation, "UPDATE", new, old)
             return
         if resource.status and operation.subresource != "approval":
@@ -246,6 +323,7 @@ class Verbs:
             if "status" in old:
                 new["status"] = old["status"]
         defaults.apply(resource.gvk, new)
+        self._track(operation, new, old)
         problems = strategies.prepare(resource.group, resource.plural, new, old, self._context) if _well_formed(new) else []
         await self._admit(operation, "UPDATE", new, old)
         if new.get("spec") != old.get("spec") and "generation" in before:
@@ -284,7 +362,7 @@ class Verbs:
         page = self.list(operation)
         for entry in page.entries:
             namespace, _, name = entry.key.removeprefix(operation.resource.prefix).rpartition("/")
-            one = Operation(operation.user, operation.resource, namespace, name, query=operation.query)
+            one = replace(operation, namespace=namespace, name=name)
             try:
                 await self.delete(one, options)
             except StatusError as error:
@@ -379,7 +457,7 @@ class Verbs:
             problem = fields.invalid("spec.replicas", replicas, "must be greater than or equal to 0")
             raise errors.invalid("Scale", "autoscaling", operation.name, [problem])
         wanted = (scale.get("metadata") or {}).get("resourceVersion")
-        plain = Operation(operation.user, operation.resource, operation.namespace, operation.name, query=operation.query)
+        plain = replace(operation, subresource="")
 
         def resized(obj: Object) -> Object:
             obj["spec"]["replicas"] = replicas
@@ -439,11 +517,15 @@ class Verbs:
                 f"({metadata['namespace']} instead of {operation.namespace})"
             )
 
-    def _check_schema(self, operation: Operation, obj: Object, name: str) -> None:
-        """Types and unknown fields, which the field validation of the request refuses, warns of or drops."""
+    def _check_schema(self, operation: Operation, obj: Object, name: str, *, partial: bool = False) -> None:
+        """Types and unknown fields, which the field validation of the request refuses, warns of or drops.
+
+        partial: the object need not be complete.
+        """
         check = self._schemas.check(operation.resource.gvk, obj)
-        if check.errors:
-            raise errors.invalid(operation.resource.kind, operation.resource.group, name, check.errors)
+        problems = [error for error in check.errors if not partial or error.type != "Required value"]
+        if problems:
+            raise errors.invalid(operation.resource.kind, operation.resource.group, name, problems)
         if check.unknown:
             mode = operation.query.get("fieldValidation") or "Warn"
             if mode == "Strict":
