@@ -27,8 +27,8 @@ class Resource:
     short_names: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     status: bool = False
-    subresources: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
-    fields: Mapping[str, Getter] = field(default_factory=dict)
+    subresources: Mapping[str, tuple[str, str, str]] = field(default_factory=dict, hash=False)
+    fields: Mapping[str, Getter] = field(default_factory=dict, hash=False)
     verbs: tuple[str, ...] = ALL_VERBS
     storage: str = ""
     ttl_seconds: int = 0
