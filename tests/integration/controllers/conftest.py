@@ -1,0 +1,78 @@
+"""A real API server behind the developers' door, and a client to it."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strata.kubeclient.client import Client
+from strata.kubeclient.errors import ApiError
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], what: str, *, seconds: float = 10.0) -> Any:
+    """Awaits `condition` again and again until what it returns is true, and returns that; fails after `seconds`.
+
+    An object that is not found yet counts as not yet true.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        result: Any = None
+        with contextlib.suppress(ApiError):
+            result = await condition()
+        if result:
+            return result
+        if asyncio.get_running_loop().time() > deadline:
+            pytest.fail(f"waited {seconds} s for {what}: last result {result!r}")
+        await asyncio.sleep(0.03)
+
+
+class Door:
+    """The API server's process; it can be killed and started again on its data."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._folder = folder
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "controlplane.apiserver", "--listen", f"127.0.0.1:{self.port}",
+            "--data-dir", str(self._folder), "--insecure",
+            stdin=asyncio.subprocess.DEVNULL, stdout=None, stderr=None, cwd=Path(__file__).parents[3],
+        )  # fmt: skip
+        client = Client(self.url)
+        try:
+            await eventually(lambda: client.request("GET", "/api/v1/namespaces/kube-node-lease"), "the API server", seconds=30)
+        finally:
+            await client.close()
+
+    async def kill(self) -> None:
+        if self._process and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[Door]:
+    door = Door(tmp_path)
+    await door.start()
+    yield door
+    await door.kill()
+
+
+@pytest.fixture
+async def client(door: Door) -> AsyncIterator[Client]:
+    client = Client(door.url)
+    yield client
+    await client.close()
