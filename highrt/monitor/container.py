@@ -1,0 +1,327 @@
+"""A container as its monitor sees it: created, running, exited; its streams, its log, who is attached, its exit record."""
+
+import os
+import time
+
+from highrt.monitor import record, terminals
+from highrt.monitor.logfile import LogFile
+from highrt.monitor.loop import Loop, exit_code
+from highrt.monitor.runtime import Runtime
+from highrt.monitor.streams import Sink, Source, feed
+from strata.linux import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Request = dict[str, Any]
+    Done = Callable[[str | None], None]
+    Emit = Callable[[dict[str, Any]], None]
+
+DRAIN_SECONDS = 2.0
+"""How long after a container's end its log may still be fed by processes that hold its pipes elsewhere."""
+
+
+class Attached:
+    """A client at a container's streams: it owns the three descriptors, -1 for what it does not want."""
+
+    def __init__(self, container: "Container", attach_id: str, fds: tuple[int, int, int]) -> None:
+        self.id, self._container = attach_id, container
+        loop = container.loop
+        stdin, stdout, stderr = fds
+        self.sinks: dict[bytes, Sink] = {}
+        for name, descriptor in ((b"stdout", stdout), (b"stderr", stderr)):
+            if descriptor >= 0:
+                self.sinks[name] = Sink(loop, descriptor, lambda: container.detach(self.id))
+        self._stdin: Source | None = None
+        if stdin >= 0:
+            if container.stdin:
+                self._stdin = Source(loop, stdin, self._typed, self._stdin_ended)
+            else:
+                os.close(stdin)
+
+    def _typed(self, data: bytes) -> None:
+        if self._stdin and self._container.stdin:
+            feed(self._stdin, [self._container.stdin], data)
+
+    def _stdin_ended(self) -> None:
+        self._stdin = None
+        self._container.stdin_ended()
+        if not self.sinks:
+            self._container.detach(self.id)
+
+    def close(self) -> None:
+        """What was written for the client still goes to it."""
+        if self._stdin:
+            self._stdin.close()
+            self._stdin = None
+            self._container.stdin_ended()
+        for sink in self.sinks.values():
+            sink.close()
+
+
+class Container:
+    """Made by `create`; ends in state exited, after its exit record is on disk and the runtime has deleted it."""
+
+    def __init__(self, loop: Loop, runtime: Runtime, request: "Request", emit: "Emit", boot: str) -> None:
+        """request: the fields of the wire's `create`. emit: sends events. Raises OSError where the log cannot be opened."""
+        self.loop, self._runtime, self._emit, self._boot = loop, runtime, emit, boot
+        self.id: str = request["container"]
+        self._bundle: str = request["bundle"]
+        self._cgroup = cgroups.open_cgroup(request["cgroup"])
+        self._terminal, self._stdin_once = bool(request.get("terminal")), bool(request.get("stdin_once"))
+        self._wants_stdin = bool(request.get("stdin"))
+        # Without a PID namespace of its own, its processes outlive the first one, unless they are killed by cgroup.
+        self._own_pid_namespace = bool(request.get("own_pid_namespace", True))
+        self._console_path: str = request.get("console_socket", "")
+        self.state, self.pid = "creating", 0
+        self.exit: dict[str, Any] | None = None
+        self.stdin: Sink | None = None
+        self._master = -1
+        self._sources: dict[bytes, Source] = {}
+        self._attached: dict[str, Attached] = {}
+        self._draining: Any = None
+        self._on_deleted: list[Callable[[], None]] = []
+        self._log = LogFile(request.get("log") or "")
+
+    # --- life
+
+    def create(self, environ: "dict[str, str]", done: "Done") -> None:
+        """Has the runtime make it. After an error nothing of it is left."""
+        console: terminals.ConsoleSocket | None = None
+        theirs: list[int] = []
+        try:
+            arguments = ["create", "--bundle", self._bundle, "--pid-file", self._pid_file]
+            if self._terminal:
+                console = terminals.ConsoleSocket(self._console_path)
+                arguments += ["--console-socket", console.path]
+                fds = None
+            else:
+                fds = self._make_pipes(theirs)
+        except OSError as error:
+            self._discard()
+            done(f"cannot make the container's streams: {error}")
+            return
+
+        def created(failure: str | None) -> None:
+            for descriptor in theirs:
+                os.close(descriptor)
+            try:
+                if failure is None:
+                    if console:
+                        self._take_terminal(console.take())
+                    with open(self._pid_file, encoding="ascii") as file:
+                        self.pid = int(file.read())
+                    self.state = "created"
+                    self.loop.on_exit(self.pid, self._ended)
+            except (OSError, ValueError) as error:
+                failure = f"the runtime's create succeeded, but left no usable terminal or PID: {error}"
+            finally:
+                if console:
+                    console.close()
+            if failure is None:
+                done(None)
+                return
+            reason = failure
+
+            def undone(_: str | None) -> None:
+                self._discard()
+                done(reason)
+
+            self._runtime.call(["delete", "--force", self.id], self._runtime_log, environ, undone)
+
+        self._runtime.call([*arguments, self.id], self._runtime_log, environ, created, fds)
+
+    def start(self, environ: "dict[str, str]", done: "Done") -> None:
+        if self.state != "created":
+            done(f"the container is {self.state}, not created")
+            return
+
+        def started(failure: str | None) -> None:
+            if failure is None and self.state == "created":
+                self.state = "running"
+                self._emit({"event": "started", "container": self.id, "time": time.time_ns()})
+            done(failure)
+
+        self._runtime.call(["start", self.id], self._runtime_log, environ, started)
+
+    def signal(self, number: int, *, everybody: bool) -> None:
+        """Sends a signal to its first process, or to all of its cgroup; nothing where it has ended."""
+        if self.state not in ("created", "running"):
+            return
+        if everybody and number == 9:
+            self._cgroup.kill()
+        elif everybody:
+            for pid in self._cgroup.pids(recursive=True):
+                _kill(pid, number)
+        # The first process is this one's child and not reaped yet: its PID cannot have come to mean another.
+        _kill(self.pid, number)
+        if number == 9 and self._frozen():
+            self._cgroup.thaw()
+
+    def delete(self, done: "Callable[[], None]") -> None:
+        """Ends it if it runs, and calls when nothing of it is left with the runtime."""
+        if self.state == "deleted":
+            done()
+            return
+        self._on_deleted.append(done)
+        if self.state in ("created", "running"):
+            self.signal(9, everybody=not self._own_pid_namespace)
+
+    def _frozen(self) -> bool:
+        try:
+            return self._cgroup.frozen()
+        except OSError:
+            return False
+
+    def _ended(self, status: int) -> None:
+        code, number = exit_code(status)
+        if not self._own_pid_namespace:
+            self._cgroup.kill()
+        try:
+            oom = code != 0 and self._cgroup.oom_kill_count() > 0
+        except OSError:
+            oom = False
+        self.exit = {"code": code, "signal": number, "oom": oom, "time": time.time_ns(), "boot_id": self._boot}
+        self.state = "stopping"
+        if self._sources:
+            self._draining = self.loop.after(DRAIN_SECONDS, self._drained)
+        else:
+            self._drained()
+
+    def _drained(self) -> None:
+        """The streams have ended, or their time is up: the end is written down and told."""
+        self.loop.cancel(self._draining)
+        for name in list(self._sources):
+            self._sources.pop(name).close()
+            self._log_end(name)
+        self.state = "exited"
+        self._log.close()
+        record.write(os.path.dirname(self._pid_file), self.exit or {})
+        for attached in list(self._attached):
+            self.detach(attached)
+        if self.stdin:
+            self.stdin.abort()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+        self._emit({"event": "exited", "container": self.id, **(self.exit or {})})
+        self._runtime.call(["delete", "--force", self.id], self._runtime_log, dict(_ENVIRON), self._deleted)
+
+    def _deleted(self, failure: str | None) -> None:
+        self.state = "deleted"
+        if failure:
+            self._emit({"event": "trouble", "container": self.id, "text": f"the runtime cannot delete it: {failure}"})
+        waiting, self._on_deleted = self._on_deleted, []
+        for call in waiting:
+            call()
+
+    def _discard(self) -> None:
+        """After a create that failed."""
+        self.state = "deleted"
+        for source in self._sources.values():
+            source.close()
+        self._sources.clear()
+        if self.stdin:
+            self.stdin.abort()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+        self._log.close()
+
+    # --- streams
+
+    def attach(self, attach_id: str, fds: tuple[int, int, int]) -> None:
+        self._attached[attach_id] = Attached(self, attach_id, fds)
+
+    def detach(self, attach_id: str) -> None:
+        attached = self._attached.pop(attach_id, None)
+        if attached:
+            attached.close()
+            self._emit({"event": "detached", "container": self.id, "attach": attach_id})
+
+    def stdin_ended(self) -> None:
+        """An attached client's stdin has ended: the container sees that when it was promised one session only."""
+        if self._stdin_once and not self._terminal and self.stdin:
+            self.stdin.close()
+            self.stdin = None
+
+    def resize(self, width: int, height: int) -> None:
+        if self._master < 0:
+            raise OSError(25, "the container has no terminal")
+        terminals.resize(self._master, width, height)
+
+    def reopen_log(self) -> None:
+        self._log.reopen()
+
+    def _make_pipes(self, theirs: list[int]) -> tuple[int, int, int]:
+        ends = []
+        if self._wants_stdin:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            theirs.append(read)
+            self.stdin = Sink(self.loop, write, self._stdin_gone)
+        else:
+            theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        for name in (b"stdout", b"stderr"):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            theirs.append(write)
+            self._listen(name, read)
+        ends = theirs[:3]
+        return ends[0], ends[1], ends[2]
+
+    def _take_terminal(self, master: int) -> None:
+        self._master = master
+        self._listen(b"stdout", os.dup(master))
+        if self._wants_stdin:
+            self.stdin = Sink(self.loop, os.dup(master), self._stdin_gone)
+
+    def _stdin_gone(self) -> None:
+        self.stdin = None
+
+    def _listen(self, name: bytes, descriptor: int) -> None:
+        def ended() -> None:
+            self._stream_ended(name)
+
+        self._sources[name] = Source(self.loop, descriptor, lambda data: self._wrote(name, data), ended)
+
+    def _wrote(self, name: bytes, data: bytes) -> None:
+        try:
+            self._log.write(name, data)
+        except OSError as error:
+            self._log_failed(error)
+        feed(self._sources[name], [a.sinks[name] for a in self._attached.values() if name in a.sinks], data)
+
+    def _stream_ended(self, name: bytes) -> None:
+        self._sources.pop(name, None)
+        self._log_end(name)
+        if self.state == "stopping" and not self._sources:
+            self._drained()
+
+    def _log_end(self, name: bytes) -> None:
+        try:
+            self._log.end(name)
+        except OSError as error:
+            self._log_failed(error)
+
+    def _log_failed(self, error: OSError) -> None:
+        """A full disk loses lines, not containers."""
+        self._emit({"event": "trouble", "container": self.id, "text": f"log lines are lost: {error}"})
+
+    @property
+    def _pid_file(self) -> str:
+        return f"{self._bundle}/pid"
+
+    @property
+    def _runtime_log(self) -> str:
+        return f"{self._bundle}/runtime.log"
+
+
+_ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,74 @@
+"""A container's log file in the kubelet's format (CRI logging): `TIME STREAM TAG LINE`, one line a line.
+
+TAG is F for a full line and P for a part of one: a line is cut every 16 KiB, and what has no newline at the end of the
+stream is a part.
+"""
+
+import os
+import time
+
+MAX_LINE_BYTES = 16384
+
+
+class LogFile:
+    """Both streams of a container write here. Without a path it swallows all."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = -1
+        self._pending = {b"stdout": b"", b"stderr": b""}
+        self._second, self._clock = 0, b""
+        if path:
+            self.reopen()
+
+    def reopen(self) -> None:
+        """Opens the path anew, after the kubelet has moved the file away. Raises OSError, and goes on with the old one."""
+        if not self._path:
+            return
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def write(self, stream: bytes, data: bytes) -> None:
+        """Adds what a container wrote. Raises OSError where the disk does not take it."""
+        if self._descriptor < 0:
+            return
+        head = self._stamp() + b" " + stream
+        full, part = head + b" F ", head + b" P "
+        out = bytearray()
+        lines = (self._pending[stream] + data).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            while len(line) > MAX_LINE_BYTES:
+                out += part + line[:MAX_LINE_BYTES] + b"\n"
+                line = line[MAX_LINE_BYTES:]
+            out += full + line + b"\n"
+        while len(rest) > MAX_LINE_BYTES:
+            out += part + rest[:MAX_LINE_BYTES] + b"\n"
+            rest = rest[MAX_LINE_BYTES:]
+        self._pending[stream] = rest
+        self._put(out)
+
+    def end(self, stream: bytes) -> None:
+        """The stream has ended: what is left of it is written as a part."""
+        rest, self._pending[stream] = self._pending[stream], b""
+        if rest and self._descriptor >= 0:
+            self._put(bytearray(self._stamp() + b" " + stream + b" P " + rest + b"\n"))
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _put(self, data: bytearray) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def _stamp(self) -> bytes:
+        second, fraction = divmod(time.time_ns(), 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%s.%09dZ" % (self._clock, fraction)
