@@ -9,12 +9,17 @@ from typing import Any
 
 import orjson
 
+from controlplane.apiserver import openapi_protobuf
 from controlplane.apiserver.discovery import VERSION
 from controlplane.apiserver.resources import Registry, Resource
 from controlplane.apiserver.schema import Schemas
 
 _INFO = {"title": "Kubernetes", "version": VERSION["gitVersion"]}
 _WRITING = {"post": "create", "put": "update", "patch": "patch"}
+_V2_TYPES = {  # version 2 knows no alternatives
+    "io.k8s.apimachinery.pkg.api.resource.Quantity": {"type": "string"},
+    "io.k8s.apimachinery.pkg.util.intstr.IntOrString": {"type": "string", "format": "int-or-string"},
+}
 _QUERY = ("dryRun", "fieldManager", "fieldValidation", "pretty")
 
 
@@ -23,14 +28,19 @@ class OpenApi:
         self._schemas, self._registry = schemas, registry
         self._made: dict[str, bytes] = {}
 
-    def document(self, path: str) -> bytes | None:
-        """The document at /openapi/v2, /openapi/v3 or /openapi/v3/(api|apis/GROUP)/VERSION; None for another path."""
-        if path not in self._made:
+    def document(self, path: str, accept: str) -> tuple[bytes, str] | None:
+        """The document at /openapi/v2, /openapi/v3 or /openapi/v3/(api|apis/GROUP)/VERSION, and its content type.
+
+        None for another path. Only v2 is there in protobuf, for clients whose Accept header asks for it.
+        """
+        protobuf = path == "/openapi/v2" and openapi_protobuf.MEDIA_TYPE in accept
+        key = f"{path} protobuf" if protobuf else path
+        if key not in self._made:
             document = self._make(path)
             if document is None:
                 return None
-            self._made[path] = orjson.dumps(document)
-        return self._made[path]
+            self._made[key] = openapi_protobuf.encode(document) if protobuf else orjson.dumps(document)
+        return self._made[key], openapi_protobuf.ANSWERED_TYPE if protobuf else "application/json"
 
     def _make(self, path: str) -> dict[str, Any] | None:
         if path == "/openapi/v2":
@@ -57,23 +67,24 @@ class OpenApi:
         return {"openapi": "3.0.0", "info": _INFO, "paths": paths, "components": {"schemas": schemas}}
 
     def _v2(self) -> dict[str, Any]:
-        definitions = _rewritten(dict(self._schemas.definitions), "#/definitions/")
+        definitions = {**_rewritten(dict(self._schemas.definitions), "#/definitions/"), **_V2_TYPES}
         paths: dict[str, Any] = {}
         for resource in self._registry.resources:
-            paths |= self._paths(resource)
+            paths |= self._paths(resource, v2=True)
         return {"swagger": "2.0", "info": _INFO, "paths": paths, "definitions": definitions}
 
-    def _paths(self, resource: Resource) -> dict[str, Any]:
+    def _paths(self, resource: Resource, *, v2: bool = False) -> dict[str, Any]:
         scope = "/namespaces/{namespace}" if resource.namespaced else ""
         collection = f"{self._root(resource)}{scope}/{resource.plural}"
         gvk = {"group": resource.group, "version": resource.version, "kind": resource.kind}
         by_path: dict[str, Any] = defaultdict(dict)
         methods = {"create": ("post", ""), "list": ("get", ""), "get": ("get", "/{name}"), "update": ("put", "/{name}"),
                    "patch": ("patch", "/{name}"), "delete": ("delete", "/{name}")}  # fmt: skip
+        string: dict[str, Any] = {"type": "string"} if v2 else {"schema": {"type": "string"}}
         for verb, (method, tail) in methods.items():
             if verb not in resource.verbs:
                 continue
-            parameters = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in _QUERY]
+            parameters = [{"name": name, "in": "query", **string} for name in _QUERY]
             by_path[collection + tail][method] = {
                 "operationId": f"{verb}{resource.kind}",
                 "x-kubernetes-action": {"create": "post", "update": "put"}.get(verb, verb),

@@ -416,9 +416,9 @@ class ApiServer:
         if path in ("/healthz", "/livez", "/readyz", "/readyz/ping", "/livez/ping", "/healthz/ping"):
             return web.Response(text="ok")
         if path.startswith("/openapi/"):
-            document = self._openapi.document(path)
+            document = self._openapi.document(path, accept)
             if document is not None:
-                return web.Response(body=document, headers=_JSON)
+                return web.Response(body=document[0], headers={**_JSON, "Content-Type": document[1]})
         elif found := self._discovery.document(path, accept):
             return web.Response(body=orjson.dumps(found[0]), headers={**_JSON, "Content-Type": found[1]})
         elif path in self._documents:
