@@ -46,10 +46,9 @@ def _detach(connection: int) -> None:
     os.chdir("/")
     syscalls.prctl(_PR_SET_NAME, b"strata-monitor")
     syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Ended by highrt's request only; a stray signal to a service's processes must not take pods along.
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    # Ended by highrt's request only: a stray signal to a service's processes must not take pods along.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(ignored, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         if number != connection:

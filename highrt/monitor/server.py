@@ -16,10 +16,13 @@ from strata.telemetry import spans
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     Message = dict[str, Any]
-    Reply = Callable[[str | None, Message | None], None]
+
+    class Reply(Protocol):
+        def __call__(self, error: str | None, values: Message | None = None) -> None: ...
+
 
 _REMEMBERED_ANSWERS = 512
 
@@ -341,7 +344,7 @@ class Server:
 
     def _accept(self, events: int) -> None:
         try:
-            descriptor, _ = self._listener._accept()
+            descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # accept() of the socket module, which is too big
         except OSError:
             return
         self.adopt(_socket.socket(fileno=descriptor))

@@ -24,7 +24,7 @@ class ConsoleSocket:
     def take(self) -> int:
         """The master, which the runtime has sent before it returned. Raises OSError where it did not."""
         # SOCK_NONBLOCK is not handed on by accept: the message is there already
-        descriptor, _ = self._socket._accept()
+        descriptor, _ = self._socket._accept()  # type: ignore[attr-defined]
         connection = _socket.socket(fileno=descriptor)
         try:
             os.set_inheritable(descriptor, False)

@@ -1,0 +1,144 @@
+"""highrt's side of the spawner: keeps one alive, has it fork monitors, and starts them cold while there is none."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from highrt.monitor import wire
+from highrt.spawner.main import VERSION
+from strata.telemetry import logs
+
+log = logs.get("highrt.spawner")
+
+ANSWER_SECONDS = 1.0
+_PACKAGE = Path(__file__).parents[1]
+
+
+class Spawner:
+    """Starts monitors. Owns the spawner process, which ends with this one."""
+
+    def __init__(self, entry: str, monitor: str = "highrt.monitor.main:run") -> None:
+        """entry: the dotted name of the runtime that monitors call in their own process."""
+        self._entry, self._monitor = entry, monitor
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
+        self._cold: set[asyncio.Task[None]] = set()
+
+    @property
+    def pid(self) -> int:
+        """The spawner's process; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
+    async def open(self) -> None:
+        """Starts it, and waits until it is ready."""
+        await self._start()
+
+    async def close(self) -> None:
+        if self._starting:
+            self._starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._starting
+        await self._end()
+        for task in self._cold:
+            task.cancel()
+
+    async def spawn(self, settings: dict[str, Any]) -> socket.socket:
+        """A new monitor: the connection to it. settings: the first frame of the monitor's wire. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours.sendall(wire.frame(settings))
+            if not await self._fork(theirs):
+                log.warning("no spawner: starting a monitor cold", pod=settings.get("pod"))
+                await self._start_cold(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return ours
+
+    async def _fork(self, connection: socket.socket) -> bool:
+        """Whether the spawner has made a monitor. If it does not answer in time it is replaced."""
+        async with self._one_at_a_time:
+            sock = self._socket
+            if sock is None:
+                return False
+            start = time.monotonic()
+            try:
+                socket.send_fds(sock, [bytes([VERSION])], [connection.fileno()])
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    answer = await asyncio.get_running_loop().sock_recv(sock, 16)
+            except (OSError, TimeoutError):
+                answer = b""
+            if len(answer) == 5 and answer[0] == VERSION and any(answer[1:]):
+                return True
+            log.warning("the spawner does not answer: replacing it", seconds=round(time.monotonic() - start, 3))
+            await self._end()
+            self._starting = asyncio.create_task(self._start())
+            return False
+
+    async def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        arguments = ["--entry", self._entry, "--monitor", self._monitor, "--socket", str(theirs.fileno())]
+        try:
+            self._process = _python(_PACKAGE / "spawner" / "__main__.py", arguments, theirs)
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        try:
+            async with asyncio.timeout(10):
+                ready = await asyncio.get_running_loop().sock_recv(ours, 16)
+        except (OSError, TimeoutError):
+            ready = b""
+        except BaseException:
+            ours.close()
+            raise
+        if ready != bytes([VERSION]):
+            ours.close()
+            await self._end()
+            log.error("the spawner does not start: monitors are started cold", entry=self._entry)
+            return
+        self._socket = ours
+        log.info("spawner ready", pid=self.pid, entry=self._entry)
+
+    async def _end(self) -> None:
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+        process, self._process = self._process, None
+        if process:
+            try:
+                await asyncio.to_thread(process.wait, 0.2)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                await asyncio.to_thread(process.wait)
+
+    async def _start_cold(self, connection: socket.socket) -> None:
+        arguments = ["--entry", self._entry, "--connection", str(connection.fileno())]
+        process = _python(_PACKAGE / "monitor" / "__main__.py", arguments, connection)
+        task = asyncio.create_task(_reap(process))
+        self._cold.add(task)
+        task.add_done_callback(self._cold.discard)
+
+
+def _python(script: Path, arguments: list[str], passed: socket.socket) -> "subprocess.Popen[bytes]":
+    # -I and -S: nothing of the environment and no site-packages; what runs here needs the standard library only.
+    command = [os.path.realpath(sys.executable), "-IS", str(script), *arguments]
+    return subprocess.Popen(
+        command, pass_fds=[passed.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+async def _reap(process: "subprocess.Popen[bytes]") -> None:
+    """Waits for a monitor that is this process's own child."""
+    while process.poll() is None:
+        await asyncio.sleep(1)
