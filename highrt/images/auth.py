@@ -29,7 +29,7 @@ class Challenge:
 def challenges(header: str) -> list[Challenge]:
     """The challenges of a WWW-Authenticate header that are understood here."""
     starts = list(_CHALLENGE.finditer(header))
-    ends = [match.start() for match in starts[1:]] + [len(header)]
+    ends = [*(match.start() for match in starts[1:]), len(header)][: len(starts)]
     found = []
     for match, end in zip(starts, ends, strict=True):
         parameters = {name.lower(): quoted or bare for name, quoted, bare in _PARAMETER.findall(header[match.end() : end])}

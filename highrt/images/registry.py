@@ -162,7 +162,7 @@ class Registry:
                         url = url.join(URL(response.headers["Location"], encoded=True))
                         continue
                     if response.status == 401 and attempt < 2 and url.origin() == start.origin():
-                        self._challenges[_origin(host)] = response.headers.get("WWW-Authenticate", "")
+                        self._challenges[_origin(host)] = ", ".join(response.headers.getall("WWW-Authenticate", []))
                         refused = True
                         break
                     await _check(response, host)
