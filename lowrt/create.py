@@ -182,7 +182,6 @@ class _Making:
             return
         self._pid, self._pidfd = syscalls.clone3(flags)
         if self._pid == 0:
-            sync.close()
             child.main()
 
     def _clone_inside(self, child: "init.Init", sync: descriptors.Socket, flags: int, joined: dict[str, int]) -> None:
@@ -195,7 +194,6 @@ class _Making:
                         syscalls.setns(joined[kind], namespaces.KINDS[kind][0])
                 pid, _ = syscalls.clone3(flags | namespaces.CLONE_PARENT)
                 if pid == 0:
-                    sync.close()
                     child.main()
                 child.sync.send(b"p%d" % pid)
             except BaseException as error:

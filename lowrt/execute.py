@@ -156,6 +156,7 @@ def _enter(
     if helper == 0:
         try:
             process.hide()
+            process.close_others((*fds, child_sync.fileno(), target), program)
             if descriptors.receive(child_sync)[0] != b"g":
                 os._exit(1)
             syscalls.setns(target, flags & ~namespaces.NEWPID)
@@ -163,7 +164,6 @@ def _enter(
                 syscalls.setns(target, namespaces.NEWPID)
             pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)
             if pid == 0:
-                sync.close()
                 os.close(target)
                 _become(program, settings, child_sync, fds)
             child_sync.send(b"p%d" % pid)

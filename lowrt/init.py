@@ -61,6 +61,8 @@ class Init:
     def _set_up(self) -> None:
         process.die_with_parent(True)
         process.reset_signals()
+        kept = (*self._fds, *self._joined.values(), self.sync.fileno(), self._start.fileno())
+        process.close_others(kept, self._program)
         self._expect(b"g")
         if self._new("user"):
             syscalls.setresgid(0)

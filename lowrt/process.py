@@ -11,7 +11,7 @@ import resource
 import stat
 
 from lowrt.errors import RuntimeFailure, reason
-from strata.linux import capabilities, seccomp, syscalls
+from strata.linux import capabilities, descriptors, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Process:
         self._umask: int = user.get("umask", 0o022)
         self._no_new_privileges = bool(process.get("noNewPrivileges"))
         self._filter = filter_
-        self._preserve_fds = preserve_fds
+        self.preserve_fds = preserve_fds
         self._limits = [
             (getattr(resource, limit["type"]), limit["type"], _rlimit(limit["soft"]), _rlimit(limit["hard"]))
             for limit in process.get("rlimits") or ()
@@ -96,8 +96,8 @@ class Process:
             syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
             if self._filter:
                 self._filter.load()
-        syscalls.close_on_exec_from(3 + self._preserve_fds)
-        for number in range(3, 3 + self._preserve_fds):
+        syscalls.close_on_exec_from(3 + self.preserve_fds)
+        for number in range(3, 3 + self.preserve_fds):
             try:
                 os.set_inheritable(number, True)
             except OSError:
@@ -179,6 +179,12 @@ class Process:
             if len(fields) >= 6 and fields[2] == b"%d" % self.uid:
                 self.environment["HOME"] = os.fsdecode(fields[5]) or "/"
                 return
+
+
+def close_others(keep: tuple[int, ...], program: Process | None) -> None:
+    """Closes what a fork has brought along from the caller: its locks, sockets and logs are none of the container's."""
+    count = program.preserve_fds if program else 0
+    descriptors.close_all_above((0, 1, 2, *range(3, 3 + count), *keep))
 
 
 def own_stdio(uid: int) -> None:

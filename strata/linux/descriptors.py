@@ -45,6 +45,7 @@ def close_all_above(keep: tuple[int, ...]) -> None:
     """Closes every descriptor but these."""
     low = 0
     for descriptor in sorted(set(keep)):
-        os.closerange(low, descriptor)
+        if low < descriptor:  # an empty range that ends at 0 would mean all of them
+            os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, 1 << 20)

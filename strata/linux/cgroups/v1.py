@@ -111,9 +111,11 @@ class CgroupV1(Cgroup):
             self._set("memory", "memory.oom_control", 1)
 
     def _apply_cpu(self, cpu: "dict[str, Any]") -> None:
-        names = (("cpus", "cpuset", "cpuset.cpus"), ("mems", "cpuset", "cpuset.mems"), ("shares", "cpu", "cpu.shares"),
-                 ("period", "cpu", "cpu.cfs_period_us"), ("quota", "cpu", "cpu.cfs_quota_us"),
-                 ("burst", "cpu", "cpu.cfs_burst_us"), ("realtimePeriod", "cpu", "cpu.rt_period_us"), ("realtimeRuntime", "cpu", "cpu.rt_runtime_us"))  # fmt: skip
+        names = (
+            ("cpus", "cpuset", "cpuset.cpus"), ("mems", "cpuset", "cpuset.mems"), ("shares", "cpu", "cpu.shares"),
+            ("period", "cpu", "cpu.cfs_period_us"), ("quota", "cpu", "cpu.cfs_quota_us"), ("burst", "cpu", "cpu.cfs_burst_us"),
+            ("realtimePeriod", "cpu", "cpu.rt_period_us"), ("realtimeRuntime", "cpu", "cpu.rt_runtime_us"),
+        )  # fmt: skip
         for key, controller, name in names:
             if cpu.get(key):
                 self._set(controller, name, cpu[key])
