@@ -55,10 +55,9 @@ def _apply_json(obj: Object, operations: Any) -> Object:
         raise StatusError(413, "RequestEntityTooLarge", "the allowed maximum operations in a JSON patch is 10000")
     try:
         patched: Object = jsonpatch.apply_patch(obj, operations)
-    except jsonpatch.JsonPatchTestFailed as error:
-        raise StatusError(422, "Invalid", f"the server rejected our request due to an error in our request: {error}") from error
     except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError, KeyError) as error:
-        raise StatusError(422, "Invalid", f"the patch cannot be applied: {error}") from error
+        text = f"the server rejected our request due to an error in our request: {error}"
+        raise StatusError(422, "Invalid", text) from error
     return patched
 
 

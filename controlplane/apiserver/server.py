@@ -237,9 +237,9 @@ class ApiServer:
         encoder = self._encoder(request, resource)
         match verb:
             case "get":
-                return self._answer(encoder.one(self._verbs.get(operation)), operation)
+                return self._answer(encoder.one(self._verbs.get(operation)), operation, media_type=encoder.media_type)
             case "list":
-                return self._answer(self._list(encoder, self._verbs.list(operation)), operation)
+                return self._answer(self._list(encoder, self._verbs.list(operation)), operation, media_type=encoder.media_type)
             case "watch":
                 if target.name:
                     operation.query["fieldSelector"] = f"metadata.name={target.name}"  # type: ignore[index]
@@ -248,22 +248,24 @@ class ApiServer:
                 obj = await self._object(request, resource)
                 if resource.verbs == ("create",):
                     return self._answer(orjson.dumps(await self._reviews.answer(operation, obj)), operation, 201)
-                return self._answer(encoder.one(await self._verbs.create(operation, obj)), operation, 201)
+                return self._answer(
+                    encoder.one(await self._verbs.create(operation, obj)), operation, 201, media_type=encoder.media_type
+                )
             case "update":
                 entry, created = await self._verbs.update(operation, await self._object(request, resource))
-                return self._answer(encoder.one(entry), operation, 201 if created else 200)
+                return self._answer(encoder.one(entry), operation, 201 if created else 200, media_type=encoder.media_type)
             case "patch":
                 return await self._patch(request, operation, encoder)
             case "delete":
                 entry, gone = await self._verbs.delete(operation, await self._delete_options(request))
                 if not gone:
-                    return self._answer(encoder.one(entry), operation)
+                    return self._answer(encoder.one(entry), operation, media_type=encoder.media_type)
                 uid = entry.decode()["metadata"].get("uid")
                 details = {"name": operation.name, "group": resource.group, "kind": resource.plural, "uid": uid}
                 return self._answer(orjson.dumps(_success(details)), operation)
             case _:
                 page = await self._verbs.delete_collection(operation, await self._delete_options(request))
-                return self._answer(self._list(encoder, page), operation)
+                return self._answer(self._list(encoder, page), operation, media_type=encoder.media_type)
 
     async def _serve_subresource(
         self, request: web.BaseRequest, verb: str, target: Target, operation: Operation
@@ -292,7 +294,11 @@ class ApiServer:
                 issued = await self._tokens.issue(target.namespace, target.name, account, await self._json(request))
                 return self._answer(orjson.dumps(issued), operation, 201)
             case "finalize", "update":
-                return self._answer(encoder.one(await self._verbs.finalize(operation, await self._json(request))), operation)
+                return self._answer(
+                    encoder.one(await self._verbs.finalize(operation, await self._json(request))),
+                    operation,
+                    media_type=encoder.media_type,
+                )
             case "scale", "get":
                 return self._answer(orjson.dumps(self._verbs.scale(operation)), operation)
             case "scale", "update":
@@ -305,10 +311,10 @@ class ApiServer:
                 )
                 return self._answer(orjson.dumps(changed), operation)
             case _, "get":
-                return self._answer(encoder.one(self._verbs.get(operation)), operation)
+                return self._answer(encoder.one(self._verbs.get(operation)), operation, media_type=encoder.media_type)
             case _, "update":
                 entry, _ = await self._verbs.update(operation, await self._object(request, resource))
-                return self._answer(encoder.one(entry), operation)
+                return self._answer(encoder.one(entry), operation, media_type=encoder.media_type)
             case _, "patch":
                 return await self._patch(request, operation, encoder)
         raise errors.method_not_allowed(resource, verb)
@@ -317,11 +323,11 @@ class ApiServer:
         kind, body = await self._patch_body(request)
         if kind == patches.APPLY:
             entry, created = await self._verbs.apply(operation, body)
-            return self._answer(encoder.one(entry), operation, 201 if created else 200)
+            return self._answer(encoder.one(entry), operation, 201 if created else 200, media_type=encoder.media_type)
         if "force" in operation.query:
             problem = fields.forbidden("force", "may not be specified for non-apply patch")
             raise errors.invalid("PatchOptions", "meta.k8s.io", "", [problem])
-        return self._answer(encoder.one(await self._verbs.patch(operation, kind, body)), operation)
+        return self._answer(encoder.one(await self._verbs.patch(operation, kind, body)), operation, media_type=encoder.media_type)
 
     async def _patch_body(self, request: web.BaseRequest) -> tuple[str, Any]:
         kind = request.content_type
@@ -345,7 +351,7 @@ class ApiServer:
         accept = request.headers.get("Accept", "*/*")
         form = tables.form_of(accept)
         if form is None:
-            text = "only the following media types are accepted: application/json, application/yaml"
+            text = f"only the following media types are accepted: application/json, application/yaml, {envelope.MEDIA_TYPE}"
             raise StatusError(406, "NotAcceptable", text)
         return tables.Encoder(resource, form, request.query.get("includeObject", "Metadata"))
 
@@ -397,8 +403,10 @@ class ApiServer:
 
     # --- answers
 
-    def _answer(self, body: bytes, operation: Operation, status: int = 200) -> web.Response:
-        response = web.Response(body=body, status=status, headers=_JSON)
+    def _answer(
+        self, body: bytes, operation: Operation, status: int = 200, *, media_type: str = "application/json"
+    ) -> web.Response:
+        response = web.Response(body=body, status=status, headers={**_JSON, "Content-Type": media_type})
         for warning in operation.warnings:
             response.headers.add("Warning", f'299 - "{warning}"')
         return response

@@ -11,15 +11,22 @@ import orjson
 
 from controlplane.apiserver import printers
 from controlplane.apiserver.cache import Entry
+from controlplane.apiserver.protobuf import envelope
+from controlplane.apiserver.request import StatusError
 from controlplane.apiserver.resources import Object, Resource
 
-OBJECT, TABLE, METADATA = "", "Table", "PartialObjectMetadata"
+OBJECT, TABLE, METADATA, PROTOBUF = "", "Table", "PartialObjectMetadata", "protobuf"
 
 
 def form_of(accept: str) -> str | None:
-    """The first form in an Accept header that can be served; None when there is none (protobuf alone, say)."""
+    """The first form in an Accept header that can be served; None when there is none.
+
+    Protobuf is for those who accept nothing else: JSON is what is kept.
+    """
+    protobuf = False
     for part in accept.split(","):
         media, *parameters = (piece.strip() for piece in part.split(";"))
+        protobuf = protobuf or (media == envelope.MEDIA_TYPE and not any(one.startswith("as=") for one in parameters))
         if media not in ("application/json", "application/*", "*/*", "", "application/yaml"):
             continue
         given = dict(parameter.split("=", 1) for parameter in parameters if "=" in parameter)
@@ -31,7 +38,7 @@ def form_of(accept: str) -> str | None:
                 return TABLE
             if kind in ("PartialObjectMetadata", "PartialObjectMetadataList"):
                 return METADATA
-    return None
+    return PROTOBUF if protobuf else None
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,16 @@ class Encoder:
     form: str
     include: str = "Metadata"
 
+    @property
+    def media_type(self) -> str:
+        return envelope.MEDIA_TYPE if self.form == PROTOBUF else "application/json"
+
     def one(self, entry: Entry) -> bytes:
         """A single object; also the object of a watch event."""
         if self.form == OBJECT:
             return convert(self.resource, entry.data)
+        if self.form == PROTOBUF:
+            return enveloped(orjson.loads(convert(self.resource, entry.data)))
         obj = orjson.loads(entry.data)
         if self.form == TABLE:
             return orjson.dumps(self._table([obj], obj["metadata"].get("resourceVersion", ""), {}))
@@ -67,7 +80,8 @@ class Encoder:
             version.encode(),
             orjson.dumps(metadata),
         )
-        return head + b",".join(items) + b"]}"
+        body = head + b",".join(items) + b"]}"
+        return enveloped(orjson.loads(body)) if self.form == PROTOBUF else body
 
     def _table(self, objects: Sequence[Object], revision: str, metadata: dict[str, Any]) -> Object:
         group, plural = self.resource.group, self.resource.plural
@@ -86,6 +100,15 @@ class Encoder:
             "columnDefinitions": printers.table_columns(group, plural),
             "rows": rows,
         }
+
+
+def enveloped(obj: Object) -> bytes:
+    """The object in protobuf form. Raises StatusError for a kind that has none."""
+    body = envelope.closed(obj)
+    if body is None:
+        text = "only the following media types are accepted: application/json, application/yaml"
+        raise StatusError(406, "NotAcceptable", text)
+    return body
 
 
 def _metadata_of(obj: Object) -> Object:

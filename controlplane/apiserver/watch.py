@@ -13,7 +13,9 @@ from aiohttp import web
 
 from controlplane.apiserver import errors
 from controlplane.apiserver.cache import Cache, Change, Entry, Expired, ResourceCache
-from controlplane.apiserver.tables import Encoder
+from controlplane.apiserver.protobuf.codec import delimited
+from controlplane.apiserver.resources import Object
+from controlplane.apiserver.tables import PROTOBUF, Encoder, enveloped
 from controlplane.apiserver.verbs import Operation, selection
 from strata.kubeclient.selectors import Selector
 
@@ -80,7 +82,8 @@ async def _send(
     initial_end: bool,
 ) -> web.StreamResponse:
     query = operation.query
-    response = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache, private"})
+    media_type = encoder.media_type + (";stream=watch" if encoder.form == PROTOBUF else "")
+    response = web.StreamResponse(headers={"Content-Type": media_type, "Cache-Control": "no-cache, private"})
     for warning in operation.warnings:
         response.headers.add("Warning", f'299 - "{warning}"')
     first = bytearray()
@@ -89,7 +92,7 @@ async def _send(
             if filter_.matches(entry):
                 first += _encoded("ADDED", entry, encoder)
     if initial_end:
-        first += _bookmark(operation, cache.revision, {"k8s.io/initial-events-end": "true"})
+        first += _bookmark(operation, encoder, cache.revision, {"k8s.io/initial-events-end": "true"})
     for change in missed:
         for kind, entry in filter_.see(change):
             first += _encoded(kind, entry, encoder)
@@ -107,7 +110,7 @@ async def _send(
                 batch = [await changes.get()]
         except TimeoutError:
             if bookmarks and loop.time() < end:
-                await response.write(_bookmark(operation, cache.revision, {}))
+                await response.write(_bookmark(operation, encoder, cache.revision, {}))
             next_bookmark = loop.time() + BOOKMARK_SECONDS
             continue
         while not changes.empty():
@@ -118,7 +121,7 @@ async def _send(
         if None in batch:
             # The client did not read: it finds out by a new list that it has missed something.
             status = errors.expired("the watch was too slow and was closed").status()
-            await response.write(orjson.dumps({"type": "ERROR", "object": status}) + b"\n")
+            await response.write(_event("ERROR", status, encoder))
             break
     await response.write_eof()
     return response
@@ -129,20 +132,32 @@ _ENCODED_LIMIT = 512
 
 
 def _encoded(kind: str, entry: Entry, encoder: Encoder) -> bytes:
-    """The line of an event, encoded once for all watchers of one form."""
+    """An event of an object, encoded once for all watchers of one form."""
     key = (kind, encoder, entry.revision, entry.key)
     line = _encoded_cache.get(key)
     if line is None:
-        line = b'{"type":"%s","object":%s}\n' % (kind.encode(), encoder.one(entry))
+        line = _framed(kind, encoder.one(entry), encoder)
         if len(_encoded_cache) >= _ENCODED_LIMIT:
             del _encoded_cache[next(iter(_encoded_cache))]
         _encoded_cache[key] = line
     return line
 
 
-def _bookmark(operation: Operation, revision: int, annotations: dict[str, str]) -> bytes:
+def _framed(kind: str, obj: bytes, encoder: Encoder) -> bytes:
+    """An event as it is sent: a line of JSON, or in protobuf a WatchEvent behind its length."""
+    if encoder.form != PROTOBUF:
+        return b'{"type":"%s","object":%s}\n' % (kind.encode(), obj)
+    event = delimited(1, kind.encode()) + delimited(2, delimited(1, obj))
+    return len(event).to_bytes(4, "big") + event
+
+
+def _event(kind: str, obj: Object, encoder: Encoder) -> bytes:
+    return _framed(kind, enveloped(obj) if encoder.form == PROTOBUF else orjson.dumps(obj), encoder)
+
+
+def _bookmark(operation: Operation, encoder: Encoder, revision: int, annotations: dict[str, str]) -> bytes:
     metadata: dict[str, Any] = {"resourceVersion": str(revision), "creationTimestamp": None}
     if annotations:
         metadata["annotations"] = annotations
     obj = {"kind": operation.resource.kind, "apiVersion": operation.resource.api_version, "metadata": metadata}
-    return orjson.dumps({"type": "BOOKMARK", "object": obj}) + b"\n"
+    return _event("BOOKMARK", obj, encoder)
