@@ -43,6 +43,7 @@ async def _serve(host: str, port: int, data_dir: Path) -> None:
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
+        await api.stop()
         await store.close()
 
 

@@ -37,6 +37,7 @@ from strata.telemetry import logs, spans
 log = logs.get("apiserver")
 
 BODY_LIMIT_BYTES = 3 * 1024 * 1024
+COMPACTION_SECONDS = 300.0
 SUPERUSER = UserInfo("system:admin", groups=("system:masters", "system:authenticated"))
 CONNECT = ("log", "exec", "attach", "portforward", "proxy")
 _JSON = {"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
@@ -100,6 +101,7 @@ class ApiServer:
         self._verbs = Verbs(store, self.reader, self.registry, schemas, admission, context(self.reader))
         self._discovery = discovery.Discovery(self.registry)
         self._openapi = OpenApi(schemas, self.registry)
+        self._compactor: asyncio.Task[None] | None = None
         self._reviews = reviews.Reviews(authenticator, authorizer, self.reader)
 
     async def start(self) -> None:
@@ -111,6 +113,24 @@ class ApiServer:
         self.reader.load([(item.key, item.value, item.revision) for item in found.items], found.revision)
         self.reader.apply([event for event in pending if event.revision > found.revision])
         self._store.subscribe(self.reader.apply)
+        self._compactor = asyncio.get_running_loop().create_task(self._compact())
+
+    async def stop(self) -> None:
+        """Ends what `start` has begun; the store stays open."""
+        if self._compactor is not None:
+            self._compactor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._compactor
+
+    async def _compact(self) -> None:
+        """Lets the store forget what is older than a while: watches that begin before it start with a new list."""
+        while True:
+            revision = self._store.revision
+            await asyncio.sleep(COMPACTION_SECONDS)
+            try:
+                await self._store.compact(revision)
+            except Exception as error:  # a full disk: the next round may do better
+                log.warning("could not compact the store", error=error)
 
     def handler(self) -> Handler:
         """The handler for aiohttp's `web.Server`."""
