@@ -198,6 +198,7 @@ async def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path: Path, acknow
         await store.close()
 
 
+Step = tuple[str, str, bytes | None]
 _keys = st.sampled_from([f"/k/{name}" for name in "abcd"])
 _steps = st.lists(
     st.tuples(_keys, st.sampled_from(["any", "absent", "current", "stale"]), st.one_of(st.none(), st.binary(max_size=4)))
