@@ -36,6 +36,8 @@ _WATCH_SECONDS = (300, 600)
 _SILENCE_SECONDS = 150.0
 """Bookmarks come about every minute: a watch that is silent for longer has lost its server."""
 _RETRIES = 5
+_CONCURRENT = 32
+"""Requests at one time (watches aside): a burst of work does not become a burst of connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Client:
         self._fixed = Endpoint(base_url.rstrip("/"), ssl, token)
         self._headers = {"Accept": "application/json", "User-Agent": user_agent, **(headers or {})}
         self._session: aiohttp.ClientSession | None = None
+        self._slots = asyncio.Semaphore(_CONCURRENT)
 
     @classmethod
     def from_kubeconfig(cls, path: str | os.PathLike[str], *, user_agent: str = "strata") -> "Client":
@@ -250,7 +253,7 @@ class Client:
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=10)
         for attempt in range(_RETRIES + 1):
             try:
-                async with self._open(method, path, data, params or {}, content_type, limit) as response:
+                async with self._slots, self._open(method, path, data, params or {}, content_type, limit) as response:
                     if response.status < 400:
                         return _decoded(await response.read(), response.content_type)
                     error = await _refusal(response)

@@ -232,30 +232,31 @@ class Informer:
 
 
 class Informers:
-    """One informer a resource for all who ask (`of`), each followed by a task of its own.
+    """One informer a selection for all who ask (`of`), each followed by a task of its own.
 
     `start` makes the tasks and waits for the first lists; `stop` ends them.
     """
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._informers: dict[Resource, Informer] = {}
-        self._tasks: dict[Resource, asyncio.Task[None]] = {}
+        self._informers: dict[tuple[Resource, str | None, str], Informer] = {}
+        self._tasks: dict[Informer, asyncio.Task[None]] = {}
         self._started = False
 
-    def of(self, resource: Resource) -> Informer:
-        informer = self._informers.get(resource)
+    def of(self, resource: Resource, namespace: str | None = None, field_selector: str = "") -> Informer:
+        key = (resource, namespace, field_selector)
+        informer = self._informers.get(key)
         if informer is None:
-            informer = self._informers[resource] = Informer(self.client, resource)
+            informer = self._informers[key] = Informer(self.client, resource, namespace, field_selector=field_selector)
             if self._started:
-                self._run(resource)
+                self._run(informer)
         return informer
 
     async def start(self) -> None:
         self._started = True
-        for resource in self._informers:
-            if resource not in self._tasks:
-                self._run(resource)
+        for informer in self._informers.values():
+            if informer not in self._tasks:
+                self._run(informer)
         await asyncio.gather(*(informer.wait_synced() for informer in self._informers.values()))
 
     async def stop(self) -> None:
@@ -264,5 +265,5 @@ class Informers:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _run(self, resource: Resource) -> None:
-        self._tasks[resource] = asyncio.create_task(self._informers[resource].run(), name=f"informer {resource.plural}")
+    def _run(self, informer: Informer) -> None:
+        self._tasks[informer] = asyncio.create_task(informer.run(), name=f"informer {informer.resource.plural}")
