@@ -54,7 +54,7 @@ class _Member:
 async def load(service: ImageService, archive: IO[bytes], *, tag: str | None = None, platform: str | None = None) -> list[Image]:
     """Loads the images of an archive (plain, gzip or zstd), and pins them.
 
-    archive: is read in one pass, and may be a pipe's end that has `seek` or not. tag: a name for the only image of an archive.
+    archive: is read in one pass, and may be a pipe's end. tag: a name for the only image of an archive.
     Raises InvalidImage, DigestMismatch, InvalidReference.
     """
     wanted = Platform.parse(platform)
@@ -107,31 +107,9 @@ def _read(archive: IO[bytes], folder: Path) -> dict[str, _Member]:
     return members
 
 
-def _peekable(archive: IO[bytes]) -> IO[bytes]:
+def _peekable(archive: IO[bytes]) -> io.BufferedReader:
     """The stream, as one whose first bytes can be looked at."""
-    if archive.seekable():
-        return archive
-    return cast(IO[bytes], _Pipe(archive))
-
-
-class _Pipe:
-    """A stream that can be rewound once, to its start, while only a few bytes have been read."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._kept, self._again = stream, b"", b""
-
-    def read(self, size: int = -1) -> bytes:
-        if self._again:
-            data, self._again = self._again[:size] if size >= 0 else self._again, self._again[size:] if size >= 0 else b""
-            return data
-        data = self._stream.read(size)
-        if len(self._kept) < 16:
-            self._kept += data
-        return data
-
-    def seek(self, position: int) -> int:
-        self._again = self._kept
-        return position
+    return archive if isinstance(archive, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, archive))
 
 
 def _put_aside(source: IO[bytes], path: Path) -> _Member:
@@ -195,12 +173,14 @@ def _from_layout(service: ImageService, members: dict[str, _Member], platform: P
         annotations = descriptor.annotations or {}
         name = annotations.get(_FULL_NAME) or _whole_name(annotations.get(_REF_NAME, ""))
         manifest = _choose(members, descriptor, platform)
+        if manifest.digest in found:
+            found[manifest.digest][2].extend([name] if name else [])
+            continue
         document = parse_document(_blob(members, manifest).path.read_bytes(), manifest.digest)
         config = Descriptor.from_json(document.get("config"), manifest.digest)
         for blob in (config, *layers_of(document, manifest.digest), manifest):
             _keep(service, _blob(members, blob))
-        names = found.get(manifest.digest, (config.digest, manifest, []))[2]
-        found[manifest.digest] = (config.digest, manifest, [*names, name] if name else names)
+        found[manifest.digest] = (config.digest, manifest, [name] if name else [])
     return list(found.values())
 
 

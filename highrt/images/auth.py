@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from highrt.images.errors import RegistryUnauthorized, RegistryUnavailable
+from highrt.images.locks import KeyedLocks
 from highrt.images.model import Auth
 
 _CLIENT_ID = "highrt"
@@ -42,6 +43,7 @@ class Tokens:
 
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, str, str, Auth], tuple[str, float]] = {}
+        self._locks = KeyedLocks()
 
     async def authorization(
         self, session: aiohttp.ClientSession, header: str, auth: Auth, scope: str, tls: ssl.SSLContext, *, fresh: bool
@@ -70,32 +72,40 @@ class Tokens:
             raise RegistryUnauthorized(f"the registry names no usable token server: realm {realm!r}")
         scope = scope or challenge.parameters.get("scope", "")
         key = (realm, service, scope, auth)
-        if not fresh and key in self._tokens and self._tokens[key][1] > time.monotonic():
+        async with self._locks.hold(f"{realm} {service} {scope}"):
+            if not fresh and key in self._tokens and self._tokens[key][1] > time.monotonic():
+                return self._tokens[key][0]
+            self._tokens[key] = await _fetch(session, realm, service, scope, auth, tls)
             return self._tokens[key][0]
-        fields = {"service": service, "scope": scope}
-        try:
-            if auth.identity_token:
-                fields |= {"grant_type": "refresh_token", "refresh_token": auth.identity_token, "client_id": _CLIENT_ID}
-                request = session.post(realm, data=fields, ssl=tls, allow_redirects=False)
-            else:
-                query = {name: value for name, value in fields.items() if value}
-                headers = {"Authorization": basic(auth)} if auth.username else {}
-                request = session.get(realm, params=query, headers=headers, ssl=tls, allow_redirects=False)
-            async with request as response:
-                if response.status in (400, 401, 403):
-                    raise RegistryUnauthorized(f"the token server {realm} refused: {response.status} {response.reason}")
-                if response.status != 200:
-                    raise RegistryUnavailable(f"the token server {realm} answered {response.status} {response.reason}")
-                answer = await response.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise RegistryUnavailable(f"no token from {realm}: {error}") from None
-        token = (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else None
-        if not isinstance(token, str):
-            raise RegistryUnavailable(f"the token server {realm} sent no token")
-        life = answer.get("expires_in")
-        seconds = life if isinstance(life, int | float) and life > 0 else _MINIMUM_LIFE_SECONDS
-        self._tokens[key] = (token, time.monotonic() + 0.9 * seconds)
-        return token
+
+
+async def _fetch(
+    session: aiohttp.ClientSession, realm: str, service: str, scope: str, auth: Auth, tls: ssl.SSLContext
+) -> tuple[str, float]:
+    """A new token, and until when it is good (on the monotonic clock)."""
+    fields = {"service": service, "scope": scope}
+    try:
+        if auth.identity_token:
+            fields |= {"grant_type": "refresh_token", "refresh_token": auth.identity_token, "client_id": _CLIENT_ID}
+            request = session.post(realm, data=fields, ssl=tls, allow_redirects=False)
+        else:
+            query = {name: value for name, value in fields.items() if value}
+            headers = {"Authorization": basic(auth)} if auth.username else {}
+            request = session.get(realm, params=query, headers=headers, ssl=tls, allow_redirects=False)
+        async with request as response:
+            if response.status in (400, 401, 403):
+                raise RegistryUnauthorized(f"the token server {realm} refused: {response.status} {response.reason}")
+            if response.status != 200:
+                raise RegistryUnavailable(f"the token server {realm} answered {response.status} {response.reason}")
+            answer = await response.json(content_type=None)
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise RegistryUnavailable(f"no token from {realm}: {error}") from None
+    token = (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else None
+    if not isinstance(token, str):
+        raise RegistryUnavailable(f"the token server {realm} sent no token")
+    life = answer.get("expires_in")
+    seconds = life if isinstance(life, int | float) and life > 0 else _MINIMUM_LIFE_SECONDS
+    return token, time.monotonic() + 0.9 * seconds
 
 
 def basic(auth: Auth) -> str:

@@ -6,6 +6,7 @@ root that is written to.
 
 import errno
 import hashlib
+import io
 import os
 import re
 import stat
@@ -252,7 +253,7 @@ def _unpack(context: RootedTree, entry: Entry, root: RootedTree, destination: st
     return True
 
 
-def _is_archive(file: IO[bytes]) -> bool:
+def _is_archive(file: io.BufferedReader) -> bool:
     with ExitStack() as stack:
         try:
             tarfile.open(fileobj=cast(IO[bytes], decompressed(file, stack)), mode="r|*").close()

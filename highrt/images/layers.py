@@ -7,6 +7,7 @@ attribute trusted.overlay.opaque. The layer is written straight into its own fol
 import errno
 import gzip
 import hashlib
+import io
 import os
 import stat
 import tarfile
@@ -60,10 +61,9 @@ class Packed:
     entries: int
 
 
-def decompressed(blob: IO[bytes], stack: ExitStack) -> Readable:
+def decompressed(blob: io.BufferedReader, stack: ExitStack) -> Readable:
     """The tar stream of a layer's blob. Its first bytes tell what it is packed with: media types are not to be trusted."""
-    magic = blob.read(4)
-    blob.seek(0)
+    magic = blob.peek(4)[:4]
     if magic[:2] == _GZIP:
         unzipped: Readable = stack.enter_context(igzip.GzipFile(fileobj=blob, mode="rb"))
         return unzipped
@@ -73,14 +73,25 @@ def decompressed(blob: IO[bytes], stack: ExitStack) -> Readable:
 
 
 class _Hashing:
-    """Passes a stream on, and hashes all of it."""
+    """Passes a tar stream on, and hashes all of it.
+
+    A stream that lacks the padding after its last file, or the empty blocks that end a tar, gets them: some tools leave
+    them out (umoci's insert), and Go's tar reader, which most runtimes use, does not mind.
+    """
 
     def __init__(self, source: Readable) -> None:
         self._source, self._hash = source, hashlib.sha256()
+        self._padded = False
+        self.size = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._source.read(size)
-        self._hash.update(data)
+        if data:
+            self._hash.update(data)
+            self.size += len(data)
+        elif not self._padded:
+            self._padded = True
+            return bytes(-self.size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
         return data
 
     def drain(self) -> str:
@@ -121,16 +132,27 @@ def _apply(stream: _Hashing, folder: str, below: Sequence[str]) -> tuple[int, in
         RootedTree(folder, below) as tree,
         tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=_BUFFER) as tar,
     ):
-        return extract(tar, tree, "", whiteouts=True)
+        size, inodes, end = _extract(tar, tree, "", whiteouts=True)
+    stream.drain()
+    if end > stream.size:
+        raise InvalidImage(f"the layer ends after {stream.size} bytes, in the middle of a file")
+    return size, inodes
 
 
-def extract(tar: tarfile.TarFile, tree: RootedTree, prefix: str, *, whiteouts: bool = False) -> tuple[int, int]:
-    """Makes the entries of an archive below a folder of a tree. Returns bytes and inodes.
+def extract(tar: tarfile.TarFile, tree: RootedTree, folder: str) -> None:
+    """Makes the entries of an archive below a folder of a tree.
 
-    whiteouts: it is a layer, whose `.wh.` entries hide files of the layers below. Raises InvalidImage where an entry cannot
-    be made, OSError where the file system fails.
+    Raises InvalidImage where an entry cannot be made, OSError where the file system fails.
     """
-    size = inodes = 0
+    _extract(tar, tree, folder, whiteouts=False)
+
+
+def _extract(tar: tarfile.TarFile, tree: RootedTree, prefix: str, *, whiteouts: bool) -> tuple[int, int, int]:
+    """Makes the entries. Returns bytes, inodes, and where in the stream the last content ends.
+
+    whiteouts: it is a layer, whose `.wh.` entries hide files of the layers below.
+    """
+    size = inodes = end = 0
     directories: dict[str, int] = {}
     for entry in tar:
         cast(Any, tar).members.clear()  # tarfile keeps every header: a layer may have a million
@@ -146,6 +168,7 @@ def extract(tar: tarfile.TarFile, tree: RootedTree, prefix: str, *, whiteouts: b
                 raise
             raise InvalidImage(f"the archive's entry {entry.name!r} cannot be unpacked: {error}") from None
         inodes += 1
+        end = max(end, entry.offset_data + entry.size) if entry.isreg() else end
         if entry.isdir():
             directories[path] = _nanoseconds(entry)
         else:
@@ -155,7 +178,7 @@ def extract(tar: tarfile.TarFile, tree: RootedTree, prefix: str, *, whiteouts: b
         found = tree.stat(path)
         if found is not None and stat.S_ISDIR(found.st_mode):
             tree.touch(path, mtime)
-    return size, inodes
+    return size, inodes, end
 
 
 def _root_like(folder: str, below: Sequence[str]) -> None:

@@ -102,8 +102,8 @@ class Registry:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=None, connect=30, sock_connect=15, sock_read=60),
-                headers={"User-Agent": "highrt/0.1"},
-                # a blob's bytes are its digest's: nothing may be unpacked on the way
+                # A blob's bytes are its digest's: nothing may be packed or unpacked on the way.
+                headers={"User-Agent": "highrt/0.1", "Accept-Encoding": "identity"},
                 auto_decompress=False,
             )
         return self._session
@@ -135,6 +135,8 @@ class Registry:
         if query:
             start = start.update_query(query)
         given = {**host.header, **(headers or {})}
+        denial = ""
+        # Without an answer to a challenge, with one, and with a new token where an old one is no good any more.
         for attempt in range(3):
             authorization = await self._authorization(host, auth, scope, fresh=attempt > 1)
             url, refused = start, False
@@ -161,16 +163,17 @@ class Registry:
                     if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
                         url = url.join(URL(response.headers["Location"], encoded=True))
                         continue
-                    if response.status == 401 and attempt < 2 and url.origin() == start.origin():
+                    if response.status == 401 and url.origin() == start.origin():
                         self._challenges[_origin(host)] = ", ".join(response.headers.getall("WWW-Authenticate", []))
-                        refused = True
+                        denial, refused = await _message(response), True
                         break
                     await _check(response, host)
                     yield response
                     return
             if not refused:
                 raise RegistryUnavailable(f"{host.authority} redirects more than {_REDIRECTS} times")
-        raise RegistryUnauthorized(f"{host.authority} refused the credentials")
+        why = "refused the credentials" if _for_host(auth, host) else "wants credentials, and none were given"
+        raise RegistryUnauthorized(f"{host.authority} {why}{denial}")
 
     def _url(self, host: Host, path: str) -> URL:
         base = host.url

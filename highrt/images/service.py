@@ -23,6 +23,7 @@ from highrt.images.model import (
     FOREIGN_LAYERS,
     INDEX_TYPES,
     MANIFEST_TYPES,
+    OCI_MANIFEST,
     Auth,
     Descriptor,
     Image,
@@ -334,7 +335,8 @@ class ImageService:
         with span("push image", image=str(name)):
             async with self.working():
                 repository = self.registry.repository(name, auth)
-                document = self.content.document(image.manifest.digest)
+                manifest = self._pushed(reference, image)
+                document = self.content.document(manifest.digest)
                 config = Descriptor.from_json(document.get("config"), str(name))
 
                 async def upload(blob: Descriptor) -> None:
@@ -356,13 +358,27 @@ class ImageService:
                     for task in uploads:
                         task.cancel()
                     await asyncio.gather(*uploads, return_exceptions=True)
-                data = self.content.path(image.manifest.digest).read_bytes()
-                target = name.tag if name.tag else image.manifest.digest
-                await repository.push_manifest(image.manifest, data, target)
-                digest = image.manifest.digest
+                data = self.content.path(manifest.digest).read_bytes()
+                await repository.push_manifest(manifest, data, name.tag or manifest.digest)
+                digest = manifest.digest
                 self.record(image.id, image.manifest, {name.by_digest(digest).stored: digest})
         log.info("pushed image", image=str(name), digest=digest)
         return digest
+
+    def _pushed(self, reference: str, image: Image) -> Descriptor:
+        """The manifest that a name was pulled as, as one configuration may have several; or else the image's newest."""
+        stored = "" if parse_id(reference) else parse(reference).stored
+        for name in self.metadata.names():
+            if name.reference == stored and self._layers_of_target(name.target):
+                document = self.content.document(name.target)
+                media_type = document.get("mediaType") or OCI_MANIFEST
+                return Descriptor(str(media_type), name.target, self.content.size(name.target))
+        return image.manifest
+
+    def _layers_of_target(self, digest: str) -> Sequence[Descriptor]:
+        """The layers of what a name stands for, where that is a manifest and not an index."""
+        document = self.content.document(digest)
+        return layers_of(document, digest) if "layers" in document else []
 
     # for load and build
 
@@ -445,7 +461,8 @@ class ImageService:
             needed |= {image.id, image.manifest.digest}
             needed |= {layer.digest for layer in layers_of(self.content.document(image.manifest.digest), image.id)}
             chains |= set(chain_ids(image.diff_ids))
-        needed |= {name.target for name in self.metadata.names()}
+        for name in self.metadata.names():
+            needed |= {name.target, *(layer.digest for layer in self._layers_of_target(name.target))}
         for digest in [digest for digest in self.content.all() if digest not in needed]:
             self.content.remove(digest)
         self.metadata.forget_steps_without(needed)
