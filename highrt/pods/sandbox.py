@@ -1,0 +1,118 @@
+"""What the containers of a pod share, and where it lies: `STATE/pods/POD/` with namespaces, shm, and files for /etc.
+
+There is no pause container: the namespaces are kept by bind mounts, in the host's mount namespace, and taken away here.
+"""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from highrt.pods.errors import InvalidArgument
+from strata.linux import mounts, namespaces
+from strata.protocols.cri_pb2 import DNSConfig, NamespaceMode, PodSandboxConfig
+
+_SHM_BYTES = 64 << 20
+_IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+
+
+class Sandbox:
+    """A pod's folder. The methods are idempotent, so that what a killed daemon began can be finished or undone."""
+
+    def __init__(self, state: Path, pod_id: str) -> None:
+        self.folder = state / "pods" / pod_id
+        self._namespaces = self.folder / "ns"
+
+    def container(self, container_id: str) -> Path:
+        """A container's folder: bundle (config.json, rootfs), exit record."""
+        return self.folder / container_id
+
+    def namespace(self, kind: str) -> str:
+        return str(self._namespaces / kind)
+
+    def namespaces(self, config: PodSandboxConfig) -> dict[str, str]:
+        """The namespaces that the pod has of its own, kind → path. On the host's network a pod has its host name too."""
+        options = config.linux.security_context.namespace_options
+        kinds = []
+        if options.network != NamespaceMode.NODE:
+            kinds += ["network", "uts"]
+        if options.ipc != NamespaceMode.NODE:
+            kinds.append("ipc")
+        return {kind: self.namespace(kind) for kind in kinds}
+
+    def make(self, config: PodSandboxConfig) -> None:
+        """The folder, its files and the shared memory. Raises OSError."""
+        self._namespaces.mkdir(parents=True, mode=0o700)
+        if config.linux.security_context.namespace_options.ipc != NamespaceMode.NODE:
+            shm = self.folder / "shm"
+            shm.mkdir()
+            flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+            mounts.mount("shm", str(shm), "tmpfs", flags, f"mode=1777,size={_SHM_BYTES}")
+        self._write("resolv.conf", resolv_conf(config.dns_config))
+        self._write("hostname", f"{hostname(config)}\n")
+        self.write_hosts(config, [])
+
+    def write_hosts(self, config: PodSandboxConfig, ips: list[str]) -> None:
+        """/etc/hosts for pods whose owner brings none; a kubelet mounts its own."""
+        if config.linux.security_context.namespace_options.network == NamespaceMode.NODE:
+            with contextlib.suppress(OSError):
+                self._write("hosts", Path("/etc/hosts").read_text(errors="replace"))
+                return
+        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+        lines += [f"{ip}\t{hostname(config)}" for ip in ips]
+        self._write("hosts", "\n".join(lines) + "\n")
+
+    def release(self) -> None:
+        """Takes the namespaces and mounts away; files stay. Raises OSError."""
+        if self._namespaces.is_dir():
+            for entry in list(self._namespaces.iterdir()):
+                namespaces.unpin(str(entry))
+        if self.folder.is_dir():
+            mounts.umount_below(str(self.folder))
+
+    def remove(self) -> None:
+        """Takes everything away."""
+        self.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+
+
+def hostname(config: PodSandboxConfig) -> str:
+    """The pod's; on the host's network, the host's."""
+    if config.linux.security_context.namespace_options.network == NamespaceMode.NODE or not config.hostname:
+        return os.uname().nodename
+    return config.hostname
+
+
+def resolv_conf(config: DNSConfig) -> str:
+    """The resolver's configuration; the host's where the pod brings none (resolv.conf(5))."""
+    if not (config.servers or config.searches or config.options):
+        try:
+            return Path("/etc/resolv.conf").read_text(errors="replace")
+        except OSError:
+            return ""
+    lines = [f"nameserver {server}" for server in config.servers]
+    if config.searches:
+        lines.append(f"search {' '.join(config.searches)}")
+    if config.options:
+        lines.append(f"options {' '.join(config.options)}")
+    return "\n".join(lines) + "\n"
+
+
+def check_sysctls(config: PodSandboxConfig) -> None:
+    """Only those that belong to a namespace of the pod's: another would change the host. Raises InvalidArgument."""
+    options = config.linux.security_context.namespace_options
+    for name in config.linux.sysctls:
+        dotted = name.replace("/", ".")
+        if ".." in dotted or not all(c.isalnum() or c in "._-" for c in dotted):
+            raise InvalidArgument(f"sysctl {name!r}: not a name")
+        if dotted.startswith("net."):
+            if options.network == NamespaceMode.NODE:
+                raise InvalidArgument(f"sysctl {name!r}: not allowed on the host's network")
+        elif dotted.startswith(_IPC_SYSCTLS):
+            if options.ipc == NamespaceMode.NODE:
+                raise InvalidArgument(f"sysctl {name!r}: not allowed with the host's IPC namespace")
+        else:
+            raise InvalidArgument(f"sysctl {name!r}: it belongs to no namespace of a pod, so it cannot be set for one")

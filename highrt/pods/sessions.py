@@ -1,0 +1,129 @@
+"""Processes in containers that a client talks to: exec and attach sessions, and exec with its output collected."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from highrt.monitor.client import MonitorClient, MonitorError, MonitorGone
+from highrt.pods.errors import FailedPrecondition, PodError
+from highrt.pods.model import Stdio
+
+OUTPUT_LIMIT_BYTES = 16 << 20
+_DRAIN_SECONDS = 2.0
+_SIGKILL = 9
+
+
+class ExecSession:
+    """A further process in a container."""
+
+    def __init__(self, client: MonitorClient, container_id: str, exec_id: str, ended: "asyncio.Future[int]") -> None:
+        self._client, self._container, self.id, self._ended = client, container_id, exec_id, ended
+        self.pid = 0
+
+    async def resize(self, width: int, height: int) -> None:
+        """Sets the terminal's size, in characters. Raises FailedPrecondition where there is none."""
+        await _told(self._client.request("resize", container=self._container, exec=self.id, width=width, height=height))
+
+    async def wait(self) -> int:
+        """The exit code, 128 and the signal's number where one ended it. Raises PodError when the monitor dies."""
+        try:
+            return await asyncio.shield(self._ended)
+        except MonitorGone as error:
+            raise PodError(f"the process is lost: {error}") from None
+
+    async def kill(self) -> None:
+        """Sends SIGKILL; nothing where it has ended."""
+        if not self._ended.done():
+            await _told(self._client.request("signal", container=self._container, exec=self.id, signal=_SIGKILL))
+
+
+class AttachSession:
+    """A client at a container's own streams."""
+
+    def __init__(self, client: MonitorClient, container_id: str, attach_id: str, ended: "asyncio.Future[None]") -> None:
+        self._client, self._container, self.id, self._ended = client, container_id, attach_id, ended
+
+    async def resize(self, width: int, height: int) -> None:
+        """Sets the container's terminal's size. Raises FailedPrecondition where it has none."""
+        await _told(self._client.request("resize", container=self._container, width=width, height=height))
+
+    async def wait(self) -> None:
+        """Until the container has ended, or the client's reader has gone."""
+        await asyncio.shield(self._ended)
+
+    async def detach(self) -> None:
+        """Lets go; the container runs on."""
+        if not self._ended.done():
+            await _told(self._client.request("detach", container=self._container, attach=self.id))
+
+
+async def _told(request: "asyncio.Future[object] | object") -> None:
+    try:
+        await request  # type: ignore[misc]
+    except MonitorError as error:
+        raise FailedPrecondition(str(error)) from None
+    except MonitorGone:
+        return  # whoever waits for the session hears of it there
+
+
+class Collector:
+    """The reading side of a process's output, as pipes: what comes is kept up to a limit, the rest is read and dropped."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pipes = [os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) for _ in range(2)]
+        self._found = [bytearray(), bytearray()]
+        self._open = {0, 1}
+        self._all_read = asyncio.Event()
+        for number, (read, write) in enumerate(self._pipes):
+            os.set_blocking(write, True)
+            self._loop.add_reader(read, self._read, number)
+
+    @property
+    def stdio(self) -> Stdio:
+        """The writing ends; who gets them owns them."""
+        return Stdio(None, self._pipes[0][1], self._pipes[1][1])
+
+    async def output(self) -> tuple[bytes, bytes]:
+        """All that was written. A process that has ended may have left others behind that hold its pipes: those are given
+        2 seconds."""
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                await self._all_read.wait()
+        except TimeoutError:
+            pass
+        return bytes(self._found[0]), bytes(self._found[1])
+
+    def close(self) -> None:
+        for number in list(self._open):
+            self._shut(number)
+
+    def _read(self, number: int) -> None:
+        try:
+            data = os.read(self._pipes[number][0], 65536)
+        except BlockingIOError:
+            return
+        found = self._found[number]
+        if len(found) < OUTPUT_LIMIT_BYTES:
+            found += data[: OUTPUT_LIMIT_BYTES - len(found)]
+        if not data:
+            self._shut(number)
+
+    def _shut(self, number: int) -> None:
+        self._open.discard(number)
+        self._loop.remove_reader(self._pipes[number][0])
+        os.close(self._pipes[number][0])
+        if not self._open:
+            self._all_read.set()
+
+
+def placed(stdio: Stdio) -> tuple[list[int], list[int]]:
+    """The descriptors that are there, and the places (0, 1, 2) they are for."""
+    fds: Sequence[int | None] = (stdio.stdin, stdio.stdout, stdio.stderr)
+    there = [(place, fd) for place, fd in enumerate(fds) if fd is not None]
+    return [fd for _, fd in there], [place for place, _ in there]
+
+
+def close_stdio(stdio: Stdio) -> None:
+    for descriptor in placed(stdio)[0]:
+        os.close(descriptor)
