@@ -4,6 +4,7 @@ What is made is noted before it is made, so that delete finds it after this proc
 path in it, then the process in the cgroup.
 """
 
+import _signal  # type: ignore[import-not-found]
 import _socket
 import os
 import time
@@ -342,22 +343,20 @@ def _gone_on(container: state.Container) -> str:
 
 def wait_for_end(pid: int, pidfd: int, master: int, fds: tuple[int, int, int]) -> int:
     """Stays with a child until it ends, passing signals on and relaying its terminal; its exit status, 128 + N for a signal."""
-    import signal
-
     kept = {}
 
     def forward(number: int, _: object) -> None:
         pidfds.send_signal(pidfd, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        kept[number] = signal.signal(number, forward)
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGHUP, _signal.SIGUSR1, _signal.SIGUSR2):
+        kept[number] = _signal.signal(number, forward)
     try:
         if master >= 0:
             terminal.Relay(master, fds).wait(pidfd)
         _, status = os.waitpid(pid, 0)
     finally:
         for number, handler in kept.items():
-            signal.signal(number, handler)
+            _signal.signal(number, handler)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

@@ -67,6 +67,7 @@ class Init:
         if self._new("user"):
             syscalls.setresgid(0)
             syscalls.setresuid(0)
+            process.show()  # or /proc/self/fd, which the mounts go through, would belong to the host's root
         os.setsid()
         if self._new("cgroup"):
             syscalls.unshare(namespaces.NEWCGROUP)  # only now: it shows the cgroup that the process is in as the root

@@ -1,7 +1,7 @@
 """What is done to containers that are there: kill, delete, pause, resume, update, ps, list."""
 
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
 
 from lowrt import create, documents, hooks, state
 from lowrt.errors import RuntimeFailure, reason
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 def signal_number(text: str) -> int:
     """A signal by number or name, with or without SIG. Raises RuntimeFailure."""
+    number = 0
     if text.isdigit():
         number = int(text)
     else:
         name = text.upper()
-        found = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", None)
-        number = int(found) if isinstance(found, signal.Signals) else 0
-    if not 0 < number < signal.NSIG:
+        name = name if name.startswith("SIG") else f"SIG{name}"
+        number = int(getattr(_signal, name, 0)) if name[3:].isalnum() else 0
+    if not 0 < number < _signal.NSIG:
         raise RuntimeFailure(f"unknown signal {text!r}")
     return number
 
@@ -29,7 +30,7 @@ def kill(container: state.Container, number: int, *, everybody: bool = False) ->
     """Sends a signal to the container's first process, or to all of its cgroup."""
     group = cgroups.open_cgroup(container.values["cgroup"])
     if everybody:
-        if number == signal.SIGKILL:
+        if number == _signal.SIGKILL:
             group.kill()
             return
         for pid in group.pids(recursive=True):
@@ -40,7 +41,7 @@ def kill(container: state.Container, number: int, *, everybody: bool = False) ->
         return
     if not _signal_first(container, number):
         raise RuntimeFailure("container not running")
-    if number == signal.SIGKILL:
+    if number == _signal.SIGKILL:
         # A frozen process dies only when it thaws; one that shares its PID namespace takes nobody along.
         if group.frozen():
             group.thaw()
@@ -96,7 +97,7 @@ def _end(container: state.Container) -> None:
     try:
         pidfd = pidfds.open_pidfd(container.pid)
         cgroups.open_cgroup(container.values["cgroup"]).kill()
-        pidfds.send_signal(pidfd, signal.SIGKILL)
+        pidfds.send_signal(pidfd, _signal.SIGKILL)
         if not pidfds.wait_gone(pidfd, 10.0):
             raise RuntimeFailure(f"container {container.id}: its process {container.pid} does not die")
     except ProcessLookupError:

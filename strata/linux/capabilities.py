@@ -27,7 +27,7 @@ def mask(names: list[str] | None) -> int:
 
 def last() -> int:
     """The number of the last capability that the running kernel has."""
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+    with open("/proc/sys/kernel/cap_last_cap", encoding="utf-8") as file:
         return int(file.read())
 
 

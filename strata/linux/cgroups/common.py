@@ -1,7 +1,6 @@
 """What v1 and v2 have in common: the interface, and the ways of reading, killing and removing."""
 
 import os
-import signal
 import time
 
 TYPE_CHECKING = False
@@ -10,6 +9,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     Resources = dict[str, Any]
+
+
+_SIGKILL = 9  # the signal module costs 6 ms of a cold start
 
 
 class Stats:
@@ -74,7 +76,7 @@ class Cgroup:
             found = self.pids(recursive=True)
             for pid in found:
                 try:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, _SIGKILL)
                 except ProcessLookupError:
                     pass
             try:

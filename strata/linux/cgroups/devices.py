@@ -19,6 +19,7 @@ _PROG_TYPE_CGROUP_DEVICE, _CGROUP_DEVICE = 15, 6
 _ALLOW_MULTI = 2
 _TYPES = {"b": 1, "c": 2}
 _ACCESS = {"m": 1, "r": 2, "w": 4}
+_VERDICT_LENGTH = 2
 _R0, _R1, _R2, _R3, _R4, _R5 = range(6)
 
 
@@ -53,9 +54,11 @@ def assemble(rules: "list[dict[str, Any]]") -> bytes:
         _load_word(_R5, _R1, 8),  # minor
     ]
     for rule in reversed(rules):
-        code += _rule(rule)
-    code += [_instruction(0xB7, _R0, immediate=0), _instruction(0x95)]
-    return b"".join(code)
+        instructions = _rule(rule)
+        code += instructions
+        if len(instructions) == _VERDICT_LENGTH:  # it applies to everything: the verifier refuses what cannot be reached
+            return b"".join(code)
+    return b"".join([*code, *_verdict(allow=False)])
 
 
 def _rule(rule: "dict[str, Any]") -> list[bytes]:
@@ -76,7 +79,7 @@ def _rule(rule: "dict[str, Any]") -> list[bytes]:
         number = rule.get(name)
         if number is not None and number >= 0:
             tests.append(_instruction(0x55, register, immediate=number))
-    verdict = [_instruction(0xB7, _R0, immediate=1 if rule.get("allow") else 0), _instruction(0x95)]
+    verdict = _verdict(allow=bool(rule.get("allow")))
     length = len(tests) + len(verdict)
     placed = []
     for index, test in enumerate(tests):
@@ -84,6 +87,10 @@ def _rule(rule: "dict[str, Any]") -> list[bytes]:
         offset = length - index - 1 if opcode == 0x55 else 0
         placed.append(struct.pack("BBhi", opcode, registers, offset, immediate))
     return placed + verdict
+
+
+def _verdict(*, allow: bool) -> list[bytes]:
+    return [_instruction(0xB7, _R0, immediate=int(allow)), _instruction(0x95)]
 
 
 def _instruction(opcode: int, target: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
