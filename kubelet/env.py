@@ -28,7 +28,7 @@ async def environment(
         found.update(await _from_source(source, namespace, objects))
     for variable in container.get("env") or []:
         name = variable["name"]
-        if "valueFrom" in variable and variable["valueFrom"]:
+        if variable.get("valueFrom"):
             value = await _value_from(variable["valueFrom"], pod, container, objects, facts)
             if value is None:
                 continue

@@ -5,7 +5,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from kubelet.backoff import Backoff
@@ -127,7 +127,9 @@ class Images:
                 last: RuntimeCallError | None = None
                 for credential in credentials or [None]:
                     request = cri.PullImageRequest(
-                        image=cri.ImageSpec(image=reference, user_specified_image=reference), auth=credential, sandbox_config=sandbox
+                        image=cri.ImageSpec(image=reference, user_specified_image=reference),
+                        auth=credential,
+                        sandbox_config=sandbox,
                     )
                     try:
                         await self._runtime.call("PullImage", request, seconds=PULL_SECONDS)

@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 from strata.kubeclient import resources
-from strata.kubeclient.client import ApiError, Client
+from strata.kubeclient.client import Client
+from strata.kubeclient.errors import ApiError
 
 KEPT_SECONDS = 5.0
 

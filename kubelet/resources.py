@@ -65,7 +65,9 @@ def oom_score_adj(pod: dict[str, Any], container: dict[str, Any], memory_capacit
     return max(3, min(999, 1000 - 1000 * requested // max(memory_capacity_bytes, 1)))
 
 
-def container_resources(pod: dict[str, Any], container: dict[str, Any], memory_capacity_bytes: int) -> cri.LinuxContainerResources:
+def container_resources(
+    pod: dict[str, Any], container: dict[str, Any], memory_capacity_bytes: int
+) -> cri.LinuxContainerResources:
     """What CRI is told of a container's limits."""
     requests, limits = quantities(container, "requests"), quantities(container, "limits")
     told = cri.LinuxContainerResources(
@@ -145,7 +147,7 @@ class PodCgroups:
 
     def uids(self) -> set[str]:
         """The pods that have a cgroup."""
-        found = set()
+        found: set[str] = set()
         for middle in ("", "/burstable", "/besteffort"):
             for folder in cgroups.open_cgroup(self._base + middle).folders():
                 found.update(name[3:] for name in _names(folder) if name.startswith("pod"))

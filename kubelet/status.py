@@ -193,9 +193,7 @@ def _terminated(container: ContainerState, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _phase(
-    spec: dict[str, Any], inits: list[dict[str, Any]], statuses: list[dict[str, Any]], inputs: Inputs
-) -> str:
+def _phase(spec: dict[str, Any], inits: list[dict[str, Any]], statuses: list[dict[str, Any]], inputs: Inputs) -> str:
     if inputs.failed:
         return "Failed"
     policy = spec.get("restartPolicy") or "Always"
@@ -243,11 +241,17 @@ def _conditions(
     not_initialized = [
         s["name"]
         for c, s in zip(spec.get("initContainers") or [], inits, strict=True)
-        if not ((s["started"] and "running" in s["state"]) if is_sidecar(c) else s["state"].get("terminated", {}).get("exitCode") == 0)
+        if not (
+            (s["started"] and "running" in s["state"]) if is_sidecar(c) else s["state"].get("terminated", {}).get("exitCode") == 0
+        )
     ]
     if any("running" in s["state"] or "terminated" in s["state"] or s.get("lastState") for s in statuses):
         not_initialized = []
-    unready = [s["name"] for s in [*statuses, *(s for c, s in zip(spec.get("initContainers") or [], inits, strict=True) if is_sidecar(c))] if not s["ready"]]
+    unready = [
+        s["name"]
+        for s in [*statuses, *(s for c, s in zip(spec.get("initContainers") or [], inits, strict=True) if is_sidecar(c))]
+        if not s["ready"]
+    ]
     ready_reason = ("", "")
     if completed:
         ready_reason = ("PodCompleted", "")
@@ -262,7 +266,9 @@ def _conditions(
     ]
     pod_reason = ready_reason
     if not ready_reason[0] and gates:
-        missing = "; ".join(f'the status of pod readiness gate "{g}" is not "True", but {old.get(g, {}).get("status", "")}' for g in gates)
+        missing = "; ".join(
+            f'the status of pod readiness gate "{g}" is not "True", but {old.get(g, {}).get("status", "")}' for g in gates
+        )
         pod_reason = ("ReadinessGatesNotReady", missing)
     initialized = ("PodCompleted", "") if completed else ("", "")
     if not_initialized and not completed:

@@ -94,7 +94,9 @@ class VolumeManager:
                     raise VolumeError(f"missing value for {unknown[0]!r} of subPathExpr {wanted['subPathExpr']!r}")
                 sub_path = expand(wanted["subPathExpr"], environ)
             if sub_path:
-                target = self.pod_folder(pod["metadata"]["uid"]) / "volume-subpaths" / volume["name"] / container["name"] / str(index)
+                target = (
+                    self.pod_folder(pod["metadata"]["uid"]) / "volume-subpaths" / volume["name"] / container["name"] / str(index)
+                )
                 subpath.bind(path, sub_path, target, make=kind in ("emptyDir", "hostPath"))
                 path = target
             elif kind == "hostPath" and not path.exists():
