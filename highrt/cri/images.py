@@ -71,9 +71,7 @@ class CriImages(ImageServiceBase):
 
 
 def image_message(image: Image) -> cri.Image:
-    message = cri.Image(
-        id=image.id, repo_tags=image.tags, repo_digests=image.digests, size=image.size_bytes, pinned=image.pinned
-    )
+    message = cri.Image(id=image.id, repo_tags=image.tags, repo_digests=image.digests, size=image.size_bytes, pinned=image.pinned)
     user = image.config.user.partition(":")[0]
     if user.isdigit():
         message.uid.value = int(user)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from highrt.cri import messages
+from highrt.cri import messages, stats
 from highrt.cri.calls import require, streaming, unary
 from highrt.pods.errors import FailedPrecondition, NotFound
 from highrt.pods.manager import PodManager
@@ -307,9 +307,9 @@ class CriRuntime(RuntimeServiceBase):
     async def StreamContainerStats(
         self, request: cri.StreamContainerStatsRequest
     ) -> AsyncIterator[cri.StreamContainerStatsResponse]:
-        stats = await self._list_container_stats(request.filter)
-        for start in range(0, len(stats), _CHUNK):
-            yield cri.StreamContainerStatsResponse(container_stats=stats[start : start + _CHUNK])
+        found = await self._list_container_stats(request.filter)
+        for start in range(0, len(found), _CHUNK):
+            yield cri.StreamContainerStatsResponse(container_stats=found[start : start + _CHUNK])
 
     @unary
     async def PodSandboxStats(self, request: cri.PodSandboxStatsRequest) -> cri.PodSandboxStatsResponse:
@@ -323,39 +323,38 @@ class CriRuntime(RuntimeServiceBase):
     async def StreamPodSandboxStats(
         self, request: cri.StreamPodSandboxStatsRequest
     ) -> AsyncIterator[cri.StreamPodSandboxStatsResponse]:
-        stats = await self._list_pod_stats(request.filter)
-        for start in range(0, len(stats), _CHUNK):
-            yield cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=stats[start : start + _CHUNK])
+        found = await self._list_pod_stats(request.filter)
+        for start in range(0, len(found), _CHUNK):
+            yield cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=found[start : start + _CHUNK])
 
     async def _container_stats(self, container: Container) -> cri.ContainerStats:
-        return await self._pods.container_stats(container.id)
+        return stats.container(container, await self._pods.container_stats(container.id))
 
     async def _pod_stats(self, pod: Pod) -> cri.PodSandboxStats:
-        return await self._pods.pod_stats(pod.id)
+        containers = {container.id: container for container in self._containers_of(pod)}
+        return stats.pod(pod, await self._pods.pod_stats(pod.id), containers)
 
     async def _list_container_stats(self, wanted: cri.ContainerStatsFilter) -> list[cri.ContainerStats]:
-        filter_ = cri.ContainerFilter(
-            id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector
-        )
-        stats = []
+        filter_ = cri.ContainerFilter(id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector)
+        found = []
         for container in self._pods.containers(Owner.KUBELET):
             if container.state is ContainerState.RUNNING and messages.container_matches(container, filter_):
                 try:
-                    stats.append(await self._container_stats(container))
+                    found.append(await self._container_stats(container))
                 except NotFound:  # removed meanwhile
                     continue
-        return stats
+        return found
 
     async def _list_pod_stats(self, wanted: cri.PodSandboxStatsFilter) -> list[cri.PodSandboxStats]:
         filter_ = cri.PodSandboxFilter(id=wanted.id, label_selector=wanted.label_selector)
-        stats = []
+        found = []
         for pod in self._pods.pods(Owner.KUBELET):
             if pod.ready and messages.pod_matches(pod, filter_):
                 try:
-                    stats.append(await self._pod_stats(pod))
+                    found.append(await self._pod_stats(pod))
                 except NotFound:  # removed meanwhile
                     continue
-        return stats
+        return found
 
     # metrics: the kubelet takes them from here only where its gate PodAndContainerStatsFromCRI is on
 
@@ -368,9 +367,7 @@ class CriRuntime(RuntimeServiceBase):
         raise _unimplemented("ListPodSandboxMetrics", "use the statistics calls")
 
     @unary
-    async def StreamPodSandboxMetrics(
-        self, request: cri.StreamPodSandboxMetricsRequest
-    ) -> cri.StreamPodSandboxMetricsResponse:
+    async def StreamPodSandboxMetrics(self, request: cri.StreamPodSandboxMetricsRequest) -> cri.StreamPodSandboxMetricsResponse:
         raise _unimplemented("StreamPodSandboxMetrics", "use the statistics calls")
 
     @unary

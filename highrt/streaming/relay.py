@@ -150,9 +150,7 @@ async def _reader(descriptor: int, owned: AsyncExitStack) -> asyncio.StreamReade
 async def _writer(descriptor: int, owned: AsyncExitStack) -> asyncio.StreamWriter:
     loop = asyncio.get_running_loop()
     pipe = os.fdopen(descriptor, "wb", 0)
-    transport, protocol = await loop.connect_write_pipe(
-        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), pipe
-    )
+    transport, protocol = await loop.connect_write_pipe(lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), pipe)
     # abort, not close: what nobody read would hold the pipe open
     owned.callback(transport.abort)
     return asyncio.StreamWriter(transport, protocol, None, loop)

@@ -115,9 +115,7 @@ class StreamingServer:
 
     async def _run(self, work: Command, peer: remotecommand.Peer) -> None:
         try:
-            code = await relay(
-                peer, work.start, stdin=work.stdin, stdout=work.stdout, stderr=work.stderr and not work.terminal
-            )
+            code = await relay(peer, work.start, stdin=work.stdin, stdout=work.stdout, stderr=work.stderr and not work.terminal)
             status = remotecommand.exited(code or 0)
         except ClientGone:
             log.info("the client left before the command's end", container=work.container_id)
@@ -154,9 +152,7 @@ async def _websocket(request: web.Request, protocols: tuple[str, ...]) -> web.We
 
 
 def _spdy_protocol(request: web.Request, protocols: tuple[str, ...]) -> str:
-    offered = [
-        item.strip() for header in request.headers.getall("X-Stream-Protocol-Version", []) for item in header.split(",")
-    ]
+    offered = [item.strip() for header in request.headers.getall("X-Stream-Protocol-Version", []) for item in header.split(",")]
     for protocol in protocols:
         if protocol in offered or (not offered and protocol == protocols[-1]):
             return protocol

@@ -1,0 +1,363 @@
+"""The commands about containers that are there: ps, exec, attach, logs, stop, kill, rm, wait, inspect, stats."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from highrt.cli import formats, session, terminal
+from highrt.cli.connection import DaemonError, run
+from highrt.cli.run import environment, failure_of
+from strata.protocols import highrt_pb2 as api
+from strata.protocols.highrt_grpc import HighrtStub
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+@click.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Also those that have ended.")
+@click.option("-q", "--quiet", is_flag=True, help="Print IDs only.")
+@click.option("--every-owner", "-k", is_flag=True, help="Also those of a kubelet on this machine.")
+@click.option("--no-trunc", is_flag=True, help="Whole IDs and commands.")
+@click.option("--format", "template", default="", help="A template, like '{{.ID}} {{.Names}}', or json.")
+@click.pass_context
+def ps(ctx: click.Context, everything: bool, quiet: bool, every_owner: bool, no_trunc: bool, template: str) -> None:
+    """List containers."""
+
+    async def work(stub: HighrtStub) -> list[api.Container]:
+        return list((await stub.List(api.ListRequest(all=everything, every_owner=every_owner))).containers)
+
+    rows = []
+    for item in sorted(run(ctx, work), key=lambda item: item.created_at_ns, reverse=True):
+        command = " ".join(item.command)
+        rows.append(
+            {
+                "ID": item.id if no_trunc else formats.short(item.id),
+                "Image": item.image,
+                "Command": f'"{command if no_trunc or len(command) <= 20 else command[:19] + "…"}"',
+                "CreatedAt": datetime.fromtimestamp(item.created_at_ns / 1e9, UTC).isoformat(timespec="seconds"),
+                "RunningFor": f"{formats.ago(item.created_at_ns)} ago",
+                "Status": _status(item),
+                "State": item.state,
+                "Ports": ", ".join(
+                    f"{port.host_ip or '0.0.0.0'}:{port.host_port}->{port.container_port}/{port.protocol}"
+                    for port in item.ports
+                    if port.host_port
+                ),
+                "Names": item.name,
+                "Owner": item.owner,
+                "Pod": item.pod_id,
+                "Labels": ",".join(f"{key}={value}" for key, value in sorted(item.labels.items())),
+            }
+        )
+    if quiet:
+        for row in rows:
+            click.echo(row["ID"])
+    elif template:
+        for row in rows:
+            click.echo(formats.render(template, row))
+    else:
+        heads = {"ID": "CONTAINER ID", "RunningFor": "CREATED"}
+        columns = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", *(["Owner"] if every_owner else []), "Names"]
+        click.echo(formats.table([heads.get(c, c.upper()) for c in columns], ([row[c] for c in columns] for row in rows)))
+
+
+def _status(item: api.Container) -> str:
+    if item.state == "running":
+        return f"Up {formats.ago(item.started_at_ns)}"
+    if item.state == "exited":
+        return f"Exited ({item.exit_code}) {formats.ago(item.finished_at_ns)} ago"
+    return item.state.capitalize()
+
+
+@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on.")
+@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+@click.option("-d", "--detach", is_flag=True, help="Leave the command running.")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable.")
+@click.option("--env-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Read variables from a file.")
+@click.option("-w", "--workdir", default="", help="Working folder inside the container.")
+@click.option("-u", "--user", default="", metavar="NAME|UID[:GID]", help="Who the process is.")
+@click.argument("container")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def execute(
+    ctx: click.Context,
+    interactive: bool,
+    tty: bool,
+    detach: bool,
+    env: tuple[str, ...],
+    env_file: tuple[str, ...],
+    workdir: str,
+    user: str,
+    container: str,
+    command: tuple[str, ...],
+) -> None:
+    """Run a command in a running container."""
+    if tty and interactive and not detach and not terminal.is_terminal():
+        raise click.ClickException("the input is not a terminal: leave -t out, or give it one")
+    variables = environment(env, env_file)
+    if tty and not any(item.startswith("TERM=") for item in variables):
+        variables.append(f"TERM={os.environ.get('TERM', 'xterm')}")
+    start = api.ExecStart(
+        container=container,
+        argv=command,
+        tty=tty,
+        stdin=interactive,
+        env=variables,
+        working_dir=workdir,
+        user=user,
+        detach=detach,
+    )
+
+    async def work(stub: HighrtStub) -> int:
+        if detach:
+            async with stub.Exec.open() as stream:
+                await stream.send_message(api.ExecInput(start=start), end=True)
+                await stream.recv_message()
+            return 0
+        try:
+            return await session.converse(stub.Exec, api.ExecInput, start, stdin=interactive, tty=tty)
+        except GRPCError as error:
+            if error.status in (Status.NOT_FOUND, Status.FAILED_PRECONDITION):
+                raise
+            raise failure_of(error, otherwise=126) from error
+
+    ctx.exit(_detachable(ctx, work))
+
+
+@click.command()
+@click.option("--no-stdin", is_flag=True, help="Only watch.")
+@click.argument("container")
+@click.pass_context
+def attach(ctx: click.Context, no_stdin: bool, container: str) -> None:
+    """Join a running container's streams; ctrl-p ctrl-q leaves it again."""
+
+    async def work(stub: HighrtStub) -> int:
+        document = json.loads((await stub.Inspect(api.ContainerName(container=container))).json)
+        stdin = document["Config"]["OpenStdin"] and not no_stdin
+
+        async def on_signal(number: int) -> None:
+            await stub.Kill(api.KillRequest(container=container, signal=number))
+
+        return await session.converse(
+            stub.Attach,
+            api.AttachInput,
+            api.AttachStart(container=container, stdin=stdin),
+            stdin=stdin,
+            tty=document["Config"]["Tty"],
+            on_signal=on_signal,
+        )
+
+    ctx.exit(_detachable(ctx, work))
+
+
+def _detachable(ctx: click.Context, work: Callable[[HighrtStub], Awaitable[int]]) -> int:
+    try:
+        return run(ctx, work)
+    except session.Detached:
+        click.echo("\r\nhighrt: detached", err=True)
+        return 0
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Stay, and print what comes.")
+@click.option("-n", "--tail", default="all", metavar="LINES", help="Only the last so many lines.")
+@click.option("--since", default="", metavar="TIME", help="From then on: 2026-01-31T12:00:00Z, or how long ago, like 10m.")
+@click.option("-t", "--timestamps", is_flag=True, help="Put the time before each line.")
+@click.argument("container")
+@click.pass_context
+def logs(ctx: click.Context, follow: bool, tail: str, since: str, timestamps: bool, container: str) -> None:
+    """Print what a container has written."""
+    request = api.LogsRequest(container=container, follow=follow, since_ns=since_ns(since))
+    if tail != "all":
+        if not tail.isdigit():
+            raise click.BadParameter(f"--tail {tail}: write a number of lines, or all")
+        request.tail = int(tail)
+
+    async def work(stub: HighrtStub) -> None:
+        fresh = {1: True, 2: True}
+        async with stub.Logs.open() as stream:
+            await stream.send_message(request, end=True)
+            async for line in stream:
+                data = line.data
+                if timestamps and fresh[line.stream]:
+                    seconds, nanoseconds = divmod(line.time_ns, 1_000_000_000)
+                    stamp = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+                    data = f"{stamp}.{nanoseconds:09d}Z ".encode() + data
+                fresh[line.stream] = line.data.endswith(b"\n")
+                terminal.write_all(line.stream, data)
+
+    try:
+        run(ctx, work)
+    except BrokenPipeError:
+        # the reader (head, less) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def since_ns(text: str) -> int:
+    """A time stamp (RFC 3339, or seconds since 1970) or a duration back from now, in nanoseconds. Raises click.BadParameter."""
+    if not text:
+        return 0
+    if re.fullmatch(r"\d{9,}(\.\d+)?", text):
+        return int(float(text) * 1e9)
+    if match := _DURATION.fullmatch(text):
+        hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return time.time_ns() - int((hours * 3600 + minutes * 60 + seconds) * 1e9)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter(f"--since {text!r}: write a time like 2026-01-31T12:00:00Z, or a duration like 1h30m") from error
+    return int(moment.timestamp() * 1e9)
+
+
+def _each(ctx: click.Context, containers: tuple[str, ...], act: Callable[[HighrtStub, str], Awaitable[Any]]) -> None:
+    """Does it for each container, in one connection; prints the names that went well, and fails where one did not."""
+
+    async def work(stub: HighrtStub) -> int:
+        code = 0
+        for name in containers:
+            try:
+                await act(stub, name)
+                click.echo(name)
+            except GRPCError as error:
+                DaemonError(error.message or error.status.name).show()
+                code = 1
+        return code
+
+    ctx.exit(run(ctx, work))
+
+
+@click.command()
+@click.option(
+    "-t", "--time", "seconds", type=click.IntRange(min=0), default=10, show_default=True, help="Seconds before it is killed."
+)
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def stop(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> None:
+    """Stop running containers: the stop signal, then, after a while, SIGKILL."""
+    _each(ctx, containers, lambda stub, name: stub.Stop(api.StopRequest(container=name, timeout_seconds=seconds)))
+
+
+@click.command()
+@click.option("-s", "--signal", "name", default="KILL", show_default=True, help="A signal's name or number.")
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def kill(ctx: click.Context, name: str, containers: tuple[str, ...]) -> None:
+    """Send a signal to running containers."""
+    number = signal_number(name)
+    _each(ctx, containers, lambda stub, container: stub.Kill(api.KillRequest(container=container, signal=number)))
+
+
+def signal_number(text: str) -> int:
+    """`TERM`, `SIGTERM` or `15`. Raises click.BadParameter."""
+    try:
+        if text.isdigit():
+            return signal.Signals(int(text)).value
+        return signal.Signals["SIG" + text.upper().removeprefix("SIG")].value
+    except (ValueError, KeyError) as error:
+        raise click.BadParameter(f"--signal {text!r}: no such signal") from error
+
+
+@click.command()
+@click.option("-f", "--force", is_flag=True, help="Also those that run; and do not complain about those that are gone.")
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def rm(ctx: click.Context, force: bool, containers: tuple[str, ...]) -> None:
+    """Remove containers, with what they have written."""
+
+    async def act(stub: HighrtStub, name: str) -> None:
+        try:
+            await stub.Remove(api.RemoveRequest(container=name, force=force))
+        except GRPCError as error:
+            if not (force and error.status is Status.NOT_FOUND):
+                raise
+
+    _each(ctx, containers, act)
+
+
+@click.command()
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def wait(ctx: click.Context, containers: tuple[str, ...]) -> None:
+    """Wait until containers end, and print their exit codes."""
+
+    async def work(stub: HighrtStub) -> None:
+        for name in containers:
+            click.echo((await stub.Wait(api.ContainerName(container=name))).exit_code)
+
+    run(ctx, work)
+
+
+@click.command()
+@click.option("--format", "-f", "template", default="", help="A template, like '{{.State.Pid}}' or '{{json .Config}}'.")
+@click.option("--type", "kind", type=click.Choice(["container", "image"]), help="Look for this kind only.")
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def inspect(ctx: click.Context, template: str, kind: str | None, names: tuple[str, ...]) -> None:
+    """Print all about containers or images, as JSON."""
+
+    async def one(stub: HighrtStub, name: str) -> Any:
+        if kind != "image":
+            try:
+                return json.loads((await stub.Inspect(api.ContainerName(container=name))).json)
+            except GRPCError as error:
+                if error.status is not Status.NOT_FOUND or kind == "container":
+                    raise
+        try:
+            return json.loads((await stub.InspectImage(api.ImageName(image=name))).json)
+        except GRPCError as error:
+            if kind == "image" or error.status not in (Status.NOT_FOUND, Status.INVALID_ARGUMENT):
+                raise
+            raise DaemonError(f"there is no container and no image {name!r} (highrt ps -a, highrt images)") from error
+
+    async def work(stub: HighrtStub) -> list[Any]:
+        return [await one(stub, name) for name in names]
+
+    documents = run(ctx, work)
+    if template:
+        for document in documents:
+            click.echo(formats.render(template, document))
+    else:
+        click.echo(json.dumps(documents, indent=4, ensure_ascii=False))
+
+
+@click.command()
+@click.option("--no-stream", is_flag=True, help="Print once, instead of every second.")
+@click.argument("containers", nargs=-1)
+@click.pass_context
+def stats(ctx: click.Context, no_stream: bool, containers: tuple[str, ...]) -> None:
+    """Show what running containers use."""
+    run(ctx, lambda stub: _stats(stub, containers, once=no_stream))
+
+
+async def _stats(stub: HighrtStub, containers: tuple[str, ...], *, once: bool) -> None:
+    request = api.StatsRequest(containers=containers)
+    before = {item.id: item for item in (await stub.Stats(request)).stats}
+    while True:
+        await asyncio.sleep(1)
+        rows = []
+        for item in (await stub.Stats(request)).stats:
+            last = before.get(item.id)
+            passed = item.time_ns - last.time_ns if last else 0
+            share = 100 * (item.cpu_nanoseconds - last.cpu_nanoseconds) / passed if last and passed > 0 else 0.0
+            limit = formats.size(item.memory_limit_bytes) if item.memory_limit_bytes else "-"
+            rows.append([formats.short(item.id), item.name, f"{share:.2f}%", formats.size(item.memory_bytes), limit])
+            before[item.id] = item
+        if not once and os.isatty(1):
+            click.clear()
+        click.echo(formats.table(["CONTAINER ID", "NAME", "CPU %", "MEM USAGE", "LIMIT"], rows))
+        if once:
+            return
+
+
+COMMANDS = (ps, execute, logs, attach, stop, kill, rm, wait, inspect, stats)

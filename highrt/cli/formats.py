@@ -1,0 +1,91 @@
+"""How results are printed: tables, sizes, ages, and `--format` with the simple part of Go's templates."""
+
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+_FIELD = re.compile(r"\{\{\s*(?:(json)\s+)?(\.[\w.-]*)\s*\}\}")
+_ESCAPES = {"\\t": "\t", "\\n": "\n"}
+
+
+def render(template: str, value: Any) -> str:
+    """Fills a template in: `{{.State.Pid}}`, `{{json .Config}}`, `{{.}}`; `json` alone is the whole value.
+
+    Raises click.UsageError for a field that is not there, or anything else between the braces.
+    """
+    if template == "json":
+        return json.dumps(value, ensure_ascii=False)
+
+    def fill(match: re.Match[str]) -> str:
+        found = value
+        for name in filter(None, match.group(2).split(".")):
+            if isinstance(found, dict) and name in found:
+                found = found[name]
+            elif isinstance(found, list) and name.isdigit() and int(name) < len(found):
+                found = found[int(name)]
+            else:
+                have = ", ".join(found) if isinstance(found, dict) else type(found).__name__
+                raise click.UsageError(f"--format: there is no {match.group(2)}: no {name!r} among {have}")
+        return json.dumps(found, ensure_ascii=False) if match.group(1) else _plain(found)
+
+    text = _FIELD.sub(fill, template)
+    if "{{" in _FIELD.sub("", template):
+        raise click.UsageError(f"--format {template!r}: between {{{{ and }}}} only .Field.Field and json .Field are understood")
+    for escape, character in _ESCAPES.items():
+        text = text.replace(escape, character)
+    return text
+
+
+def _plain(value: Any) -> str:
+    """A value as Go's templates print it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return f"[{' '.join(_plain(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"map[{' '.join(f'{key}:{_plain(item)}' for key, item in value.items())}]"
+    return "" if value is None else str(value)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns three spaces apart, as docker prints them."""
+    lines = [list(heads), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "\n".join("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: 1.2MB (powers of ten, as docker has them)."""
+    number = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}TB"
+
+
+def ago(time_ns: int) -> str:
+    """How long ago, in one unit: `3 minutes`."""
+    seconds = max(0, time.time() - time_ns / 1e9)
+    for limit, length, unit in ((60, 1, "second"), (3600, 60, "minute"), (86400, 3600, "hour"), (float("inf"), 86400, "day")):
+        if seconds < limit:
+            count = int(seconds // length)
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return ""
+
+
+def image_age(created: str) -> str:
+    """The age of an image by its own time stamp; N/A where it has none."""
+    try:
+        return f"{ago(int(datetime.fromisoformat(created).timestamp() * 1e9))} ago"
+    except ValueError:
+        return "N/A"
+
+
+def short(identifier: str) -> str:
+    return identifier.removeprefix("sha256:")[:12]

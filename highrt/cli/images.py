@@ -1,0 +1,291 @@
+"""The commands about images: images, pull, push, build, tag, rmi, load, save."""
+
+import base64
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+from highrt.cli import formats
+from highrt.cli.connection import DaemonError, run
+from strata.protocols import highrt_pb2 as api
+from strata.protocols.highrt_grpc import HighrtStub
+
+_CHUNK = 256 * 1024
+
+
+@click.command()
+@click.argument("image")
+@click.option("-q", "--quiet", is_flag=True, help="Print the image's ID only.")
+@click.option("--platform", default="", metavar="OS/ARCH", help="Which of the image's platforms.")
+@click.option("--creds", default="", metavar="USER:PASSWORD", help="Credentials for the registry, for this once.")
+@click.pass_context
+def pull(ctx: click.Context, image: str, quiet: bool, platform: str, creds: str) -> None:
+    """Get an image from its registry."""
+    request = api.PullRequest(image=image, platform=platform, credentials=credentials(image, creds))
+    click.echo(run(ctx, lambda stub: pull_image(stub, request, quiet=quiet)))
+
+
+async def pull_image(stub: HighrtStub, request: api.PullRequest, *, quiet: bool) -> str:
+    """Pulls with progress on standard error; returns the image's ID."""
+    async with stub.Pull.open() as stream:
+        await stream.send_message(request, end=True)
+        return await _show(stream, request.image, quiet=quiet)
+
+
+@click.command()
+@click.argument("image")
+@click.argument("destination", required=False, default="")
+@click.option("-q", "--quiet", is_flag=True, help="Print the digest only.")
+@click.option("--creds", default="", metavar="USER:PASSWORD", help="Credentials for the registry, for this once.")
+@click.pass_context
+def push(ctx: click.Context, image: str, destination: str, quiet: bool, creds: str) -> None:
+    """Send an image to its registry, or to DESTINATION. Prints the digest."""
+
+    async def work(stub: HighrtStub) -> str:
+        request = api.PushRequest(image=image, destination=destination, credentials=credentials(destination or image, creds))
+        async with stub.Push.open() as stream:
+            await stream.send_message(request, end=True)
+            return await _show(stream, destination or image, quiet=quiet)
+
+    click.echo(run(ctx, work))
+
+
+async def _show(stream: AsyncIterator[api.Progress], name: str, *, quiet: bool) -> str:
+    """Bars in a terminal, a line for each change of a layer's phase elsewhere."""
+    result = ""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        phases: dict[str, str] = {}
+        async for item in stream:
+            if item.result:
+                result = item.result
+            elif not quiet and phases.get(item.layer) != item.phase:
+                phases[item.layer] = item.phase
+                amount = f" ({formats.size(item.total_bytes)})" if item.total_bytes else ""
+                click.echo(f"{formats.short(item.layer) or name}: {item.phase}{amount}", err=True)
+        return result
+    columns = (TextColumn("{task.description}"), BarColumn(30), DownloadColumn(), TextColumn("[dim]{task.fields[phase]}"))
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+        async for item in stream:
+            if item.result:
+                result = item.result
+                continue
+            if item.layer not in tasks:
+                tasks[item.layer] = bars.add_task(formats.short(item.layer) or name, total=None, phase=item.phase)
+            # a layer that was there already reports no bytes: its bar is full all the same
+            finished = item.phase == "done"
+            total = item.total_bytes or (1 if finished else None)
+            bars.update(tasks[item.layer], completed=total if finished else item.done_bytes, total=total, phase=item.phase)
+    return result
+
+
+def credentials(image: str, given: str) -> api.Credentials:
+    """`--creds`, or what `docker login` has written for the image's registry (config.json of docker or podman)."""
+    if given:
+        username, colon, password = given.partition(":")
+        if not colon:
+            raise click.BadParameter("--creds: write USER:PASSWORD")
+        return api.Credentials(username=username, password=password)
+    first = image.partition("/")[0]
+    registry = first if "/" in image and ("." in first or ":" in first or first == "localhost") else "docker.io"
+    names = [registry, "https://index.docker.io/v1/"] if registry == "docker.io" else [registry, f"https://{registry}"]
+    for file in (
+        os.path.join(os.environ.get("DOCKER_CONFIG", os.path.expanduser("~/.docker")), "config.json"),
+        os.environ.get("REGISTRY_AUTH_FILE", ""),
+        f"/run/containers/{os.getuid()}/auth.json",
+    ):
+        with suppress(OSError, ValueError, AttributeError):
+            known: dict[str, Any] = json.loads(Path(file).read_text()).get("auths", {})
+            for name in names:
+                if entry := known.get(name):
+                    username, _, password = base64.b64decode(entry.get("auth", "")).decode().partition(":")
+                    return api.Credentials(username=username, password=password, identity_token=entry.get("identitytoken", ""))
+    return api.Credentials()
+
+
+@click.command("images")
+@click.option("-q", "--quiet", is_flag=True, help="Print IDs only.")
+@click.option("--format", "template", default="", help="A template, like '{{.Repository}}:{{.Tag}}', or json.")
+@click.option("--no-trunc", is_flag=True, help="Whole IDs.")
+@click.option("--digests", is_flag=True, help="Show digests, too.")
+@click.argument("name", required=False)
+@click.pass_context
+def list_images(ctx: click.Context, quiet: bool, template: str, no_trunc: bool, digests: bool, name: str | None) -> None:
+    """List the images that are here."""
+
+    async def work(stub: HighrtStub) -> list[api.Image]:
+        return list((await stub.Images(api.ImagesRequest())).images)
+
+    rows: list[dict[str, str]] = []
+    for image in run(ctx, work):
+        digest_of = dict(item.split("@", 1) for item in image.digests)
+        names = (
+            [item.rpartition(":")[::2] for item in image.tags] or [(item, "<none>") for item in digest_of] or [("<none>",) * 2]
+        )
+        for repository, tag in names:
+            if name and name not in (repository, f"{repository}:{tag}", _familiar(repository), f"{_familiar(repository)}:{tag}"):
+                continue
+            rows.append(
+                {
+                    "Repository": _familiar(repository),
+                    "Tag": tag,
+                    "ID": image.id if no_trunc else formats.short(image.id),
+                    "Digest": digest_of.get(repository, "<none>"),
+                    "CreatedSince": formats.image_age(image.created),
+                    "CreatedAt": image.created,
+                    "Size": formats.size(image.size_bytes),
+                    "Platform": image.platform,
+                }
+            )
+    if quiet:
+        for identifier in dict.fromkeys(row["ID"] for row in rows):
+            click.echo(identifier)
+    elif template:
+        for row in rows:
+            click.echo(formats.render(template, row))
+    else:
+        columns = ["Repository", "Tag", *(["Digest"] if digests else []), "ID", "CreatedSince", "Size"]
+        heads = {"ID": "IMAGE ID", "CreatedSince": "CREATED"}
+        click.echo(formats.table([heads.get(c, c.upper()) for c in columns], ([row[c] for c in columns] for row in rows)))
+
+
+def _familiar(repository: str) -> str:
+    """docker's short form: `busybox` for docker.io/library/busybox."""
+    return repository.removeprefix("docker.io/library/").removeprefix("docker.io/")
+
+
+@click.command()
+@click.option("-t", "--tag", "tags", multiple=True, help="A name for the image (more than one may be given).")
+@click.option("-f", "--file", default="", help="The Containerfile; by default Containerfile or Dockerfile in the context.")
+@click.option("--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="A value for ARG.")
+@click.option("--build-context", multiple=True, metavar="NAME=PATH", help="One more folder, for COPY --from=NAME.")
+@click.option("--target", default="", help="The stage to stop at.")
+@click.option("--no-cache", is_flag=True, help="Run all steps anew.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the image's ID only.")
+@click.argument("context", type=click.Path(exists=True, file_okay=False))
+@click.pass_context
+def build(
+    ctx: click.Context,
+    tags: tuple[str, ...],
+    file: str,
+    build_args: tuple[str, ...],
+    build_context: tuple[str, ...],
+    target: str,
+    no_cache: bool,
+    quiet: bool,
+    context: str,
+) -> None:
+    """Build an image from a Containerfile and the files of CONTEXT."""
+    request = api.BuildRequest(
+        context=os.path.abspath(context),
+        file=os.path.abspath(file) if file else "",
+        tags=tags,
+        target=target,
+        no_cache=no_cache,
+    )
+    for item in build_args:
+        name, equals, value = item.partition("=")
+        if equals or name in os.environ:
+            request.build_args[name] = value if equals else os.environ[name]
+    for item in build_context:
+        name, equals, path = item.partition("=")
+        if not equals or not os.path.isdir(path):
+            raise click.BadParameter(f"--build-context {item}: write NAME=FOLDER, with a folder that is there")
+        request.build_contexts[name] = os.path.abspath(path)
+
+    async def work(stub: HighrtStub) -> str:
+        image_id = ""
+        async with stub.Build.open() as stream:
+            await stream.send_message(request, end=True)
+            async for event in stream:
+                if event.image_id:
+                    image_id = event.image_id
+                elif not quiet:
+                    click.echo(event.line, err=True)
+        return image_id
+
+    click.echo(run(ctx, work))
+
+
+@click.command()
+@click.argument("image")
+@click.argument("reference")
+@click.pass_context
+def tag(ctx: click.Context, image: str, reference: str) -> None:
+    """Give an image one more name."""
+    run(ctx, lambda stub: stub.Tag(api.TagRequest(image=image, reference=reference)))
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("-f", "--force", is_flag=True, help="Do not complain about images that are not here.")
+@click.pass_context
+def rmi(ctx: click.Context, images: tuple[str, ...], force: bool) -> None:
+    """Remove images, or names of images."""
+
+    async def remove(stub: HighrtStub, image: str) -> None:
+        await stub.RemoveImage(api.ImageName(image=image))
+
+    failed = False
+    for image in images:
+        try:
+            run(ctx, lambda stub, image=image: remove(stub, image))  # type: ignore[misc]
+            click.echo(image)
+        except DaemonError as error:
+            if not (force and error.status and error.status.name == "NOT_FOUND"):
+                failed = True
+                error.show()
+    ctx.exit(1 if failed else 0)
+
+
+@click.command()
+@click.option("-i", "--input", "source", type=click.File("rb"), default="-", help="The archive; standard input by default.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
+def load(ctx: click.Context, source: Any, quiet: bool) -> None:
+    """Load images from an archive that save, docker, podman or skopeo wrote."""
+    if source.isatty():
+        raise click.UsageError("no archive: name one with -i FILE, or redirect one to standard input")
+
+    async def work(stub: HighrtStub) -> list[api.Image]:
+        async with stub.Load.open() as stream:
+            while data := source.read(_CHUNK):
+                await stream.send_message(api.Chunk(data=data))
+            await stream.end()
+            answer = await stream.recv_message()
+            return list(answer.images) if answer else []
+
+    for image in run(ctx, work):
+        if not quiet:
+            click.echo(f"Loaded image: {', '.join(image.tags) or image.id}")
+
+
+@click.command()
+@click.option("-o", "--output", "target", type=click.File("wb"), default="-", help="The archive; standard output by default.")
+@click.argument("images", nargs=-1, required=True)
+@click.pass_context
+def save(ctx: click.Context, target: Any, images: tuple[str, ...]) -> None:
+    """Write images to an archive, for load, docker, podman or skopeo."""
+    if target.isatty():
+        raise click.UsageError("an archive does not go to a terminal: name a file with -o FILE, or redirect standard output")
+
+    async def work(stub: HighrtStub) -> None:
+        async with stub.Save.open() as stream:
+            await stream.send_message(api.SaveRequest(images=images), end=True)
+            async for chunk in stream:
+                target.write(chunk.data)
+
+    run(ctx, work)
+    sys.stdout.flush()
+
+
+COMMANDS = (list_images, pull, push, build, tag, rmi, load, save)

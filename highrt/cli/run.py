@@ -1,0 +1,292 @@
+"""`highrt run`: makes a container from an image, starts it, and stays with it."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from highrt.cli import session
+from highrt.cli.connection import DaemonError, errors
+from highrt.cli.connection import run as call
+from highrt.cli.images import pull_image
+from strata.protocols import highrt_pb2 as api
+from strata.protocols.highrt_grpc import HighrtStub
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(?:i?[bB])?")
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+_DAEMON_FAILED, _CANNOT_RUN, _NOT_FOUND = 125, 126, 127
+
+
+class _ProgramError(click.ClickException):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"highrt: {self.message}", err=True)
+
+
+def memory_bytes(text: str) -> int:
+    """`512m`, `1g`, `1.5GiB`, or a number of bytes. Raises click.BadParameter."""
+    if not text:
+        return 0
+    if not (match := _SIZE.fullmatch(text)):
+        raise click.BadParameter(f"{text!r} is not a size: write a number with b, k, m or g, like 512m")
+    return int(float(match.group(1)) * _UNITS[match.group(2).lower()])
+
+
+def environment(items: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
+    """`-e NAME=VALUE`, `-e NAME` (this process's own value, if it has one), and the lines of --env-file."""
+    lines: list[str] = []
+    for file in files:
+        for line in Path(file).read_text().splitlines():
+            if line.strip() and not line.lstrip().startswith("#"):
+                lines.append(line.lstrip())
+    found = []
+    for item in [*lines, *items]:
+        name, equals, _ = item.partition("=")
+        if not name:
+            raise click.BadParameter(f"{item!r}: a variable has no name; write NAME=VALUE")
+        if equals:
+            found.append(item)
+        elif name in os.environ:
+            found.append(f"{name}={os.environ[name]}")
+    return found
+
+
+def volume(text: str) -> api.Mount:
+    """`SOURCE:TARGET[:OPTIONS]`; the source is a path or a volume's name. Raises click.BadParameter."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise click.BadParameter(f"{text!r}: write SOURCE:TARGET or SOURCE:TARGET:ro")
+    mount = api.Mount(source=_source(parts[0]), target=parts[1])
+    for option in parts[2].split(",") if len(parts) == 3 else ():
+        if option in ("ro", "rw"):
+            mount.read_only = option == "ro"
+        elif option in ("private", "rprivate", "slave", "rslave", "shared", "rshared"):
+            mount.propagation = option
+        elif option not in ("z", "Z"):  # SELinux labels, which other machines need
+            raise click.BadParameter(f"{text!r}: the option {option!r} is not known; use ro, rw, rslave or rshared")
+    return mount
+
+
+def mount(text: str) -> api.Mount:
+    """`type=bind,source=/a,target=/b,readonly` as docker has it. Raises click.BadParameter."""
+    found = api.Mount()
+    kind = "volume"
+    for item in text.split(","):
+        key, _, value = item.partition("=")
+        if key == "type":
+            kind = value
+        elif key in ("source", "src"):
+            found.source = value
+        elif key in ("target", "destination", "dst"):
+            found.target = value
+        elif key in ("readonly", "ro"):
+            found.read_only = value in ("", "true", "1")
+        elif key == "bind-propagation":
+            found.propagation = value
+        else:
+            raise click.BadParameter(f"{text!r}: the option {key!r} is not known")
+    if kind not in ("bind", "volume"):
+        raise click.BadParameter(f"{text!r}: type {kind} is not known; use bind or volume")
+    if not found.source or not found.target:
+        raise click.BadParameter(f"{text!r}: both source and target are needed")
+    found.source = _source(found.source) if kind == "bind" else found.source
+    return found
+
+
+def _source(text: str) -> str:
+    return os.path.abspath(os.path.expanduser(text)) if text.startswith(("/", "./", "../", "~")) or text in (".", "..") else text
+
+
+def port(text: str) -> api.PortMapping:
+    """`[IP:]HOST:CONTAINER[/PROTOCOL]`. Raises click.BadParameter."""
+    address, _, protocol = text.partition("/")
+    parts = address.rsplit(":", 2)
+    numbers = parts[-2:]
+    if len(parts) < 2 or not all(item.isdigit() and 0 < int(item) < 65536 for item in numbers):
+        raise click.BadParameter(f"{text!r}: write HOST:CONTAINER or IP:HOST:CONTAINER, with ports from 1 to 65535")
+    if protocol not in ("", "tcp", "udp", "sctp"):
+        raise click.BadParameter(f"{text!r}: the protocol is tcp, udp or sctp")
+    ip = parts[0].strip("[]") if len(parts) == 3 else ""
+    return api.PortMapping(host_ip=ip, host_port=int(numbers[0]), container_port=int(numbers[1]), protocol=protocol or "tcp")
+
+
+def device(text: str) -> api.Device:
+    """`HOST[:CONTAINER[:PERMISSIONS]]`."""
+    host, container, permissions = [*text.split(":"), "", ""][:3]
+    return api.Device(host_path=host, container_path=container or host, permissions=permissions or "rwm")
+
+
+def labels(items: tuple[str, ...]) -> dict[str, str]:
+    return {key: value for key, _, value in (item.partition("=") for item in items)}
+
+
+@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.option("-d", "--detach", is_flag=True, help="Print the container's ID and leave it running.")
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on.")
+@click.option("-t", "--tty", is_flag=True, help="Give the container a terminal.")
+@click.option("--rm", "auto_remove", is_flag=True, help="Remove the container when it ends.")
+@click.option("--name", default="", help="A name for the container.")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable.")
+@click.option("--env-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Read variables from a file.")
+@click.option("-v", "--volume", "volumes", multiple=True, metavar="SOURCE:TARGET[:ro]", help="Mount a host path or a volume.")
+@click.option("--mount", "mounts", multiple=True, metavar="type=bind,source=…,target=…", help="Mount, in the long form.")
+@click.option("-w", "--workdir", default="", help="Working folder inside the container.")
+@click.option("-u", "--user", default="", metavar="NAME|UID[:GID]", help="Who the process is.")
+@click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port on the host.")
+@click.option("--network", "--net", default="", metavar="bridge|host|none", help="Which network it joins.")
+@click.option("-h", "--hostname", default="", help="Its host name.")
+@click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's.")
+@click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 512m.")
+@click.option("--cpus", type=click.FloatRange(min=0.01), help="CPU limit, like 1.5.")
+@click.option("-c", "--cpu-shares", type=click.IntRange(min=2), default=None, help="Weight against other containers.")
+@click.option("--pids-limit", type=int, default=0, help="Most processes it may have.")
+@click.option("--privileged", is_flag=True, help="All capabilities and devices: as good as root on the host.")
+@click.option("--cap-add", multiple=True, metavar="NAME", help="Give a capability, or ALL.")
+@click.option("--cap-drop", multiple=True, metavar="NAME", help="Take a capability, or ALL.")
+@click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, or seccomp=unconfined.")
+@click.option("--device", "devices", multiple=True, metavar="HOST[:CONTAINER[:rwm]]", help="Give a device of the host's.")
+@click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter of its namespaces.")
+@click.option("--pid", default="", metavar="host", help="Share the host's processes.")
+@click.option("--ipc", default="", metavar="host", help="Share the host's IPC.")
+@click.option("--read-only", is_flag=True, help="Its root cannot be written.")
+@click.option("--entrypoint", default=None, help="In place of the image's entry point.")
+@click.option("-l", "--label", multiple=True, metavar="NAME=VALUE", help="Note something on it.")
+@click.option("--restart", type=click.Choice(["no"]), default="no", help="Containers are not started again by themselves.")
+@click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True)
+@click.option("--platform", default="", metavar="OS/ARCH", help="Which of an image's platforms to pull.")
+@click.option("--runtime", default="", metavar="NAME", help="A runtime handler of the daemon's configuration.")
+@click.argument("image")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND [ARG]…]")
+@click.pass_context
+def run(ctx: click.Context, image: str, args: tuple[str, ...], **options: Any) -> None:
+    """Run a command in a new container.
+
+    \b
+    highrt run --rm -it IMAGE sh             a shell in a container that is gone afterwards
+    highrt run -d --name web -p 8080:80 IMAGE
+    """
+    tty, interactive, detach = options["tty"], options["interactive"], options["detach"]
+    if tty and interactive and not detach and not os.isatty(0):
+        raise _ProgramError("the input is not a terminal: leave -t out, or give it one", 1)
+    request = api.CreateRequest(
+        image=image,
+        args=args,
+        name=options["name"],
+        env=environment(options["env"], options["env_file"]),
+        working_dir=options["workdir"],
+        user=options["user"],
+        tty=tty,
+        stdin=interactive,
+        mounts=[*map(volume, options["volumes"]), *map(mount, options["mounts"])],
+        ports=[*map(port, options["publish"])],
+        network=options["network"],
+        hostname=options["hostname"],
+        dns=options["dns"],
+        memory_bytes=memory_bytes(options["memory"]),
+        cpu_millis=round((options["cpus"] or 0) * 1000),
+        cpu_shares=options["cpu_shares"] or 0,
+        pids_limit=options["pids_limit"],
+        privileged=options["privileged"],
+        cap_add=options["cap_add"],
+        cap_drop=options["cap_drop"],
+        devices=[*map(device, options["devices"])],
+        sysctls=labels(options["sysctl"]),
+        pid_mode=options["pid"],
+        ipc_mode=options["ipc"],
+        read_only=options["read_only"],
+        auto_remove=options["auto_remove"],
+        handler=options["runtime"],
+        labels=labels(options["label"]),
+    )
+    for option in options["security_opt"]:
+        if option.partition(":")[0] == "no-new-privileges" or option.partition("=")[0] == "no-new-privileges":
+            request.no_new_privileges = not option.endswith("false")
+        elif option.replace(":", "=") == "seccomp=unconfined":
+            request.seccomp_unconfined = True
+        else:
+            raise click.BadParameter(f"--security-opt {option}: use no-new-privileges or seccomp=unconfined")
+    if options["entrypoint"] is not None:
+        request.entrypoint.argv.extend([options["entrypoint"]] if options["entrypoint"] else [])
+        request.entrypoint.SetInParent()
+    try:
+        code = call(ctx, lambda stub: _run(stub, request, options))
+    except DaemonError as error:
+        raise _ProgramError(error.message, _DAEMON_FAILED) from error
+    ctx.exit(code)
+
+
+async def _run(stub: HighrtStub, request: api.CreateRequest, options: dict[str, Any]) -> int:
+    await _need_image(stub, request.image, options["pull"], options["platform"])
+    created = await stub.Create(request)
+    for warning in created.warnings:
+        click.echo(f"highrt: {warning}", err=True)
+    try:
+        if options["detach"]:
+            await stub.Start(api.ContainerName(container=created.id))
+            click.echo(created.id)
+            return 0
+
+        async def on_signal(number: int) -> None:
+            try:
+                await stub.Kill(api.KillRequest(container=created.id, signal=number))
+            except GRPCError as error:
+                click.echo(f"highrt: cannot pass signal {number} on: {error.message}", err=True)
+
+        return await session.converse(
+            stub.Attach,
+            api.AttachInput,
+            api.AttachStart(container=created.id, start=True, stdin=request.stdin),
+            stdin=request.stdin,
+            tty=request.tty,
+            on_signal=on_signal,
+        )
+    except session.Detached:
+        click.echo(f"\r\nhighrt: detached; {created.name} runs on (highrt attach {created.name})", err=True)
+        return 0
+    except GRPCError as error:
+        return await _not_started(stub, created.id, error)
+
+
+async def _not_started(stub: HighrtStub, container_id: str, error: GRPCError) -> int:
+    """The exit code for a container that did not start; like docker's, it is removed when --rm was given, else kept."""
+    with errors():
+        try:
+            found = await stub.Inspect(api.ContainerName(container=container_id))
+            if '"AutoRemove": true' in found.json and '"Running": false' in found.json:
+                await stub.Remove(api.RemoveRequest(container=container_id, force=True))
+        except GRPCError as problem:
+            if problem.status is not Status.NOT_FOUND:
+                raise
+    raise failure_of(error, otherwise=_DAEMON_FAILED) from error
+
+
+def failure_of(error: GRPCError, *, otherwise: int) -> click.ClickException:
+    """The daemon's words with docker's exit code: 127 no such program, 126 one that cannot be run."""
+    text = error.message or error.status.name
+    lowered = text.lower()
+    if "no such file" in lowered or "not found" in lowered:
+        return _ProgramError(text, _NOT_FOUND)
+    if "permission denied" in lowered or "is a directory" in lowered or "exec format error" in lowered:
+        return _ProgramError(text, _CANNOT_RUN)
+    return _ProgramError(text, otherwise)
+
+
+async def _need_image(stub: HighrtStub, image: str, policy: str, platform: str) -> None:
+    if policy != "always":
+        try:
+            await stub.InspectImage(api.ImageName(image=image))
+            return
+        except GRPCError as error:
+            if error.status is not Status.NOT_FOUND or policy == "never":
+                raise
+    if not sys.stderr.isatty():
+        click.echo(f"highrt: pulling {image}", err=True)
+    await pull_image(stub, api.PullRequest(image=image, platform=platform), quiet=not sys.stderr.isatty())

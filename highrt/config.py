@@ -1,0 +1,94 @@
+"""What the daemon is told: its folders, and the configuration file with runtimes and CNI plugins.
+
+The file is YAML:
+
+    handlers:
+      lowrt: {entry: "lowrt.main:run"}          # called in the monitors' own process
+      crun: {path: /usr/bin/crun, args: []}     # run as a process
+    default_handler: lowrt
+    cni:
+      bridge: "nodenet.cni.main:run"            # plugins that a warm helper calls, in place of executables
+
+Other packages appear here as dotted names only: any runtime or plugin can take their place.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from highrt.pods.model import Handler
+
+DEFAULT_ADDRESS = "unix:///run/highrt/highrt.sock"
+DEFAULT_LOG = "/var/lib/strata/default/log/highrt.log"
+DEFAULT_ROOT = "/var/lib/strata/default/highrt"
+DEFAULT_STATE = "/run/strata/default/highrt"
+
+_RUNTIME_ENTRY = "lowrt.main:run"
+_CNI_ENTRY = "nodenet.cni.main:run"
+_CNI_TYPES = ("bridge", "host-local", "portmap", "loopback")
+
+
+class InvalidConfig(Exception):
+    """The configuration file cannot be used; the text says what to change."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """handlers: runtimes by name. cni_entries: dotted names of CNI plugins, by type."""
+
+    root: Path
+    state: Path
+    handlers: dict[str, Handler] = field(default_factory=dict)
+    default_handler: str = "lowrt"
+    cni_entries: dict[str, str] = field(default_factory=dict)
+
+
+def load(root: Path, state: Path, file: Path | None) -> Config:
+    """The configuration: the built-in one, with what the file says in its place. Raises InvalidConfig."""
+    content: Any = {}
+    if file is not None:
+        try:
+            content = yaml.safe_load(file.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise InvalidConfig(f"--config {file}: {error}") from error
+    _is(content, dict, f"--config {file}", "a mapping")
+    if unknown := set(content) - {"handlers", "default_handler", "cni"}:
+        raise InvalidConfig(f"--config {file}: {', '.join(sorted(unknown))}: not known; there are handlers, default_handler, cni")
+    handlers = {"lowrt": _handler("lowrt", {"entry": _RUNTIME_ENTRY}, state)}
+    for name in ("runc", "crun"):
+        if shutil.which(name):
+            handlers[name] = _handler(name, {}, state)
+    for name, value in _is(content.get("handlers", {}), dict, f"--config {file}: handlers", "a mapping").items():
+        handlers[str(name)] = _handler(str(name), _is(value or {}, dict, f"--config {file}: handlers.{name}", "a mapping"), state)
+    default = content.get("default_handler", "lowrt")
+    if default not in handlers:
+        raise InvalidConfig(f"--config {file}: default_handler {default!r} is none of {', '.join(handlers)}")
+    cni = _is(content.get("cni", {}), dict, f"--config {file}: cni", "a mapping of plugin types to dotted names")
+    entries = dict.fromkeys(_CNI_TYPES, _CNI_ENTRY) | {str(kind): str(entry) for kind, entry in cni.items() if entry}
+    # an empty name takes a built-in plugin away: its executable is used
+    for kind in [kind for kind, entry in cni.items() if not entry]:
+        entries.pop(str(kind), None)
+    return Config(root, state, handlers, default, entries)
+
+
+def _handler(name: str, value: dict[str, Any], state: Path) -> Handler:
+    if unknown := set(value) - {"path", "entry", "args", "root"}:
+        raise InvalidConfig(f"handler {name}: {', '.join(sorted(unknown))}: not known; there are path, entry, args, root")
+    args = _is(value.get("args", []), list, f"handler {name}: args", "a list")
+    path = str(value.get("path") or shutil.which(name) or name)
+    return Handler(
+        name=name,
+        path=path,
+        root=str(value.get("root") or state / "runtimes" / name),
+        args=tuple(str(item) for item in args),
+        entry=str(value["entry"]) if value.get("entry") else None,
+    )
+
+
+def _is(value: Any, kind: type, what: str, wanted: str) -> Any:
+    if not isinstance(value, kind):
+        raise InvalidConfig(f"{what} must be {wanted}, not {type(value).__name__}")
+    return value

@@ -1,0 +1,91 @@
+"""What `inspect` prints: JSON in the form that people know from docker."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from highrt.images.model import Image
+from highrt.pods.model import Container, ContainerState, Pod
+
+
+def image(found: Image) -> dict[str, Any]:
+    config = found.config
+    return {
+        "Id": found.id,
+        "RepoTags": [*found.tags],
+        "RepoDigests": [*found.digests],
+        "Created": found.created,
+        "Size": found.size_bytes,
+        "Os": found.platform.split("/")[0],
+        "Architecture": found.platform.partition("/")[2],
+        "Config": {
+            "User": config.user,
+            "Env": [*config.env],
+            "Entrypoint": [*config.entrypoint],
+            "Cmd": [*config.cmd],
+            "WorkingDir": config.working_dir,
+            "Labels": dict(config.labels),
+            "StopSignal": config.stop_signal,
+            "Volumes": dict.fromkeys(config.volumes, {}),
+            "ExposedPorts": dict.fromkeys(config.exposed_ports, {}),
+        },
+        "RootFS": {"Type": "layers", "Layers": [*found.diff_ids]},
+        "Pinned": found.pinned,
+    }
+
+
+def container(found: Container, pod: Pod, name: str) -> dict[str, Any]:
+    config = found.config
+    running = found.state is ContainerState.RUNNING
+    return {
+        "Id": found.id,
+        "Name": name,
+        "Created": time_text(found.created_at_ns),
+        "State": {
+            "Status": found.state.value,
+            "Running": running,
+            "Pid": (found.pid or 0) if running else 0,
+            "ExitCode": found.exit_code or 0,
+            "OOMKilled": found.reason == "OOMKilled",
+            "Error": found.message,
+            "Reason": found.reason,
+            "StartedAt": time_text(found.started_at_ns),
+            "FinishedAt": time_text(found.finished_at_ns),
+        },
+        "Image": found.image_id,
+        "ImageName": config.image.user_specified_image or config.image.image,
+        "Config": {
+            "Hostname": pod.config.hostname,
+            "Env": [f"{item.key}={item.value.decode(errors='replace')}" for item in config.envs],
+            "Entrypoint": [*config.command],
+            "Cmd": [*config.args],
+            "WorkingDir": config.working_dir,
+            "Tty": config.tty,
+            "OpenStdin": config.stdin,
+            "Labels": dict(config.labels),
+        },
+        "HostConfig": {
+            "Memory": config.linux.resources.memory_limit_in_bytes,
+            "CpuQuota": config.linux.resources.cpu_quota,
+            "CpuPeriod": config.linux.resources.cpu_period,
+            "Privileged": config.linux.security_context.privileged,
+            "ReadonlyRootfs": config.linux.security_context.readonly_rootfs,
+        },
+        "Mounts": [
+            {"Source": mount.host_path, "Destination": mount.container_path, "RW": not mount.readonly} for mount in config.mounts
+        ],
+        "NetworkSettings": {"IPAddress": pod.ips[0] if pod.ips else "", "IPAddresses": [*pod.ips]},
+        "LogPath": found.log_path or "",
+        "Pod": {"Id": pod.id, "Owner": pod.owner.value, "Handler": pod.handler},
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False)
+
+
+def time_text(time_ns: int | None) -> str:
+    """RFC 3339 with microseconds; empty for a time that has not come."""
+    if not time_ns:
+        return ""
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,193 @@
+"""From the flags of `highrt run` to what the pod manager takes: CRI's PodSandboxConfig and ContainerConfig."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from highrt.images.model import Image
+from highrt.pods.errors import InvalidArgument
+from strata.protocols import cri_pb2 as cri
+from strata.protocols import highrt_pb2 as api
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+NAMESPACE = "highrt"
+AUTO_REMOVE = "strata.highrt/auto-remove"
+NETWORK = "strata.highrt/network"
+
+_LOG_FILE = "container.log"
+_CPU_PERIOD_US = 100_000
+_PROPAGATION = {
+    "": cri.PROPAGATION_PRIVATE,
+    "private": cri.PROPAGATION_PRIVATE,
+    "rprivate": cri.PROPAGATION_PRIVATE,
+    "slave": cri.PROPAGATION_HOST_TO_CONTAINER,
+    "rslave": cri.PROPAGATION_HOST_TO_CONTAINER,
+    "shared": cri.PROPAGATION_BIDIRECTIONAL,
+    "rshared": cri.PROPAGATION_BIDIRECTIONAL,
+}
+_PROTOCOLS = {"": cri.TCP, "tcp": cri.TCP, "udp": cri.UDP, "sctp": cri.SCTP}
+
+
+class PersonFiles:
+    """The files of one person's container, in a folder of its own: ROOT/person/UID. `remove` deletes them."""
+
+    def __init__(self, root: Path, uid: str) -> None:
+        self.folder = root / "person" / uid
+        self.hosts = self.folder / "hosts"
+
+    def make(self) -> None:
+        self.folder.mkdir(parents=True, mode=0o700)
+        self.hosts.touch(mode=0o644)
+
+    def write_hosts(self, hostname: str, ips: list[str]) -> None:
+        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+        lines += [f"{ip}\t{hostname}" for ip in ips or ["127.0.1.1"]]
+        self.hosts.write_text("\n".join(lines) + "\n")
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def pod_config(request: api.CreateRequest, uid: str, files: PersonFiles, network: str) -> cri.PodSandboxConfig:
+    """The pod of a person's container. network: bridge, host or none. Raises InvalidArgument."""
+    config = cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name=request.name, uid=uid, namespace=NAMESPACE),
+        hostname=(request.hostname or uid[:12]) if network != "host" else request.hostname,
+        log_directory=str(files.folder),
+        labels=request.labels,
+        annotations={NETWORK: network},
+    )
+    if request.auto_remove:
+        config.annotations[AUTO_REMOVE] = "true"
+    config.dns_config.servers.extend(request.dns)
+    for port in request.ports:
+        if not 0 < port.container_port < 65536 or port.host_port > 65535:
+            raise InvalidArgument(f"port {port.host_port}:{port.container_port}: ports are numbers from 1 to 65535")
+        if port.protocol not in _PROTOCOLS:
+            raise InvalidArgument(f"port protocol {port.protocol!r}: use tcp, udp or sctp")
+        config.port_mappings.add(
+            protocol=_PROTOCOLS[port.protocol],
+            container_port=port.container_port,
+            host_port=port.host_port,
+            host_ip=port.host_ip,
+        )
+    security = config.linux.security_context
+    security.privileged = request.privileged
+    _namespaces(security.namespace_options, request, network)
+    security.seccomp.profile_type = _seccomp(request)
+    config.linux.sysctls.update(request.sysctls)
+    return config
+
+
+def container_config(request: api.CreateRequest, image: Image, files: PersonFiles, volumes: Path) -> cri.ContainerConfig:
+    """The container of a person's pod. volumes: the folder of named volumes. Raises InvalidArgument."""
+    config = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name=request.name),
+        image=cri.ImageSpec(image=image.id, user_specified_image=request.image),
+        working_dir=request.working_dir,
+        labels=request.labels,
+        log_path=_LOG_FILE,
+        stdin=request.stdin,
+        stdin_once=request.stdin,
+        tty=request.tty,
+    )
+    # CRI's rule (as Kubernetes has it): a command alone takes the image's Cmd away, args alone keep its entry point. Docker's
+    # --entrypoint "" takes the entry point away, and the arguments become the command.
+    if request.HasField("entrypoint"):
+        config.command.extend(request.entrypoint.argv or request.args or image.config.cmd)
+        config.args.extend(request.args if request.entrypoint.argv else [])
+    else:
+        config.args.extend(request.args)
+    env = dict(item.partition("=")[::2] for item in request.env)
+    if request.tty:
+        env.setdefault("TERM", "xterm")
+    for key, value in env.items():
+        if not key:
+            raise InvalidArgument("environment: a variable has no name; write NAME=VALUE")
+        config.envs.add(key=key, value=value.encode())
+    _mounts(config, request, files, volumes)
+    for device in request.devices:
+        config.devices.add(
+            host_path=device.host_path,
+            container_path=device.container_path or device.host_path,
+            permissions=device.permissions or "rwm",
+        )
+    security = config.linux.security_context
+    security.privileged = request.privileged
+    security.readonly_rootfs = request.read_only
+    security.no_new_privs = request.no_new_privileges
+    security.capabilities.add_capabilities.extend(_capability(name) for name in request.cap_add)
+    security.capabilities.drop_capabilities.extend(_capability(name) for name in request.cap_drop)
+    _user(security, request.user)
+    _namespaces(security.namespace_options, request, "")
+    security.seccomp.profile_type = _seccomp(request)
+    resources = config.linux.resources
+    resources.memory_limit_in_bytes = request.memory_bytes
+    resources.cpu_shares = request.cpu_shares
+    if request.cpu_millis:
+        resources.cpu_period = _CPU_PERIOD_US
+        resources.cpu_quota = max(1000, request.cpu_millis * _CPU_PERIOD_US // 1000)
+    if request.pids_limit > 0:
+        resources.unified["pids.max"] = str(request.pids_limit)
+    return config
+
+
+def _namespaces(options: cri.NamespaceOption, request: api.CreateRequest, network: str) -> None:
+    options.network = cri.NODE if network == "host" else cri.POD
+    for name in ("pid", "ipc"):
+        mode = getattr(request, f"{name}_mode")
+        if mode not in ("", "host", "private"):
+            raise InvalidArgument(f"--{name} {mode}: only host and private are known")
+        setattr(options, name, cri.NODE if mode == "host" else cri.CONTAINER if name == "pid" else cri.POD)
+
+
+def _seccomp(request: api.CreateRequest) -> cri.SecurityProfile.ProfileType:
+    unconfined = request.seccomp_unconfined or request.privileged
+    return cri.SecurityProfile.Unconfined if unconfined else cri.SecurityProfile.RuntimeDefault
+
+
+def _capability(name: str) -> str:
+    """CRI's form of a capability's name: NET_ADMIN."""
+    return name.upper().removeprefix("CAP_")
+
+
+def _user(security: cri.LinuxContainerSecurityContext, user: str) -> None:
+    """`--user`: NAME, UID, UID:GID; names are looked up in the container's own /etc/passwd."""
+    name, colon, group = user.partition(":")
+    if colon and not (group.isdigit() and name):
+        raise InvalidArgument(f"--user {user}: write NAME, UID or UID:GID (the group as a number)")
+    if name.isdigit():
+        security.run_as_user.value = int(name)
+    else:
+        security.run_as_username = name
+    if group:
+        security.run_as_group.value = int(group)
+
+
+def _mounts(config: cri.ContainerConfig, request: api.CreateRequest, files: PersonFiles, volumes: Path) -> None:
+    targets = set()
+    for mount in request.mounts:
+        target = os.path.normpath(mount.target)
+        if not mount.target.startswith("/") or target == "/":
+            raise InvalidArgument(f"mount at {mount.target!r}: the place in the container must be an absolute path other than /")
+        if target in targets:
+            raise InvalidArgument(f"mount at {target}: it is named twice")
+        targets.add(target)
+        if mount.propagation not in _PROPAGATION:
+            raise InvalidArgument(f"mount propagation {mount.propagation!r}: use private, rslave or rshared")
+        source = mount.source
+        if not source.startswith("/"):
+            if not NAME.fullmatch(source):
+                raise InvalidArgument(f"volume {source!r}: a name has letters, digits, '_', '.', '-'; a host path begins with /")
+            path = volumes / source
+            path.mkdir(parents=True, exist_ok=True, mode=0o755)
+            source = str(path)
+        config.mounts.add(
+            container_path=target,
+            host_path=source,
+            readonly=mount.read_only,
+            propagation=_PROPAGATION[mount.propagation],
+        )
+    if "/etc/hosts" not in targets:
+        config.mounts.add(container_path="/etc/hosts", host_path=str(files.hosts))

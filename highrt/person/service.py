@@ -1,0 +1,373 @@
+"""The service `strata.highrt.v1.Highrt`: what the commands of `highrt` call."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from highrt.cri.calls import require, streaming, unary, worded
+from highrt.images import archive
+from highrt.images.build import build
+from highrt.images.errors import ImageNotFound
+from highrt.images.model import Auth, Image
+from highrt.images.service import ImageService
+from highrt.person import documents, loglines, progress
+from highrt.person.containers import PersonContainers
+from highrt.person.flags import NETWORK
+from highrt.person.peer import GrpcPeer
+from highrt.pods.errors import FailedPrecondition, InvalidArgument
+from highrt.pods.manager import PodManager
+from highrt.pods.model import Container, ContainerState, Owner, Stdio
+from highrt.streaming.commands import AttachedContainer, ExecutedCommand
+from highrt.streaming.relay import ClientGone, Running, relay
+from strata.protocols import cri_pb2 as cri
+from strata.protocols import highrt_pb2 as api
+from strata.protocols.highrt_grpc import HighrtBase
+
+_CHUNK = 256 * 1024
+_PROTOCOL_NAMES = {cri.TCP: "tcp", cri.UDP: "udp", cri.SCTP: "sctp"}
+
+
+class PersonService(HighrtBase):
+    """about: what `system` says of the daemon (name, root, state, handlers)."""
+
+    def __init__(self, pods: PodManager, images: ImageService, containers: PersonContainers, about: dict[str, Any]) -> None:
+        self._pods = pods
+        self._images = images
+        self._containers = containers
+        self._about = about
+
+    @unary
+    async def System(self, request: api.SystemRequest) -> api.SystemResponse:
+        ready, message = self._pods.network_ready()
+        containers = self._pods.containers()
+        return api.SystemResponse(
+            version=version("strata"),
+            network_ready=ready,
+            network_message=message,
+            images=len(self._images.list()),
+            containers=len(containers),
+            running=sum(item.state is ContainerState.RUNNING for item in containers),
+            image_bytes=self._images.usage().bytes,
+            pid=os.getpid(),
+            **self._about,
+        )
+
+    # images
+
+    @streaming
+    async def Pull(self, request: api.PullRequest) -> AsyncIterator[api.Progress]:
+        async def work(report: Any) -> str:
+            image = await self._images.pull(
+                request.image, auth=_auth(request.credentials), platform=request.platform or None, progress=report
+            )
+            return image.id
+
+        async for item in progress.transfer(work):
+            yield item
+
+    @streaming
+    async def Push(self, request: api.PushRequest) -> AsyncIterator[api.Progress]:
+        async def work(report: Any) -> str:
+            return await self._images.push(
+                request.image, destination=request.destination or None, auth=_auth(request.credentials), progress=report
+            )
+
+        async for item in progress.transfer(work):
+            yield item
+
+    @unary
+    async def Images(self, request: api.ImagesRequest) -> api.ImagesResponse:
+        return api.ImagesResponse(images=[_image(image) for image in self._images.list()])
+
+    @unary
+    async def InspectImage(self, request: api.ImageName) -> api.Document:
+        return api.Document(json=documents.text(documents.image(self._image(request.image))))
+
+    @unary
+    async def Tag(self, request: api.TagRequest) -> api.TagResponse:
+        self._images.tag(self._image(request.image), request.reference)
+        return api.TagResponse()
+
+    @unary
+    async def RemoveImage(self, request: api.ImageName) -> api.RemoveImageResponse:
+        self._image(request.image)
+        await self._images.remove(request.image)
+        return api.RemoveImageResponse()
+
+    @streaming
+    async def Build(self, request: api.BuildRequest) -> AsyncIterator[api.BuildEvent]:
+        async def work(say: Any) -> str:
+            image = await build(
+                self._images,
+                Path(request.context),
+                tag=request.tags[0] if request.tags else None,
+                file=Path(request.file) if request.file else None,
+                build_args=dict(request.build_args),
+                build_contexts={name: Path(path) for name, path in request.build_contexts.items()},
+                target=request.target or None,
+                no_cache=request.no_cache,
+                progress=say,
+            )
+            for tag in request.tags[1:]:
+                self._images.tag(image, tag)
+            return image.id
+
+        async for event in progress.lines(work):
+            yield event
+
+    async def Load(self, stream: Any) -> None:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        with open(reading, "rb") as archive_end:
+            feeding = asyncio.create_task(self._feed(stream, writing))
+            try:
+                with worded():
+                    images = await archive.load(self._images, archive_end)
+            finally:
+                feeding.cancel()
+                await asyncio.gather(feeding, return_exceptions=True)
+        await stream.send_message(api.LoadResponse(images=[_image(image) for image in images]))
+
+    async def _feed(self, stream: Any, writing: int) -> None:
+        with suppress(OSError), open(writing, "wb", 0) as pipe:
+            while (chunk := await stream.recv_message()) is not None:
+                await asyncio.to_thread(pipe.write, chunk.data)
+
+    @streaming
+    async def Save(self, request: api.SaveRequest) -> AsyncIterator[api.Chunk]:
+        require(request.images, "save: name an image")
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+
+        async def work() -> None:
+            with open(writing, "wb") as pipe:
+                await archive.save(self._images, list(request.images), pipe)
+
+        task = asyncio.create_task(work())
+        try:
+            with open(reading, "rb", 0) as pipe:
+                while data := await asyncio.to_thread(pipe.read, _CHUNK):
+                    yield api.Chunk(data=data)
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _image(self, reference: str) -> Image:
+        require(reference, "no image is named")
+        image = self._images.resolve(reference)
+        if image is None:
+            raise ImageNotFound(f"no such image here: {reference} (highrt images lists them, highrt pull gets it)")
+        return image
+
+    # containers
+
+    @unary
+    async def Create(self, request: api.CreateRequest) -> api.CreateResponse:
+        container, warnings = await self._containers.create(request)
+        return api.CreateResponse(id=container.id, name=request.name, warnings=warnings)
+
+    @unary
+    async def Start(self, request: api.ContainerName) -> api.StartResponse:
+        await self._pods.start_container(self._containers.find(request.container).id)
+        return api.StartResponse()
+
+    @unary
+    async def Stop(self, request: api.StopRequest) -> api.StopResponse:
+        await self._pods.stop_container(self._containers.find(request.container).id, max(0, request.timeout_seconds))
+        return api.StopResponse()
+
+    @unary
+    async def Kill(self, request: api.KillRequest) -> api.KillResponse:
+        try:
+            number = signal.Signals(request.signal)
+        except ValueError as error:
+            raise InvalidArgument(f"{request.signal} is no signal's number") from error
+        await self._pods.signal_container(self._running(request.container).id, number)
+        return api.KillResponse()
+
+    @unary
+    async def Remove(self, request: api.RemoveRequest) -> api.RemoveResponse:
+        await self._containers.remove(self._containers.find(request.container), force=request.force)
+        return api.RemoveResponse()
+
+    @unary
+    async def Wait(self, request: api.ContainerName) -> api.WaitResponse:
+        container = self._containers.find(request.container)
+        with self._containers.session(container.id):
+            return api.WaitResponse(exit_code=await self._containers.exit_code(container.id))
+
+    @unary
+    async def List(self, request: api.ListRequest) -> api.ListResponse:
+        containers = self._pods.containers(None if request.every_owner else Owner.PERSON)
+        wanted = [item for item in containers if request.all or item.state is ContainerState.RUNNING]
+        return api.ListResponse(containers=[self._message(item) for item in wanted])
+
+    def _message(self, item: Container) -> api.Container:
+        pod = self._pods.pod(item.pod_id)
+        image = self._images.resolve(item.image_id) if item.image_id else None
+        command = [*item.config.command, *item.config.args]
+        if image and not item.config.command:
+            command = [*image.config.entrypoint, *(item.config.args or image.config.cmd)]
+        return api.Container(
+            id=item.id,
+            name=item.config.metadata.name,
+            image=item.config.image.user_specified_image or item.config.image.image,
+            image_id=item.image_id,
+            command=command,
+            state=item.state.value,
+            exit_code=item.exit_code or 0,
+            created_at_ns=item.created_at_ns,
+            started_at_ns=item.started_at_ns or 0,
+            finished_at_ns=item.finished_at_ns or 0,
+            pod_id=item.pod_id,
+            owner=item.owner.value,
+            ports=[
+                api.PortMapping(
+                    host_ip=port.host_ip,
+                    host_port=port.host_port,
+                    container_port=port.container_port,
+                    protocol=_PROTOCOL_NAMES[port.protocol],
+                )
+                for port in pod.config.port_mappings
+            ],
+            ips=pod.ips,
+            labels=item.config.labels,
+            pid=item.pid or 0,
+        )
+
+    @unary
+    async def Inspect(self, request: api.ContainerName) -> api.Document:
+        container = self._containers.find(request.container)
+        pod = self._pods.pod(container.pod_id)
+        document = documents.container(container, pod, self._containers.name(container))
+        document["HostConfig"]["NetworkMode"] = pod.config.annotations.get(NETWORK, "")
+        document["HostConfig"]["AutoRemove"] = "strata.highrt/auto-remove" in pod.config.annotations
+        return api.Document(json=documents.text(document))
+
+    @unary
+    async def Stats(self, request: api.StatsRequest) -> api.StatsResponse:
+        if request.containers:
+            wanted = [self._running(name) for name in request.containers]
+        else:
+            wanted = [item for item in self._pods.containers() if item.state is ContainerState.RUNNING]
+        response = api.StatsResponse()
+        for item in wanted:
+            used = await self._pods.container_stats(item.id)
+            response.stats.add(
+                id=item.id,
+                name=item.config.metadata.name,
+                cpu_nanoseconds=used.cpu_usage_ns,
+                time_ns=used.time_ns,
+                memory_bytes=used.memory_working_set_bytes,
+                memory_limit_bytes=item.config.linux.resources.memory_limit_in_bytes,
+            )
+        return response
+
+    @streaming
+    async def Logs(self, request: api.LogsRequest) -> AsyncIterator[api.LogLine]:
+        container = self._containers.find(request.container)
+        if not container.log_path:
+            raise FailedPrecondition(f"container {container.id} has no log")
+
+        def runs() -> bool:
+            try:
+                state = self._pods.container(container.id).state
+            except LookupError:
+                return False
+            return state in (ContainerState.CREATED, ContainerState.RUNNING)
+
+        tail = request.tail if request.HasField("tail") else None
+        lines = loglines.read(
+            Path(container.log_path), follow=runs if request.follow else None, tail=tail, since_ns=request.since_ns
+        )
+        async for line in lines:
+            yield api.LogLine(time_ns=line.time_ns, stream=line.stream, data=line.data)
+
+    # exec and attach
+
+    async def Exec(self, stream: Any) -> None:
+        start = await _first(stream)
+        with worded():
+            container = self._running(start.container)
+            require(start.argv, "exec: name a command")
+
+            async def begin(stdio: Stdio) -> Running:
+                session = await self._pods.exec(
+                    container.id,
+                    list(start.argv),
+                    stdio,
+                    terminal=start.tty,
+                    env=list(start.env) or None,
+                    cwd=start.working_dir or None,
+                    user=start.user or None,
+                )
+                return ExecutedCommand(session)
+
+            if start.detach:
+                await begin(Stdio(None, None, None))
+                await stream.send_message(api.Output(started=True))
+                return
+            peer = GrpcPeer(stream)
+            with suppress(ClientGone):
+                code = await relay(peer, begin, stdin=start.stdin, stderr=not start.tty, started=peer.started)
+                await stream.send_message(api.Output(exit_code=code or 0))
+
+    async def Attach(self, stream: Any) -> None:
+        start = await _first(stream)
+        with worded():
+            container = self._containers.find(start.container)
+            if not start.start:
+                self._running(start.container)
+
+            async def begin(stdio: Stdio) -> Running:
+                session = await self._pods.attach(container.id, stdio)
+                if start.start:
+                    try:
+                        await self._pods.start_container(container.id)
+                    except BaseException:
+                        await session.detach()
+                        raise
+                return AttachedContainer(session)
+
+            peer = GrpcPeer(stream)
+            with suppress(ClientGone), self._containers.session(container.id):
+                await relay(peer, begin, stdin=start.stdin, stderr=not container.config.tty, started=peer.started)
+                code = await self._containers.exit_code(container.id)
+                await stream.send_message(api.Output(exit_code=code))
+
+    def _running(self, reference: str) -> Container:
+        container = self._containers.find(reference)
+        if container.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {reference} is not running ({container.state.value})")
+        return container
+
+
+async def _first(stream: Any) -> Any:
+    message = await stream.recv_message()
+    if message is None or message.WhichOneof("message") != "start":
+        raise GRPCError(Status.INVALID_ARGUMENT, "the first message must be `start`")
+    return message.start
+
+
+def _auth(credentials: api.Credentials) -> Auth | None:
+    auth = Auth(username=credentials.username, password=credentials.password, identity_token=credentials.identity_token)
+    return auth or None
+
+
+def _image(image: Image) -> api.Image:
+    return api.Image(
+        id=image.id,
+        tags=image.tags,
+        digests=image.digests,
+        size_bytes=image.size_bytes,
+        created=image.created,
+        pinned=image.pinned,
+        platform=image.platform,
+    )
