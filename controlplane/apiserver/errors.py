@@ -16,7 +16,13 @@ class InvalidField(Protocol):
 
 
 def _details(resource: Resource, name: str) -> dict[str, Any]:
-    return {"name": name, "group": resource.group, "kind": resource.plural}
+    return details(name, resource.group, resource.plural)
+
+
+def details(name: str, group: str, kind: str, **more: Any) -> dict[str, Any]:
+    """What a Status is about (metav1.StatusDetails); what is empty is left out."""
+    found = {"name": name, "group": group, "kind": kind, **more}
+    return {key: value for key, value in found.items() if value}
 
 
 def not_found(resource: Resource, name: str) -> StatusError:
@@ -39,8 +45,7 @@ def forbidden(user: UserInfo, verb: str, resource: str, group: str, namespace: s
         subject = f"{resource}.{group}" if group else resource
     scope = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
     text = f'{subject} is forbidden: User "{user.name}" cannot {verb} resource "{resource}" in API group "{group}" {scope}'
-    details = {"name": name, "group": group, "kind": resource}
-    return StatusError(403, "Forbidden", f"{text}: {why}" if why else text, details)
+    return StatusError(403, "Forbidden", f"{text}: {why}" if why else text, details(name, group, resource))
 
 
 def forbidden_path(user: UserInfo, verb: str, path: str) -> StatusError:
@@ -53,12 +58,17 @@ def invalid(kind: str, group: str, name: str, errors: Sequence[InvalidField]) ->
     texts = [error.message() for error in errors]
     listed = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
     qualified = f"{kind}.{group}" if group else kind
-    details = {"name": name, "group": group, "kind": kind, "causes": [error.cause() for error in errors]}
-    return StatusError(422, "Invalid", f'{qualified} "{name}" is invalid: {listed}', details)
+    causes = [error.cause() for error in errors]
+    return StatusError(422, "Invalid", f'{qualified} "{name}" is invalid: {listed}', details(name, group, kind, causes=causes))
 
 
 def bad_request(message: str) -> StatusError:
     return StatusError(400, "BadRequest", message)
+
+
+def undecodable(resource: Resource, why: str) -> StatusError:
+    """The body is no object of the resource's kind."""
+    return bad_request(f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {why}')
 
 
 def expired(message: str = "The resourceVersion for the provided watch is too old.") -> StatusError:

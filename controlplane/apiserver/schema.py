@@ -6,7 +6,7 @@ that do not exist (their paths are returned: the request decides whether that is
 """
 
 import importlib.util
-import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,9 +30,13 @@ Schema = Mapping[str, Any]
 
 @dataclass
 class Check:
-    """What a check found: problems, and the paths of fields that no schema knows (they are removed from the object)."""
+    """What a check found: missing fields, wrong types (as decoders word them), and fields that no schema knows.
+
+    Unknown fields are removed from the object; what is kept of them is the path.
+    """
 
     errors: list[FieldError] = field(default_factory=list)
+    wrong_types: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
 
@@ -123,11 +127,11 @@ class Schemas:
             case "string":
                 return _typed((str,), "string")
             case "boolean":
-                return _typed((bool,), "boolean")
+                return _typed((bool,), "bool")
             case "integer":
-                return _typed((int,), "integer")
+                return _typed((int,), schema.get("format", "int64"))
             case "number":
-                return _typed((int, float), "number")
+                return _typed((int, float), "float64")
         return lambda value, path, check: value
 
     def _compile_object(self, schema: Schema) -> Checker:
@@ -138,7 +142,7 @@ class Schemas:
             if value is None:
                 return None
             if not isinstance(value, dict):
-                check.errors.append(_wrong_type(path, value, "object"))
+                check.wrong_types.append(_wrong_type(path, value, "object"))
                 return value
             prefix = f"{path}." if path else ""
             for key in list(value):
@@ -163,7 +167,7 @@ class Schemas:
 
         def check_map(value: Any, path: str, check: Check) -> Any:
             if not isinstance(value, dict):
-                check.errors.append(_wrong_type(path, value, "object"))
+                check.wrong_types.append(_wrong_type(path, value, "object"))
             elif checker:
                 for key, item in value.items():
                     if item is None and inner is not None and inner.get("type") == ["string", "null"]:
@@ -179,7 +183,7 @@ class Schemas:
 
         def check_list(value: Any, path: str, check: Check) -> Any:
             if not isinstance(value, list):
-                check.errors.append(_wrong_type(path, value, "array"))
+                check.wrong_types.append(_wrong_type(path, value, "array"))
             elif checker:
                 for index, item in enumerate(value):
                     checker(item, f"{path}[{index}]", check)
@@ -194,13 +198,16 @@ def _typed(types: tuple[type, ...], name: str) -> Checker:
 
     def check_scalar(value: Any, path: str, check: Check) -> Any:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            check.errors.append(_wrong_type(path, value, name))
+            check.wrong_types.append(_wrong_type(path, value, name))
         return value
 
     return check_scalar
 
 
-def _wrong_type(path: str, value: Any, wanted: str) -> FieldError:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
-    shown = value if len(json.dumps(value, default=str)) < 100 else names.get(type(value), "value")
-    return fields.invalid(path, shown, f"must be of type {wanted}")
+_JSON_NAMES = {dict: "object", list: "array", str: "string", bool: "bool", int: "number", float: "number"}
+_INDEX = re.compile(r"\[\d+\]")
+
+
+def _wrong_type(path: str, value: Any, wanted: str) -> str:
+    """The complaint of Kubernetes' decoder, which people and programs know."""
+    return f"cannot unmarshal {_JSON_NAMES[type(value)]} into Go struct field %s.{_INDEX.sub('', path)} of type {wanted}"

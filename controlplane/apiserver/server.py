@@ -41,6 +41,7 @@ COMPACTION_SECONDS = 300.0
 SUPERUSER = UserInfo("system:admin", groups=("system:masters", "system:authenticated"))
 CONNECT = ("log", "exec", "attach", "portforward", "proxy")
 _JSON = {"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
+_OPTIONS = {"create": "CreateOptions", "update": "UpdateOptions", "patch": "PatchOptions"}
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -250,9 +251,12 @@ class ApiServer:
     ) -> web.StreamResponse:
         operation = Operation(user, resource, target.namespace, target.name, target.subresource, dict(request.query))
         operation.user_agent = request.headers.get("User-Agent", "")
+        if (dry_run := operation.query.get("dryRun", "All")) != "All":
+            problem = fields.unsupported("dryRun", dry_run, ("All",))
+            raise errors.invalid(_OPTIONS.get(verb, "DeleteOptions"), "meta.k8s.io", "", [problem])
         if target.subresource:
             return await self._serve_subresource(request, verb, target, operation)
-        if verb not in resource.verbs:
+        if verb not in resource.verbs or ((verb == "create") == bool(target.name) and verb in ("create", "update", "patch")):
             raise errors.method_not_allowed(resource, verb)
         encoder = self._encoder(request, resource)
         match verb:
@@ -281,7 +285,7 @@ class ApiServer:
                 if not gone:
                     return self._answer(encoder.one(entry), operation, media_type=encoder.media_type)
                 uid = entry.decode()["metadata"].get("uid")
-                details = {"name": operation.name, "group": resource.group, "kind": resource.plural, "uid": uid}
+                details = errors.details(operation.name, resource.group, resource.plural, uid=uid)
                 return self._answer(orjson.dumps(_success(details)), operation)
             case _:
                 page = await self._verbs.delete_collection(operation, await self._delete_options(request))

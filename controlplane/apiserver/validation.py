@@ -101,9 +101,27 @@ def validate_metadata(obj: Object, resource: Resource) -> Errors:
         errors += _qualified_name("metadata.annotations", key.lower())
     for finalizer in metadata.get("finalizers") or ():
         errors += _qualified_name("metadata.finalizers", finalizer)
-    for index, owner in enumerate(metadata.get("ownerReferences") or ()):
+    owners = metadata.get("ownerReferences") or ()
+    for index, owner in enumerate(owners):
         errors += _required(owner, ("apiVersion", "kind", "name", "uid"), f"metadata.ownerReferences[{index}]")
+    controllers = [f"{owner.get('kind', '')}/{owner.get('name', '')}" for owner in owners if owner.get("controller")]
+    if len(controllers) > 1:
+        text = (
+            f'Only one reference can have Controller set to true. Found "true" in references for {" and ".join(controllers[:2])}'
+        )
+        errors.append(fields.invalid("metadata.ownerReferences", owners, text))
     return errors
+
+
+def validate_finalizers_update(obj: Object, old: Object) -> Errors:
+    """An object that is being deleted gets no new finalizers."""
+    before = old["metadata"].get("finalizers") or ()
+    new = [f for f in obj["metadata"].get("finalizers") or () if f not in before]
+    if not new or not old["metadata"].get("deletionTimestamp"):
+        return []
+    shown = ", ".join(f'"{finalizer}"' for finalizer in new)
+    text = f"no new finalizers can be added if the object is being deleted, found new finalizers []string{{{shown}}}"
+    return [fields.forbidden("metadata.finalizers", text)]
 
 
 def _subdomain(where: str, value: str) -> Errors:

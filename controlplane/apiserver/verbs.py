@@ -121,9 +121,7 @@ class Verbs:
     async def create(self, operation: Operation, obj: Object) -> Entry:
         resource = operation.resource
         self._expect_kind(obj, resource.gvk)
-        metadata = obj.get("metadata")
-        if not isinstance(metadata, dict):
-            metadata = obj["metadata"] = {}
+        metadata = obj["metadata"] = obj.get("metadata") or {}
         if metadata.get("resourceVersion"):
             raise errors.bad_request("resourceVersion should not be set on objects to be created")
         self._fill_namespace(operation, metadata)
@@ -176,7 +174,7 @@ class Verbs:
         """
         resource = operation.resource
         self._expect_kind(obj, resource.gvk)
-        metadata = obj.setdefault("metadata", {})
+        metadata = obj["metadata"] = obj.get("metadata") or {}
         self._fill_namespace(operation, metadata)
         if metadata.get("name", operation.name) != operation.name:
             raise errors.bad_request(
@@ -211,7 +209,7 @@ class Verbs:
         if not isinstance(body, dict):
             raise errors.bad_request("the applied configuration must be an object")
         self._expect_kind(body, resource.gvk)
-        metadata = body.setdefault("metadata", {})
+        metadata = body["metadata"] = body.get("metadata") or {}
         self._fill_namespace(operation, metadata)
         if metadata.setdefault("name", operation.name) != operation.name:
             raise errors.bad_request(
@@ -328,7 +326,12 @@ class Verbs:
         await self._admit(operation, "UPDATE", new, old)
         if new.get("spec") != old.get("spec") and "generation" in before:
             metadata["generation"] = before["generation"] + 1
-        problems = [*validation.validate_metadata(new, resource), *validation.validate_update(resource.gvk, new, old), *problems]
+        problems = [
+            *validation.validate_metadata(new, resource),
+            *validation.validate_finalizers_update(new, old),
+            *validation.validate_update(resource.gvk, new, old),
+            *problems,
+        ]
         self._refuse(operation, new, problems)
 
     async def delete(self, operation: Operation, options: Mapping[str, Any]) -> tuple[Entry, bool]:
@@ -504,9 +507,19 @@ class Verbs:
     def _expect_kind(self, obj: Object, gvk: tuple[str, str, str]) -> None:
         group, version, kind = gvk
         api_version = f"{group}/{version}" if group else version
-        if obj.setdefault("kind", kind) != kind or obj.setdefault("apiVersion", api_version) != api_version:
-            found = f"{obj['apiVersion']}, Kind={obj['kind']}"
-            raise errors.bad_request(f"the object provided is unrecognized: expected {api_version}, Kind={kind}, not {found}")
+        if obj.setdefault("apiVersion", api_version) != api_version:
+            raise errors.bad_request(
+                f"the API version in the data ({obj['apiVersion']}) does not match the expected API version ({api_version})"
+            )
+        if obj.setdefault("kind", kind) != kind:
+            raise errors.bad_request(
+                f'{obj["kind"]} in version "{version}" cannot be handled as a {kind}: Kind={kind} was expected'
+            )
+        if not isinstance(obj.get("metadata", {}), dict | None):
+            raise errors.bad_request(
+                f'{kind} in version "{version}" cannot be handled as a {kind}: json: cannot unmarshal '
+                f"{type(obj['metadata']).__name__} into Go struct field {kind}.metadata of type v1.ObjectMeta"
+            )
 
     def _fill_namespace(self, operation: Operation, metadata: dict[str, Any]) -> None:
         if not operation.resource.namespaced:
@@ -523,6 +536,8 @@ class Verbs:
         partial: the object need not be complete.
         """
         check = self._schemas.check(operation.resource.gvk, obj)
+        if check.wrong_types:
+            raise errors.undecodable(operation.resource, f"json: {check.wrong_types[0] % operation.resource.kind}")
         problems = [error for error in check.errors if not partial or error.type != "Required value"]
         if problems:
             raise errors.invalid(operation.resource.kind, operation.resource.group, name, problems)
@@ -530,10 +545,7 @@ class Verbs:
             mode = operation.query.get("fieldValidation") or "Warn"
             if mode == "Strict":
                 listed = ", ".join(f'unknown field "{path}"' for path in check.unknown)
-                raise errors.bad_request(
-                    f'{operation.resource.kind} in version "{operation.resource.version}" cannot be handled as a '
-                    f"{operation.resource.kind}: strict decoding error: {listed}"
-                )
+                raise errors.undecodable(operation.resource, f"strict decoding error: {listed}")
             if mode == "Warn":
                 operation.warnings += [f'unknown field "{path}"' for path in check.unknown]
 
