@@ -1,0 +1,192 @@
+"""Attaching pods to the node's network and detaching them: ADD, CHECK, DEL, STATUS and GC over a list of plugins.
+
+What was attached is cached on disk with the configuration it was attached by, until DEL has succeeded: a DEL must work after
+the configuration has changed, and after a reboot (CNI specification, section 4, "Deleting", and the cached result).
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from highrt.cni import configuration
+from highrt.cni.configuration import NetworkConfig
+from highrt.cni.errors import CniError, NotConfigured
+from highrt.cni.plugins import Plugins
+from strata.telemetry import logs
+from strata.telemetry.spans import span
+
+log = logs.get("highrt.cni")
+
+INTERFACE = "eth0"
+
+
+@dataclass(frozen=True)
+class PortMapping:
+    """A port of the host's that leads to one of the pod's. protocol: tcp, udp or sctp. host_ip: "" for all."""
+
+    host_port: int
+    container_port: int
+    protocol: str
+    host_ip: str = ""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A pod to attach. netns: the namespace's path, "" in a DEL after it has gone. arguments: CNI_ARGS."""
+
+    container_id: str
+    netns: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    port_mappings: Sequence[PortMapping] = ()
+    dns: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def capabilities(self) -> dict[str, Any]:
+        """What plugins may ask for under `runtimeConfig` (CNI conventions, dynamic configuration)."""
+        found: dict[str, Any] = {}
+        if self.port_mappings:
+            found["portMappings"] = [
+                {"hostPort": m.host_port, "containerPort": m.container_port, "protocol": m.protocol}
+                | ({"hostIP": m.host_ip} if m.host_ip else {})
+                for m in self.port_mappings
+            ]
+        if self.dns:
+            found["dns"] = dict(self.dns)
+        return found
+
+
+class Network:
+    """The node's pod network. `status` says whether it can be used yet."""
+
+    def __init__(self, conf_dir: Path, bin_dir: Path, entries: Mapping[str, str], cache_dir: Path) -> None:
+        """entries: plugin type → dotted name of a function that takes the executable's place. cache_dir: see above."""
+        self._conf_dir, self._cache_dir = conf_dir, cache_dir
+        self.plugins = Plugins(bin_dir, entries)
+
+    async def close(self) -> None:
+        await self.plugins.close()
+
+    def status(self) -> tuple[bool, str]:
+        """Whether pods can be attached, and why not."""
+        try:
+            self._load()
+        except CniError as error:
+            return False, str(error)
+        return True, ""
+
+    async def add(self, attachment: Attachment) -> list[str]:
+        """Attaches a pod; its addresses, the primary one first. After an error nothing is left. Raises CniError."""
+        config = self._load()
+        with span("cni add", network=config.name):
+            self._remember(attachment, config, None)
+            result: Any = None
+            try:
+                for plugin in config.plugins:
+                    request = _request(config, plugin, attachment.capabilities(), result)
+                    result = await self.plugins.run(plugin["type"], _environ("ADD", attachment), request) or result
+                addresses = _addresses(result)
+                self._remember(attachment, config, result)
+            except BaseException:
+                try:
+                    await self.delete(attachment)
+                except CniError as error:
+                    log.warning("an attachment that failed cannot be undone now", pod=attachment.container_id, error=str(error))
+                raise
+            return addresses
+
+    async def check(self, attachment: Attachment) -> None:
+        """Whether the pod is still attached as it was. Raises CniError where it is not."""
+        cached = self._recall(attachment.container_id)
+        if not cached or cached["result"] is None:
+            raise CniError(f"pod {attachment.container_id} is not attached")
+        config = configuration.parse(cached["config"])
+        if config.disable_check or config.version < "0.4.0":
+            return
+        for plugin in config.plugins:
+            request = _request(config, plugin, cached["capabilities"], cached["result"])
+            await self.plugins.run(plugin["type"], _environ("CHECK", attachment), request)
+
+    async def delete(self, attachment: Attachment) -> None:
+        """Detaches a pod; nothing happens for one that is not attached. Raises CniError; then it can be tried again."""
+        cached = self._recall(attachment.container_id)
+        if not cached:
+            return
+        config = configuration.parse(cached["config"])
+        gone = Attachment(attachment.container_id, attachment.netns, cached["arguments"])
+        with span("cni del", network=config.name):
+            for plugin in reversed(config.plugins):
+                result = cached["result"] if config.version >= "0.4.0" else None
+                request = _request(config, plugin, cached["capabilities"], result)
+                await self.plugins.run(plugin["type"], _environ("DEL", gone), request)
+        self._cache_file(attachment.container_id).unlink(missing_ok=True)
+
+    def attached(self) -> list[str]:
+        """The container IDs of all attachments that were not deleted yet."""
+        return sorted(path.name for path in self._cache_dir.iterdir()) if self._cache_dir.is_dir() else []
+
+    def _load(self) -> NetworkConfig:
+        config = configuration.load(self._conf_dir)
+        for plugin in config.plugins:
+            if not self.plugins.has(plugin["type"]):
+                raise NotConfigured(f"network {config.name}: no plugin {plugin['type']} in {self.plugins.bin_dir}")
+        return config
+
+    def _remember(self, attachment: Attachment, config: NetworkConfig, result: Any) -> None:
+        self._cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        entry = {
+            "config": config.raw, "result": result, "arguments": dict(attachment.arguments),
+            "capabilities": attachment.capabilities(),
+        }  # fmt: skip
+        file = self._cache_file(attachment.container_id)
+        temporary = file.with_name(f".{file.name}")
+        with open(temporary, "w") as out:
+            json.dump(entry, out)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.rename(file)
+
+    def _recall(self, container_id: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self._cache_file(container_id).read_text())
+            return found
+        except FileNotFoundError:
+            return None
+
+    def _cache_file(self, container_id: str) -> Path:
+        return self._cache_dir / container_id
+
+
+def _request(config: NetworkConfig, plugin: dict[str, Any], available: Mapping[str, Any], previous: Any) -> dict[str, Any]:
+    """A plugin's own configuration, made of its part of the list (CNI specification, section 5)."""
+    request = {key: value for key, value in plugin.items() if key != "capabilities"}
+    request |= {"cniVersion": config.version, "name": config.name}
+    wanted = {name: available[name] for name, on in (plugin.get("capabilities") or {}).items() if on and name in available}
+    if wanted:
+        request["runtimeConfig"] = wanted
+    if previous is not None:
+        request["prevResult"] = previous
+    return request
+
+
+def _environ(command: str, attachment: Attachment) -> dict[str, str]:
+    arguments = {"IgnoreUnknown": "1", **attachment.arguments}
+    return {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": attachment.container_id,
+        "CNI_NETNS": attachment.netns,
+        "CNI_IFNAME": INTERFACE,
+        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in arguments.items()),
+    }
+
+
+def _addresses(result: Any) -> list[str]:
+    """The addresses in a result: all of version 0.3.0 on, or `ip4` and `ip6` before."""
+    if not isinstance(result, dict):
+        raise CniError("the plugins returned no result")
+    found = [entry["address"] for entry in result.get("ips") or ()]
+    found += [result[key]["ip"] for key in ("ip4", "ip6") if isinstance(result.get(key), dict)]
+    if not found:
+        raise CniError("the plugins gave the pod no address")
+    return [str(address).partition("/")[0] for address in found]
