@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from controlplane.controllers import main
+from controlplane.controllers.frame import Settings
+from strata.kubeclient import times
 from strata.kubeclient.client import Client
 from strata.kubeclient.errors import ApiError
+from strata.kubeclient.resources import NODES, PODS
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], what: str, *, seconds: float = 10.0) -> Any:
@@ -76,3 +80,46 @@ async def client(door: Door) -> AsyncIterator[Client]:
     client = Client(door.url)
     yield client
     await client.close()
+
+
+@pytest.fixture
+async def controllers(client: Client) -> AsyncIterator[None]:
+    """The scheduler and all controllers, in this process."""
+    serving = asyncio.create_task(main.serve(client, Settings(node_grace_seconds=2)))
+    yield
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def add_node(client: Client, name: str, *, cpu: str = "4", labels: dict[str, str] | None = None) -> dict[str, Any]:
+    """A node that says it is ready, as a kubelet would."""
+    metadata = {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}}
+    await client.create(NODES, {"metadata": metadata})
+    resources = {"cpu": cpu, "memory": "8Gi", "pods": "110"}
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "", "lastHeartbeatTime": times.now()}
+    status = {
+        "capacity": resources,
+        "allocatable": resources,
+        "conditions": [{**ready, "lastTransitionTime": times.now()}],
+        "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}, {"type": "Hostname", "address": name}],
+    }
+    return await client.patch(NODES, name, {"status": status}, subresource="status", kind="merge")
+
+
+def pod_spec(cpu: str = "", **more: Any) -> dict[str, Any]:
+    resources = {"requests": {"cpu": cpu}} if cpu else {}
+    return {"containers": [{"name": "c", "image": "example/image", "resources": resources}], **more}
+
+
+async def add_pod(
+    client: Client, name: str, *, labels: dict[str, str] | None = None, cpu: str = "", **spec: Any
+) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "default", "labels": labels or {}}
+    return await client.create(PODS, {"metadata": metadata, "spec": pod_spec(cpu, **spec)})
+
+
+async def make_ready(client: Client, pod: dict[str, Any], address: str = "10.244.0.5") -> None:
+    """The pod runs and is ready, as a kubelet would say."""
+    condition = {"type": "Ready", "status": "True", "lastTransitionTime": times.now()}
+    status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [condition]}
+    await client.patch(PODS, pod["metadata"]["name"], {"status": status}, pod["metadata"]["namespace"], subresource="status")
