@@ -23,6 +23,7 @@ from highrt.images.rooted import RootedTree
 
 _CHUNK = 1 << 20
 _MAGIC = set("*?[")
+_LINKS = 40
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def digest(context: RootedTree, sources: Sequence[Source]) -> str:
             mode = entry.status.st_mode
             whole.update(f"{os.path.basename(source.path)}\0{entry.name}\0{mode:o}\0".encode("utf-8", "surrogateescape"))
             if stat.S_ISLNK(mode):
-                whole.update(os.fsencode(_read_link(context, entry.path)))
+                whole.update(os.fsencode(context.read_link(entry.path) or ""))
             elif stat.S_ISREG(mode):
                 for chunk in _content(context, entry):
                     whole.update(chunk)
@@ -174,12 +175,17 @@ def make_directory(root: RootedTree, path: str) -> bool:
     return True
 
 
-def _make_directories(root: RootedTree, path: str, owner: Ownership) -> None:
+def _make_directories(root: RootedTree, path: str, owner: Ownership, links: int = _LINKS) -> None:
     parts = [part for part in path.split("/") if part]
     for depth in range(1, len(parts) + 1):
         folder = "/".join(parts[:depth])
         found = root.stat(folder, follow=True)
-        if found is None:
+        if found is None and (link := root.read_link(folder)) is not None:
+            # a link to what is not there: that is made, inside the root
+            if not links:
+                raise BuildError(f"/{folder} leads through too many symbolic links")
+            _make_directories(root, os.path.normpath(os.path.join("/", os.path.dirname(folder), link)), owner, links - 1)
+        elif found is None:
             root.directory(folder, 0o755)
             root.own(folder, owner.uid, owner.gid)
         elif not stat.S_ISDIR(found.st_mode):
@@ -195,7 +201,7 @@ def _write(context: RootedTree, entry: Entry, root: RootedTree, target: str, own
             return  # what is there keeps its attributes
         root.directory(target)
     elif stat.S_ISLNK(kind):
-        root.symlink(target, _read_link(context, entry.path))
+        root.symlink(target, context.read_link(entry.path) or "")
         root.own(target, owner.uid, owner.gid)
         root.touch(target, entry.status.st_mtime_ns)
         return
@@ -216,14 +222,6 @@ def _content(context: RootedTree, entry: Entry) -> Iterator[bytes]:
     with os.fdopen(context.open(entry.path, os.O_RDONLY), "rb") as file:
         while chunk := file.read(_CHUNK):
             yield chunk
-
-
-def _read_link(context: RootedTree, path: str) -> str:
-    descriptor = context.open(path, os.O_PATH | os.O_NOFOLLOW)
-    try:
-        return os.readlink("", dir_fd=descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _attributes(context: RootedTree, entry: Entry) -> dict[str, bytes]:

@@ -52,6 +52,17 @@ class RootedTree:
         finally:
             os.close(descriptor)
 
+    def read_link(self, path: str) -> str | None:
+        """Where a symbolic link points to; None where there is none."""
+        found = self.stat(path)
+        if found is None or not stat.S_ISLNK(found.st_mode):
+            return None
+        descriptor = self.open(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return os.readlink("", dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+
     def open(self, path: str, flags: int) -> int:
         """A descriptor of what is at the path. Raises OSError."""
         return syscalls.openat2(self._root, path.lstrip("/") or ".", flags, _INSIDE)
