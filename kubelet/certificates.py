@@ -86,9 +86,8 @@ async def request(
         status = csr.get("status") or {}
         for condition in status.get("conditions") or []:
             if condition["type"] in ("Denied", "Failed"):
-                raise CertificateError(
-                    f"the certificate request {name} was {condition['type'].lower()}: {condition.get('message') or condition.get('reason')}"
-                )
+                why = condition.get("message") or condition.get("reason")
+                raise CertificateError(f"the certificate request {name} was {condition['type'].lower()}: {why}")
         if status.get("certificate"):
             return base64.b64decode(status["certificate"])
         if loop.time() > deadline:

@@ -10,7 +10,6 @@ from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from kubelet.runtime import Runtime, RuntimeCallError, RuntimeUnavailable
-from strata.protocols import cri_pb2 as cri
 
 USER_AGENT = "kube-probe/1.36"
 BODY_LIMIT_BYTES = 10 * 1024
@@ -118,11 +117,9 @@ async def _tcp(action: dict[str, Any], container: dict[str, Any], pod_ip: str, s
 
 def _words(error: BaseException) -> str:
     text = str(error)
-    return (
-        "connect: connection refused"
-        if "refused" in text.lower() or "Connect call failed" in text
-        else text or type(error).__name__
-    )
+    if "refused" in text.lower() or "Connect call failed" in text:
+        return "connect: connection refused"
+    return text or type(error).__name__
 
 
 class _HealthRequest:
@@ -161,12 +158,3 @@ async def _grpc(action: dict[str, Any], pod_ip: str, seconds: float) -> Result:
     finally:
         channel.close()
     return Result(True) if answer.serving else Result(False, "service unhealthy (responded with a status other than SERVING)")
-
-
-async def container_alive(container_id: str, runtime: Runtime) -> bool:
-    """Whether the container runs, asked for now."""
-    try:
-        answer = await runtime.call("ContainerStatus", cri.ContainerStatusRequest(container_id=container_id))
-    except RuntimeCallError:
-        return False
-    return bool(answer.status.state == cri.CONTAINER_RUNNING)

@@ -33,7 +33,7 @@ def _common(command: Any) -> Any:
         click.option("--cluster-domain", help="Suffix of the cluster's names [default: cluster.local]."),
         click.option("--resolv-conf", help="The node's resolver configuration [default: /etc/resolv.conf]."),
         click.option("--cgroup-root", help="The cgroup below which kubepods is made [default: /]."),
-        click.option("--pod-log-dir", "pod_logs", type=click.Path(path_type=Path), help="Container logs [default: /var/log/pods]."),
+        click.option("--pod-log-dir", "pod_logs", type=click.Path(path_type=Path), help="Logs [default: /var/log/pods]."),
         click.option("--max-pods", type=int, help="How many pods the node takes [default: 110]."),
         click.option("--pid-file", type=click.Path(path_type=Path), help="Where to write the process's PID."),
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True),
@@ -64,7 +64,7 @@ def join(server: str, token: str, ca_hash: str, node_name: str | None, **options
 
     `controlplane token create` prints the whole command. On a machine that has joined already it just runs.
     """
-    from kubelet import join as joining
+    import kubelet.join as joining
 
     _begin(options)
     root = options["root"].absolute()

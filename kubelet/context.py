@@ -24,9 +24,11 @@ class Tell(Protocol):
 
 @dataclass
 class Context:
-    """node_ip: the address that hostNetwork pods have. pod_logs: the folder of container logs. network_ready: why the
-    runtime cannot give pods a network, empty when it can. services: all Services, for environment variables. forget_tokens: drops a pod's.
-    admit: reason and message why the node must refuse a pod, or None."""
+    """What the parts share. node_ip: the address that hostNetwork pods have. pod_logs: the folder of container logs.
+
+    services: all Services, for environment variables. network_ready: why the runtime cannot give pods a network, empty when
+    it can. forget_tokens: drops a pod's. admit: reason and message why the node must refuse a pod, or None.
+    """
 
     node_name: str
     node_ip: str

@@ -50,7 +50,7 @@ class Images:
         """
         reference = container.get("image", "")
         if not valid(reference):
-            message = f'Failed to apply default image tag "{reference}": couldn\'t parse image name "{reference}": invalid reference format'
+            message = f'Failed to apply default image tag "{reference}": couldn\'t parse image name: invalid reference format'
             tell("Warning", "InspectFailed", message)
             raise ImageError("InvalidImageName", message)
         policy = container.get("imagePullPolicy") or "IfNotPresent"

@@ -44,6 +44,9 @@ class Prober:
         self._container, self._id, self._pod_ip, self._started_at = container, container_id, pod_ip, started_at
         self._health, self._runtime = health, runtime
         self._changed, self._failing, self._tell = changed, failing, tell
+        self._started = asyncio.Event()
+        if health.started:
+            self._started.set()
         self._tasks = {kind: asyncio.create_task(self._run(kind, container[kind])) for kind in KINDS if container.get(kind)}
 
     def stop(self) -> None:
@@ -60,8 +63,7 @@ class Prober:
         period, timeout = float(probe.get("periodSeconds") or 10), float(probe.get("timeoutSeconds") or 1)
         wanted = {True: int(probe.get("successThreshold") or 1), False: int(probe.get("failureThreshold") or 3)}
         if kind != "startupProbe":
-            while not self._health.started:
-                await asyncio.sleep(0.1 if not self._container.get("startupProbe") else min(period, 1.0) / 4)
+            await self._started.wait()
         delay = float(probe.get("initialDelaySeconds") or 0) - (time.time() - self._started_at)
         if delay > 0:
             await asyncio.sleep(delay)
@@ -89,6 +91,7 @@ class Prober:
             return False
         if kind == "startupProbe" and ok:
             self._health.started = True
+            self._started.set()
             if not self._container.get("readinessProbe"):
                 self._health.ready = True
             self._changed()

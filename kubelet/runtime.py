@@ -248,7 +248,7 @@ class Runtime:
                 raise
 
     async def exec_sync(self, container_id: str, command: list[str], seconds: float) -> tuple[int, bytes]:
-        """Runs a command in a container; its exit code and output. Raises RuntimeCallError where it cannot, or is not done in time."""
+        """Runs a command in a container; its exit code and output. Raises RuntimeCallError where that fails or takes too long."""
         answer = await self.call(
             "ExecSync",
             cri.ExecSyncRequest(container_id=container_id, cmd=command, timeout=max(int(seconds), 1)),

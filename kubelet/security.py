@@ -86,7 +86,8 @@ def container_context(
             raise NotAllowed(f"container has runAsNonRoot and image will run as root {where}")
         if user is None and image_uid is None and image_user:
             raise NotAllowed(
-                f"container has runAsNonRoot and image has non-numeric user ({image_user}), cannot verify user is non-root {where}"
+                f"container has runAsNonRoot and image has non-numeric user ({image_user}), "
+                f"cannot verify user is non-root {where}"
             )
     privileged = bool(own.get("privileged"))
     context = cri.LinuxContainerSecurityContext(

@@ -317,9 +317,9 @@ class PodWorker:
                 return left + 0.01
             if not (waiting := self._waiting.get(name)) or waiting[0] not in ("ErrImagePull", "ImagePullBackOff"):
                 self._backoff.next(key)
-        if wait := context.images.wait_seconds(self.pod, container):
-            if self._waiting.get(name, ("",))[0] == "ImagePullBackOff":
-                return wait + 0.01
+        wait = context.images.wait_seconds(self.pod, container)
+        if wait and self._waiting.get(name, ("",))[0] == "ImagePullBackOff":
+            return wait + 0.01
         config = containers.sandbox_config(context, self.pod, sandbox.metadata.attempt)
         ips = pod_ips(self.pod, state, context.node_ip)
         try:

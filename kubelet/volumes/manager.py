@@ -76,7 +76,7 @@ class VolumeManager:
         kind = _kind(volume)
         if kind == "hostPath":
             return Path(volume["hostPath"]["path"])
-        return self.pod_folder(pod["metadata"]["uid"]) / "volumes" / _PLUGIN[kind] / volume["name"]
+        return Path(self.pod_folder(pod["metadata"]["uid"]), "volumes", _PLUGIN[kind], volume["name"])
 
     def container_mounts(self, pod: dict[str, Any], container: dict[str, Any], environ: dict[str, str]) -> list[cri.Mount]:
         """The CRI mounts of a container's volumeMounts; binds subPaths. Raises VolumeError."""
