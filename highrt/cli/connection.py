@@ -30,7 +30,7 @@ class DaemonError(click.ClickException):
     def __init__(self, message: str, status: Status | None = None, exit_code: int = 1) -> None:
         super().__init__(message)
         self.status = status
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class
 
     def show(self, file: Any = None) -> None:
         click.echo(f"highrt: {self.message}", err=True)

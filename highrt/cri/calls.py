@@ -1,7 +1,7 @@
 """How a gRPC method of the daemon is written: a coroutine from request to response, whose errors become status codes."""
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def worded() -> Iterator[None]:
         raise
 
 
-def unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[None]]:
+def unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
     """A method with one request and one response."""
 
     @functools.wraps(method)
@@ -55,7 +55,7 @@ def unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], 
     return call
 
 
-def streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], Awaitable[None]]:
+def streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
     """A method with one request and a stream of responses. The client gets the headers before the first of them."""
 
     @functools.wraps(method)

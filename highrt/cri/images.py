@@ -4,6 +4,7 @@ import base64
 import binascii
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from highrt.cri.calls import require, streaming, unary
 from highrt.images.errors import ImageNotFound
@@ -46,10 +47,8 @@ class CriImages(ImageServiceBase):
     @unary
     async def RemoveImage(self, request: cri.RemoveImageRequest) -> cri.RemoveImageResponse:
         require(request.image.image, "RemoveImage: image.image is empty: name the image to remove")
-        try:
+        with suppress(ImageNotFound):  # CRI: removing an image that is not here succeeds
             await self._images.remove(request.image.image)
-        except ImageNotFound:
-            pass  # CRI: removing an image that is not here succeeds
         return cri.RemoveImageResponse()
 
     @unary

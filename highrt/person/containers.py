@@ -86,9 +86,8 @@ class PersonContainers:
         try:
             pod_config = flags.pod_config(request, uid, files, network)
             files.make()
-            config = flags.container_config(request, image, files, self._root / "volumes")
+            config = flags.container_config(request, image, self._root / "volumes", network)
             pod = await self._pods.run_pod(pod_config, handler=request.handler, owner=Owner.PERSON)
-            files.write_hosts(pod_config.hostname, pod.ips)
             return await self._pods.create_container(pod.id, config, pod_config), warnings
         except BaseException:
             if pod is not None:
@@ -120,9 +119,7 @@ class PersonContainers:
             raise FailedPrecondition(
                 f"there is no CNI network for the container: {message}; put a conflist there, or use --network host or none"
             )
-        return "none", [
-            f"no CNI network is configured ({message}): the container has loopback only; --network host shares the host's"
-        ]
+        return "none", [f"no CNI network ({message}): the container has loopback only; --network host shares the host's"]
 
     # ending
 

@@ -26,24 +26,19 @@ _PROPAGATION = {
     "shared": cri.PROPAGATION_BIDIRECTIONAL,
     "rshared": cri.PROPAGATION_BIDIRECTIONAL,
 }
+# CRI has no word for a network with loopback only: CONTAINER, "one for each", is what it means for this daemon.
+_NETWORKS = {"host": cri.NODE, "none": cri.CONTAINER}
 _PROTOCOLS = {"": cri.TCP, "tcp": cri.TCP, "udp": cri.UDP, "sctp": cri.SCTP}
 
 
 class PersonFiles:
-    """The files of one person's container, in a folder of its own: ROOT/person/UID. `remove` deletes them."""
+    """The folder of one person's container, ROOT/person/UID, with its log. `remove` deletes it."""
 
     def __init__(self, root: Path, uid: str) -> None:
         self.folder = root / "person" / uid
-        self.hosts = self.folder / "hosts"
 
     def make(self) -> None:
         self.folder.mkdir(parents=True, mode=0o700)
-        self.hosts.touch(mode=0o644)
-
-    def write_hosts(self, hostname: str, ips: list[str]) -> None:
-        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-        lines += [f"{ip}\t{hostname}" for ip in ips or ["127.0.1.1"]]
-        self.hosts.write_text("\n".join(lines) + "\n")
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -80,7 +75,7 @@ def pod_config(request: api.CreateRequest, uid: str, files: PersonFiles, network
     return config
 
 
-def container_config(request: api.CreateRequest, image: Image, files: PersonFiles, volumes: Path) -> cri.ContainerConfig:
+def container_config(request: api.CreateRequest, image: Image, volumes: Path, network: str) -> cri.ContainerConfig:
     """The container of a person's pod. volumes: the folder of named volumes. Raises InvalidArgument."""
     config = cri.ContainerConfig(
         metadata=cri.ContainerMetadata(name=request.name),
@@ -106,7 +101,7 @@ def container_config(request: api.CreateRequest, image: Image, files: PersonFile
         if not key:
             raise InvalidArgument("environment: a variable has no name; write NAME=VALUE")
         config.envs.add(key=key, value=value.encode())
-    _mounts(config, request, files, volumes)
+    _mounts(config, request, volumes)
     for device in request.devices:
         config.devices.add(
             host_path=device.host_path,
@@ -120,7 +115,7 @@ def container_config(request: api.CreateRequest, image: Image, files: PersonFile
     security.capabilities.add_capabilities.extend(_capability(name) for name in request.cap_add)
     security.capabilities.drop_capabilities.extend(_capability(name) for name in request.cap_drop)
     _user(security, request.user)
-    _namespaces(security.namespace_options, request, "")
+    _namespaces(security.namespace_options, request, network)
     security.seccomp.profile_type = _seccomp(request)
     resources = config.linux.resources
     resources.memory_limit_in_bytes = request.memory_bytes
@@ -134,7 +129,7 @@ def container_config(request: api.CreateRequest, image: Image, files: PersonFile
 
 
 def _namespaces(options: cri.NamespaceOption, request: api.CreateRequest, network: str) -> None:
-    options.network = cri.NODE if network == "host" else cri.POD
+    options.network = _NETWORKS.get(network, cri.POD)
     for name in ("pid", "ipc"):
         mode = getattr(request, f"{name}_mode")
         if mode not in ("", "host", "private"):
@@ -165,7 +160,7 @@ def _user(security: cri.LinuxContainerSecurityContext, user: str) -> None:
         security.run_as_group.value = int(group)
 
 
-def _mounts(config: cri.ContainerConfig, request: api.CreateRequest, files: PersonFiles, volumes: Path) -> None:
+def _mounts(config: cri.ContainerConfig, request: api.CreateRequest, volumes: Path) -> None:
     targets = set()
     for mount in request.mounts:
         target = os.path.normpath(mount.target)
@@ -189,5 +184,3 @@ def _mounts(config: cri.ContainerConfig, request: api.CreateRequest, files: Pers
             readonly=mount.read_only,
             propagation=_PROPAGATION[mount.propagation],
         )
-    if "/etc/hosts" not in targets:
-        config.mounts.add(container_path="/etc/hosts", host_path=str(files.hosts))

@@ -125,7 +125,7 @@ class PersonService(HighrtBase):
 
     async def Load(self, stream: Any) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC)
-        with open(reading, "rb") as archive_end:
+        with os.fdopen(reading, "rb") as archive_end:
             feeding = asyncio.create_task(self._feed(stream, writing))
             try:
                 with worded():
@@ -136,7 +136,7 @@ class PersonService(HighrtBase):
         await stream.send_message(api.LoadResponse(images=[_image(image) for image in images]))
 
     async def _feed(self, stream: Any, writing: int) -> None:
-        with suppress(OSError), open(writing, "wb", 0) as pipe:
+        with suppress(OSError), os.fdopen(writing, "wb", 0) as pipe:
             while (chunk := await stream.recv_message()) is not None:
                 await asyncio.to_thread(pipe.write, chunk.data)
 
@@ -146,12 +146,12 @@ class PersonService(HighrtBase):
         reading, writing = os.pipe2(os.O_CLOEXEC)
 
         async def work() -> None:
-            with open(writing, "wb") as pipe:
+            with os.fdopen(writing, "wb") as pipe:
                 await archive.save(self._images, list(request.images), pipe)
 
         task = asyncio.create_task(work())
         try:
-            with open(reading, "rb", 0) as pipe:
+            with os.fdopen(reading, "rb", 0) as pipe:
                 while data := await asyncio.to_thread(pipe.read, _CHUNK):
                     yield api.Chunk(data=data)
             await task

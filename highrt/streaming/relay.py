@@ -151,6 +151,11 @@ async def _writer(descriptor: int, owned: AsyncExitStack) -> asyncio.StreamWrite
     loop = asyncio.get_running_loop()
     pipe = os.fdopen(descriptor, "wb", 0)
     transport, protocol = await loop.connect_write_pipe(lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), pipe)
-    # abort, not close: what nobody read would hold the pipe open
-    owned.callback(transport.abort)
+
+    def end() -> None:
+        # abort, not close: what nobody reads would hold the pipe open; but one that is closed already bears no abort
+        if transport.get_write_buffer_size() or not transport.is_closing():
+            transport.abort()
+
+    owned.callback(end)
     return asyncio.StreamWriter(transport, protocol, None, loop)

@@ -14,9 +14,11 @@ class SocketChannel:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self._reading = asyncio.Lock()
 
     async def read(self) -> bytes:
-        return await self._reader.read(64 * 1024)
+        async with self._reading:
+            return await self._reader.read(64 * 1024)
 
     async def write(self, data: bytes) -> None:
         self._writer.write(data)
@@ -29,7 +31,7 @@ class SocketChannel:
             self._writer.write_eof()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LINGER_SECONDS):
-                    while await self._reader.read(64 * 1024):
+                    while await self.read():
                         pass
         self._writer.close()
         with suppress(OSError):

@@ -210,13 +210,9 @@ class SpdyPeer:
 
     async def close(self) -> None:
         """Ends the connection and all that belongs to it."""
-        serving, *pumps = self._tasks or [None]
-        for pump in pumps:
-            if pump:
-                pump.cancel()
         # The reader goes before the channel is closed: closing reads the rest itself.
-        if serving:
-            serving.cancel()
-        await asyncio.gather(*(task for task in self._tasks), return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(OSError, spdy.SpdyError):
             await self._connection.close()
