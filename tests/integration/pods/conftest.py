@@ -1,0 +1,158 @@
+"""A pod manager over real namespaces, cgroups, overlay mounts and lowrt, with an image of Debian's static busybox."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from highrt.images.model import Descriptor, Image, ImageConfig
+from highrt.images.snapshots import Rootfs
+from highrt.pods.manager import PodManager
+from strata.linux import cgroups
+from strata.protocols.cri_pb2 import ContainerConfig, ContainerMetadata, ImageSpec, NamespaceMode, PodSandboxConfig
+
+APPLETS = [
+    "sh",
+    "cat",
+    "echo",
+    "sleep",
+    "true",
+    "false",
+    "id",
+    "ls",
+    "env",
+    "hostname",
+    "kill",
+    "ps",
+    "stty",
+    "head",
+    "tail",
+    "yes",
+    "dd",
+    "wc",
+    "nc",
+    "mount",
+    "touch",
+    "seq",
+    "readlink",
+]
+
+
+class BusyboxImages:
+    """The image service's part that the manager uses, over one folder of files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._base = folder, folder / "base"
+        for name in ("bin", "etc", "proc", "dev", "sys", "tmp", "root"):
+            (self._base / name).mkdir(parents=True)
+        shutil.copy2("/usr/bin/busybox", self._base / "bin" / "busybox")
+        for name in APPLETS:
+            (self._base / "bin" / name).symlink_to("busybox")
+        (self._base / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nann:x:1001:1002::/home/ann:/bin/sh\n")
+        (self._base / "etc/group").write_text("root:x:0:\nann:x:1002:\nwheel:x:10:ann\n")
+        config = ImageConfig(env=("PATH=/bin", "FROM=image"), cmd=("sh", "-c", "echo default"))
+        self.image = Image(
+            "sha256:" + "b" * 64, ("busybox:test",), (), 1, config, False, "", Descriptor("", "", 0), (), "linux/amd64"
+        )
+
+    def resolve(self, reference_or_id: str) -> Image | None:
+        return self.image if reference_or_id in ("busybox:test", self.image.id) else None
+
+    async def prepare(self, image: Image, key: str) -> Rootfs:
+        for name in ("fs", "work"):
+            (self._folder / "snapshots" / key / name).mkdir(parents=True, exist_ok=True)
+        found = await self.rootfs(key)
+        assert found
+        return found
+
+    async def rootfs(self, key: str) -> Rootfs | None:
+        top = self._folder / "snapshots" / key
+        return LocalRootfs((self._base,), top / "fs", top / "work") if top.is_dir() else None
+
+    async def release(self, key: str) -> None:
+        shutil.rmtree(self._folder / "snapshots" / key, ignore_errors=True)
+
+    def left(self) -> list[str]:
+        folder = self._folder / "snapshots"
+        return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+class LocalRootfs(Rootfs):
+    """The same mount with whole paths: this image's base is no snapshot of the service's."""
+
+    def mount(self, target: str | Path) -> None:
+        from strata.linux import mounts
+
+        data = f"lowerdir={self.lower[0]},upperdir={self.upper},workdir={self.work}"
+        mounts.mount("overlay", str(target), "overlay", 0, data)
+
+
+class Node:
+    """What a test gets: folders, images, and managers over them that can be dropped and opened again."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.images = BusyboxImages(folder)
+        self.manager: PodManager = self.new_manager()
+
+    def new_manager(self, **options: Any) -> PodManager:
+        return PodManager(
+            self.folder / "root", self.folder / "s", self.images, name=self.name,
+            cni_conf_dir=self.folder / "cni", cni_bin_dir=Path("/usr/lib/cni"), **options,
+        )  # fmt: skip
+
+    async def reopen(self) -> PodManager:
+        """A daemon that was killed and started anew, as far as the manager is concerned."""
+        await self.manager.close()
+        self.manager = self.new_manager()
+        await self.manager.open()
+        return self.manager
+
+    def log(self, name: str = "c") -> list[str]:
+        """The lines of a container's log without their times."""
+        path = self.folder / "logs" / f"{name}.log"
+        return [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def pod(self, name: str = "p", **fields: Any) -> PodSandboxConfig:
+        """A pod on the host's network: tests of the network have their own."""
+        config = PodSandboxConfig(log_directory=str(self.folder / "logs"), **fields)
+        config.metadata.name, config.metadata.namespace, config.metadata.uid = name, "tests", f"uid-{name}"
+        config.linux.security_context.namespace_options.network = NamespaceMode.NODE
+        return config
+
+    def container(self, *argv: str, name: str = "c", **fields: Any) -> ContainerConfig:
+        config = ContainerConfig(
+            metadata=ContainerMetadata(name=name), image=ImageSpec(image="busybox:test"), log_path=f"{name}.log", **fields
+        )
+        config.command.extend(argv)
+        config.linux.security_context.namespace_options.pid = NamespaceMode.CONTAINER
+        return config
+
+    async def started(self, *argv: str, name: str = "c", **fields: Any) -> str:
+        """A pod with a container that runs; the container's ID."""
+        pod = await self.manager.run_pod(self.pod(f"pod-of-{name}"))
+        container = await self.manager.create_container(pod.id, self.container(*argv, name=name, **fields))
+        await self.manager.start_container(container.id)
+        return container.id
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    # Sockets lie below it: pytest's own folders have too long names.
+    folder = Path(tempfile.mkdtemp(prefix="pods-", dir="/tmp"))
+    node = Node(folder, f"test-{os.urandom(4).hex()}")
+    try:
+        await node.manager.open()
+        yield node
+    finally:
+        for pod in node.manager.pods():
+            await node.manager.remove_pod(pod.id)
+        await node.manager.close()
+        with contextlib.suppress(OSError):
+            cgroups.open_cgroup(f"/strata/{node.name}").remove()
+        shutil.rmtree(folder)
