@@ -19,14 +19,9 @@ from typing import Any
 
 import yaml
 
+from highrt.pods.manager import default_handlers
 from highrt.pods.model import Handler
 
-DEFAULT_ADDRESS = "unix:///run/highrt/highrt.sock"
-DEFAULT_LOG = "/var/lib/strata/default/log/highrt.log"
-DEFAULT_ROOT = "/var/lib/strata/default/highrt"
-DEFAULT_STATE = "/run/strata/default/highrt"
-
-_RUNTIME_ENTRY = "lowrt.main:run"
 _CNI_ENTRY = "nodenet.cni.main:run"
 _CNI_TYPES = ("bridge", "host-local", "portmap", "loopback")
 
@@ -57,7 +52,7 @@ def load(root: Path, state: Path, file: Path | None) -> Config:
     _is(content, dict, f"--config {file}", "a mapping")
     if unknown := set(content) - {"handlers", "default_handler", "cni"}:
         raise InvalidConfig(f"--config {file}: {', '.join(sorted(unknown))}: not known; there are handlers, default_handler, cni")
-    handlers = {"lowrt": _handler("lowrt", {"entry": _RUNTIME_ENTRY}, state)}
+    handlers = default_handlers()
     for name in ("runc", "crun"):
         if shutil.which(name):
             handlers[name] = _handler(name, {}, state)

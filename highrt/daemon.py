@@ -22,7 +22,7 @@ from highrt.person.service import PersonService
 from highrt.pods.errors import PodError
 from highrt.pods.manager import PodManager
 from highrt.streaming.server import StreamingServer
-from strata.protocols.grpc import serve
+from strata.protocols.grpc import Service, serve
 from strata.telemetry import logs, spans
 from strata.telemetry.rpc import trace_server
 
@@ -94,7 +94,7 @@ async def run(options: Options) -> None:
             "handlers": [*config.handlers],
             "default_handler": config.default_handler,
         }
-        services = [
+        services: list[Service] = [
             CriRuntime(pods, streams, [*config.handlers]),
             CriImages(images),
             PersonService(pods, images, containers, about),

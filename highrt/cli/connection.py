@@ -15,7 +15,7 @@ import click
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from highrt.config import DEFAULT_ADDRESS, DEFAULT_LOG
+from highrt.defaults import DEFAULT_ADDRESS, DEFAULT_LOG
 from strata.protocols.grpc import channel, socket_path
 from strata.protocols.highrt_grpc import HighrtStub
 

@@ -5,7 +5,7 @@ import click
 from highrt.cli import containers, images, system
 from highrt.cli.run import run
 from highrt.cli.serve import serve
-from highrt.config import DEFAULT_ADDRESS
+from highrt.defaults import DEFAULT_ADDRESS
 
 
 class _Group(click.Group):

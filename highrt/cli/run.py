@@ -25,7 +25,7 @@ _DAEMON_FAILED, _CANNOT_RUN, _NOT_FOUND = 125, 126, 127
 class _ProgramError(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class
 
     def show(self, file: Any = None) -> None:
         click.echo(f"highrt: {self.message}", err=True)
@@ -166,7 +166,7 @@ def labels(items: tuple[str, ...]) -> dict[str, str]:
 @click.argument("image")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND [ARG]…]")
 @click.pass_context
-def run(ctx: click.Context, image: str, args: tuple[str, ...], **options: Any) -> None:
+def run(ctx: click.Context, /, image: str, args: tuple[str, ...], **options: Any) -> None:
     """Run a command in a new container.
 
     \b

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from highrt.config import DEFAULT_ADDRESS, DEFAULT_ROOT, DEFAULT_STATE
+from highrt.defaults import DEFAULT_ADDRESS, DEFAULT_ROOT, DEFAULT_STATE
 
 _PATH = click.Path(path_type=Path)
 

@@ -243,7 +243,7 @@ class CriRuntime(RuntimeServiceBase):
     async def ExecSync(self, request: cri.ExecSyncRequest) -> cri.ExecSyncResponse:
         container = self._running(request.container_id)
         require(request.cmd, "ExecSync: cmd is empty: name a command")
-        timeout = request.timeout if request.timeout > 0 else None
+        timeout = max(0, request.timeout)  # 0 is no limit
         try:
             stdout, stderr, code = await self._pods.exec_sync(container.id, list(request.cmd), timeout)
         except TimeoutError as error:

@@ -304,7 +304,7 @@ class PersonService(HighrtBase):
                     list(start.argv),
                     stdio,
                     terminal=start.tty,
-                    env=list(start.env) or None,
+                    env=dict(item.partition("=")[::2] for item in start.env),
                     cwd=start.working_dir or None,
                     user=start.user or None,
                 )

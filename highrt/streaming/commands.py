@@ -1,6 +1,6 @@
 """Exec and attach of the pod manager, as what a relay runs."""
 
-from highrt.pods.manager import AttachSession, ExecSession
+from highrt.pods.sessions import AttachSession, ExecSession
 
 
 class ExecutedCommand:
