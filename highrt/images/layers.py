@@ -168,7 +168,8 @@ def _extract(tar: tarfile.TarFile, tree: RootedTree, prefix: str, *, whiteouts: 
                 raise
             raise InvalidImage(f"the archive's entry {entry.name!r} cannot be unpacked: {error}") from None
         inodes += 1
-        end = max(end, entry.offset_data + entry.size) if entry.isreg() else end
+        if entry.isreg() and not entry.issparse():
+            end = max(end, entry.offset_data + entry.size)
         if entry.isdir():
             directories[path] = _nanoseconds(entry)
         else:

@@ -243,10 +243,18 @@ class Repository:
         if content.has(descriptor.digest):
             count(descriptor.size)
             return
+        resumed = await self._download(descriptor, content, count)
+        if resumed and not content.has(descriptor.digest):
+            log.info("what an earlier download left was wrong, it is begun anew", digest=descriptor.digest)
+            await self._download(descriptor, content, count)
+
+    async def _download(self, descriptor: Descriptor, content: ContentStore, count: Count) -> bool:
+        """Returns whether it went on with an earlier try's bytes; if those were wrong, nothing is kept and none is raised."""
         with content.write(descriptor.digest) as ingest:
             await asyncio.to_thread(ingest.resume)
             if ingest.offset > descriptor.size:
                 ingest.restart()
+            resumed = ingest.offset > 0
 
             async def read(host: Host) -> None:
                 if ingest.offset == descriptor.size:
@@ -261,7 +269,7 @@ class Repository:
                         if ingest.offset + len(chunk) > descriptor.size:
                             ingest.restart()
                             raise DigestMismatch(
-                                f"content {descriptor.digest} was refused: more than {descriptor.size} bytes came"
+                                f"content {descriptor.digest} was refused: it has more than {descriptor.size} bytes"
                             )
                         ingest.append(chunk)
                         count(ingest.offset)
@@ -269,7 +277,12 @@ class Repository:
                     raise _Again(f"the connection ended after {ingest.offset} of {descriptor.size} bytes")
 
             await self._try(read, PULL, f"content {descriptor.digest} of {self._reference}", progress=lambda: ingest.offset)
-            await asyncio.to_thread(ingest.commit, descriptor.size)
+            try:
+                await asyncio.to_thread(ingest.commit, descriptor.size)
+            except DigestMismatch:
+                if not resumed:
+                    raise
+        return resumed
 
     # writing
 

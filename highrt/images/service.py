@@ -45,7 +45,7 @@ __all__ = ["Auth", "Image", "ImageConfig", "ImageService", "Progress", "Rootfs",
 
 Report = Callable[[Progress], None]
 _PARALLEL_DOWNLOADS = 3
-_CUT_DOWNLOAD_DAYS = 1
+_CUT_DOWNLOAD_SECONDS = 86400
 _TEMPORARY = "temporary-"
 
 
@@ -79,11 +79,11 @@ class ImageService:
         self.metadata = Metadata(self._root / "images.db")
         self.snapshots = Snapshots(self._root / "snapshots", self.metadata)
         self.content.drop_scratch()
-        self.content.drop_cut_downloads(time.time() - _CUT_DOWNLOAD_DAYS * 86400)
+        self.content.drop_cut_downloads(time.time() - _CUT_DOWNLOAD_SECONDS)
         await asyncio.to_thread(self.snapshots.open)
         self._load()
         await self._drop_temporary()
-        await self._collect()
+        await self._collect(keep_seconds=_CUT_DOWNLOAD_SECONDS)
 
     async def close(self) -> None:
         """Ends the pulls under way (what they have downloaded is kept), and closes the metadata."""
@@ -229,6 +229,12 @@ class ImageService:
                 self._pulls.pop(key, None)
 
     async def _pull(self, name: Reference, auth: Auth | None, platform: Platform, report: Report) -> Image:
+        try:
+            return await self._pull_into(name, auth, platform, report)
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be stored in {self._root}: {error}") from error
+
+    async def _pull_into(self, name: Reference, auth: Auth | None, platform: Platform, report: Report) -> Image:
         with span("pull image", image=str(name)):
             async with self.working():
                 repository = self.registry.repository(name, auth)
@@ -412,9 +418,11 @@ class ImageService:
         if image.id not in self._images:
             raise ImageNotFound(f"image {image.id} is not here any more: pull it again")
         async with self.working():
-            layers = layers_of(self.content.document(image.manifest.digest), image.id)
-            parent = await self.unpack(layers, image.diff_ids)
-            return await self.snapshots.prepare(key, parent, image.id)
+            top = self.snapshots.layer(chain_ids(image.diff_ids)[-1]) if image.diff_ids else None
+            if top is None:
+                layers = layers_of(self.content.document(image.manifest.digest), image.id)
+                return await self.snapshots.prepare(key, await self.unpack(layers, image.diff_ids), image.id)
+            return await self.snapshots.prepare(key, top.id, image.id)
 
     async def rootfs(self, key: str) -> Rootfs | None:
         """The writable snapshot of a key, if there is one."""
@@ -451,8 +459,11 @@ class ImageService:
 
     # collection
 
-    async def _collect(self) -> None:
-        """Removes content and layers that nothing needs, unless content is just being added (then a later call does)."""
+    async def _collect(self, *, keep_seconds: float = 0) -> None:
+        """Removes content and layers that nothing needs, unless content is just being added (then a later call does).
+
+        keep_seconds: blobs younger than this stay, as they may be of a pull that was cut and will be tried again.
+        """
         if self._busy:
             return
         needed: set[str] = set()
@@ -464,7 +475,8 @@ class ImageService:
         for name in self.metadata.names():
             needed |= {name.target, *(layer.digest for layer in self._layers_of_target(name.target))}
         for digest in [digest for digest in self.content.all() if digest not in needed]:
-            self.content.remove(digest)
+            if time.time() - self.content.path(digest).stat().st_mtime >= keep_seconds:
+                self.content.remove(digest)
         self.metadata.forget_steps_without(needed)
         await self.snapshots.collect(chains)
 

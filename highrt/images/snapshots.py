@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from highrt.images import worker
+from highrt.images import offload
 from highrt.images.errors import ImageError, ImageInUse
 from highrt.images.locks import KeyedLocks
 from highrt.images.metadata import Metadata, SnapshotRow
@@ -120,7 +120,7 @@ class Snapshots:
             try:
                 with span("unpack layer", diff_id=diff_id):
                     self.folder(snapshot).mkdir(parents=True)
-                    done = await worker.unpack_layer(blob, self.folder(snapshot), diff_id=diff_id, below=below)
+                    done = await offload.unpack_layer(blob, self.folder(snapshot), diff_id=diff_id, below=below)
                 self._metadata.snapshot_ready(snapshot, done.bytes, done.inodes)
             except BaseException:
                 self._metadata.remove_snapshot(snapshot)

@@ -233,6 +233,40 @@ async def test_a_pull_that_failed_is_gone_on_with_by_the_next_one(service: Image
     assert any("Range" in request.headers for request in proxy.asked("GET", "/blobs/"))
 
 
+async def test_wrong_bytes_of_an_earlier_download_are_no_hindrance(service: ImageService, proxy: Proxy, tmp_path: Path) -> None:
+    image = await service.pull(f"{proxy.address}/app:oci")
+    layer = service.content.document(image.manifest.digest)["layers"][0]["digest"]
+    await service.remove(image.id)
+    (tmp_path / "images/content/ingest" / layer.replace(":", "-")).write_bytes(b"wrong" * 100)
+    await service.pull(f"{proxy.address}/app:oci")
+    assert [request.headers.get("Range") for request in proxy.asked("GET", layer)] == [None, "bytes=500-", None]
+
+
+async def test_what_a_cut_pull_has_brought_is_still_there_after_a_restart(proxy: Proxy, tmp_path: Path) -> None:
+    blobs: list[str] = []
+
+    async def fail_the_third(request: web.Request) -> web.StreamResponse | None:
+        if "/blobs/" in request.path and request.path not in blobs:
+            blobs.append(request.path)
+        return web.Response(status=500) if request.path in blobs[2:3] else None
+
+    proxy.rules.append(fail_the_third)
+    for _ in range(2):
+        service = ImageService(tmp_path / "images")
+        await service.open()
+        try:
+            if proxy.rules:
+                with pytest.raises(RegistryUnavailable):
+                    await service.pull(f"{proxy.address}/app:oci")
+                proxy.rules.clear()
+                proxy.seen.clear()
+            else:
+                await service.pull(f"{proxy.address}/app:oci")
+        finally:
+            await service.close()
+    assert len(proxy.asked("GET", "/blobs/")) <= 2, "the others were kept"
+
+
 @pytest.mark.parametrize("part", ["/blobs/", "/manifests/"])
 async def test_content_of_another_digest_is_refused_and_not_kept(
     service: ImageService, proxy: Proxy, tmp_path: Path, part: str
