@@ -20,8 +20,8 @@ from kubelet.context import Context
 from kubelet.node import Node
 from kubelet.pods import Pods
 from kubelet.runtime import ContainerState, RuntimeCallError, RuntimeUnavailable
-from kubelet.splice import splice
 from strata.protocols import cri_pb2 as cri
+from strata.protocols.splice import splice
 from strata.telemetry import logs
 
 log = logs.get("kubelet.server")

@@ -484,8 +484,8 @@ class PodWorker:
     # --- ending
 
     def _grace(self) -> int:
-        if self.pod is None:
-            return LOST_GRACE_SECONDS
+        if self.pod is None or not self._in_api:
+            return LOST_GRACE_SECONDS  # deleted by force: nobody waits for it any more
         return containers.grace_seconds(self.pod)
 
     def _grace_of(self, name: str, grace: int) -> int:

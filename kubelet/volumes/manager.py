@@ -12,6 +12,7 @@ from kubelet.resources import quantities
 from kubelet.volumes import atomic, directories, subpath
 from kubelet.volumes.errors import VolumeError
 from kubelet.volumes.payload import KINDS, Payloads
+from strata.kubeclient.errors import ApiError
 from strata.kubeclient.quantity import to_bytes
 from strata.linux import mounts
 from strata.protocols import cri_pb2 as cri
@@ -51,7 +52,7 @@ class VolumeManager:
         for volume in pod["spec"].get("volumes") or []:
             try:
                 await self._mount_one(pod, volume, facts)
-            except (VolumeError, OSError, ValueError) as error:
+            except (VolumeError, ApiError, OSError, ValueError) as error:
                 raise VolumeError(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}') from error
 
     async def _mount_one(self, pod: dict[str, Any], volume: dict[str, Any], facts: Facts) -> None:
