@@ -124,7 +124,7 @@ class Network:
 
     def attached(self) -> list[str]:
         """The container IDs of all attachments that were not deleted yet."""
-        return sorted(path.name for path in self._cache_dir.iterdir()) if self._cache_dir.is_dir() else []
+        return sorted(p.name for p in self._cache_dir.iterdir() if p.name[0] != ".") if self._cache_dir.is_dir() else []
 
     def _load(self) -> NetworkConfig:
         config = configuration.load(self._conf_dir)

@@ -84,7 +84,8 @@ class MonitorClient:
         future = self._answers[number] = self._loop.create_future()
         try:
             await self._send(wire.frame(message), fds)
-            return await future
+            answer: dict[str, Any] = await future
+            return answer
         finally:
             self._answers.pop(number, None)
 
@@ -109,7 +110,12 @@ class MonitorClient:
 
     async def _writable(self) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._socket.fileno(), lambda: future.done() or future.set_result(None))
+
+        def writable() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        self._loop.add_writer(self._socket.fileno(), writable)
         try:
             await future
         finally:

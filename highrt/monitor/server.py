@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _REMEMBERED_ANSWERS = 512
+_UNWANTED_SECONDS = 10.0
 
 
 class Connection:
@@ -108,6 +109,8 @@ class Server:
         self._in_cgroup = False
         self._listener = self._listen(settings["socket"])
         loop.watch(self._listener.fileno(), IN, self._accept)
+        self._wanted = False
+        loop.after(_UNWANTED_SECONDS, self._leave_if_unwanted)
 
     def adopt(self, sock: "descriptors.Socket") -> None:
         """Speaks on a connection that is there already. The hello goes first, from this side."""
@@ -147,7 +150,7 @@ class Server:
                 os.close(descriptor)
             reply(f"this monitor knows no request {message.get('do')!r}: it speaks the versions {wire.VERSIONS}")
             return
-        self._connection = connection
+        self._connection, self._wanted = connection, True
         try:
             with spans.span(f"monitor {message['do']}", parent=message.get("traceparent")):
                 operation(message, fds, reply)
@@ -308,6 +311,13 @@ class Server:
             self._events.append(event)
         for connection in [c for c in self.connections if c.subscribed]:
             connection.send(event)
+
+    def _leave_if_unwanted(self) -> None:
+        """A spawner that was killed right after its fork leaves a monitor that highrt does not know: another has its socket."""
+        if not self._wanted and not self.connections:
+            self.loop.stop()
+        elif not self._wanted:
+            self.loop.after(_UNWANTED_SECONDS, self._leave_if_unwanted)
 
     def _container(self, message: "Message") -> Container:
         container = self._containers.get(message["container"])

@@ -231,7 +231,8 @@ class PodManager:
             sysctls=dict(pod.config.linux.sysctls),
             hostname=sandbox.hostname(pod.config) if "uts" in targets else "",
         )
-        if pod.netns:
+        # CONTAINER, a network of its own: loopback and nothing else (CRI leaves its meaning for pods open)
+        if pod.netns and pod.config.linux.security_context.namespace_options.network != NamespaceMode.CONTAINER:
             pod.ips = await self.network.add(_attachment(pod))
             box.write_hosts(pod.config, pod.ips)
         pod.ready = True
@@ -303,11 +304,12 @@ class PodManager:
     # --- containers
 
     async def create_container(
-        self, pod_id: str, config: ContainerConfig, sandbox_config: PodSandboxConfig | None = None
+        self, pod_id: str, config: ContainerConfig, sandbox_config: PodSandboxConfig | None = None, *, pids_limit: int = 0
     ) -> Container:
         """Makes a container's root and configuration; the runtime hears of it at its start.
 
         sandbox_config: CRI sends the pod's along; its log directory counts. The image must be there (an ID, tag or digest).
+        pids_limit: the most processes that it may have, 0 for no limit (CRI has no field for it).
         Raises NotFound (pod, image), InvalidArgument, AlreadyExists, FailedPrecondition, PodError.
         """
         pod = self.pod(pod_id)
@@ -332,7 +334,7 @@ class PodManager:
             raise AlreadyExists(f"the container {name} of pod {pod.id} exists already, as {taken}") from None
         with span("create container", pod=pod.config.metadata.uid, container=container_id):
             try:
-                await self._make_container(pod, container, image)
+                await self._make_container(pod, container, image, pids_limit)
             except BaseException as error:
                 await asyncio.shield(self._remove_container(container))
                 if isinstance(error, OSError | ImageError):
@@ -342,7 +344,7 @@ class PodManager:
         self._publish(EventKind.CREATED, container.id, pod.id)
         return container
 
-    async def _make_container(self, pod: Pod, container: Container, image: Image) -> None:
+    async def _make_container(self, pod: Pod, container: Container, image: Image, pids_limit: int) -> None:
         box = Sandbox(self._state, pod.id)
         folder = box.container(container.id)
         mounted = folder / "rootfs"
@@ -354,6 +356,8 @@ class PodManager:
             self._pid_path(pod, container), sandbox.hostname(pod.config),
         )  # fmt: skip
         built = spec.build(pod.config, container.config, image.config, place)
+        if pids_limit > 0:
+            built["linux"].setdefault("resources", {})["pids"] = {"limit": pids_limit}
         if container.log_path:
             os.makedirs(os.path.dirname(container.log_path), exist_ok=True)
         # Last, because a folder without it is what a killed daemon left half-made.
@@ -785,7 +789,7 @@ class PodManager:
         parent = config.linux.cgroup_parent
         if parent and (not parent.startswith("/") or ".." in parent.split("/")):
             raise InvalidArgument(
-                f"cgroup_parent {parent!r}: must be an absolute path, like /kubepods/pod1 (cgroupfs driver; systemd's is not supported)"
+                f"cgroup_parent {parent!r}: must be an absolute path like /kubepods/pod1 (the cgroupfs driver's)"
             )
         sandbox.check_sysctls(config)
 
@@ -881,7 +885,8 @@ def _attachment(pod: Pod) -> Attachment:
     dns = config.dns_config
     lists = {"servers": list(dns.servers), "searches": list(dns.searches), "options": list(dns.options)}
     arguments = {
-        "K8S_POD_NAMESPACE": meta.namespace, "K8S_POD_NAME": meta.name, "K8S_POD_INFRA_CONTAINER_ID": pod.id, "K8S_POD_UID": meta.uid,
+        "K8S_POD_NAMESPACE": meta.namespace, "K8S_POD_NAME": meta.name, "K8S_POD_UID": meta.uid,
+        "K8S_POD_INFRA_CONTAINER_ID": pod.id,
     }  # fmt: skip
     there = pod.netns if pod.netns and os.path.exists(pod.netns) else ""
     return Attachment(pod.id, there, arguments, ports, {key: value for key, value in lists.items() if value})

@@ -77,7 +77,7 @@ async def _inside(netns: str | None, work: Callable[[], T], discard: Callable[[T
                     os.close(descriptor)
             result, failure = work(), None
         except OSError as error:
-            result, failure = None, error  # type: ignore[assignment]
+            result, failure = None, error
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(done, result, failure)
 

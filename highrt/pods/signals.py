@@ -5,7 +5,7 @@ import signal
 from strata.protocols.cri_pb2 import Signal
 
 
-def stop_signal(asked: "Signal.ValueType", of_image: str) -> int:
+def stop_signal(asked: int, of_image: str) -> int:
     """asked: CRI's stop_signal. of_image: `StopSignal` of its configuration, a name with or without SIG, or a number."""
     if asked != Signal.SIGNAL_RUNTIME_DEFAULT:
         return number(Signal.Name(asked).removeprefix("SIGNAL_"))

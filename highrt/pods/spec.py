@@ -113,8 +113,8 @@ def environment(config: ContainerConfig, image: ImageConfig, hostname: str) -> l
     """The image's variables, then CRI's; a later one replaces an earlier one of the same name."""
     found: dict[str, str] = {}
     for pair in [_PATH, *image.env]:
-        key, _, value = pair.partition("=")
-        found[key] = value
+        name, _, text = pair.partition("=")
+        found[name] = text
     if hostname:
         found["HOSTNAME"] = hostname
     if config.tty:
@@ -122,7 +122,7 @@ def environment(config: ContainerConfig, image: ImageConfig, hostname: str) -> l
     for variable in config.envs:
         if not variable.key or "=" in variable.key:
             raise InvalidArgument(f"environment variable {variable.key!r}: a name must not be empty or contain '='")
-        found[variable.key] = variable.value
+        found[variable.key] = os.fsdecode(variable.value)
     return [f"{key}={value}" for key, value in found.items()]
 
 

@@ -53,18 +53,20 @@ class Spawner:
 
     async def spawn(self, settings: dict[str, Any]) -> socket.socket:
         """A new monitor: the connection to it. settings: the first frame of the monitor's wire. Raises OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            ours.sendall(wire.frame(settings))
-            if not await self._fork(theirs):
-                log.warning("no spawner: starting a monitor cold", pod=settings.get("pod"))
-                await self._start_cold(theirs)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return ours
+        for start in (self._fork, self._start_cold):
+            # A new pair for the second try: a spawner that died before its answer may have forked nevertheless.
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                ours.sendall(wire.frame(settings))
+                if await start(theirs):
+                    return ours
+                ours.close()
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
+        raise OSError("a monitor can be started neither by the spawner nor cold")
 
     async def _fork(self, connection: socket.socket) -> bool:
         """Whether the spawner has made a monitor. If it does not answer in time it is replaced."""
@@ -122,23 +124,23 @@ class Spawner:
                 process.send_signal(signal.SIGKILL)
                 await asyncio.to_thread(process.wait)
 
-    async def _start_cold(self, connection: socket.socket) -> None:
+    async def _start_cold(self, connection: socket.socket) -> bool:
+        log.warning("no spawner: starting a monitor cold")
         arguments = ["--entry", self._entry, "--connection", str(connection.fileno())]
         process = _python(_PACKAGE / "monitor" / "__main__.py", arguments, connection)
         task = asyncio.create_task(_reap(process))
         self._cold.add(task)
         task.add_done_callback(self._cold.discard)
+        return True
 
 
 def _python(script: Path, arguments: list[str], passed: socket.socket) -> "subprocess.Popen[bytes]":
     # -I and -S: nothing of the environment and no site-packages; what runs here needs the standard library only.
     command = [os.path.realpath(sys.executable), "-IS", str(script), *arguments]
-    return subprocess.Popen(
-        command, pass_fds=[passed.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    return subprocess.Popen(command, pass_fds=[passed.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
 async def _reap(process: "subprocess.Popen[bytes]") -> None:
     """Waits for a monitor that is this process's own child."""
-    while process.poll() is None:
+    while process.poll() is None:  # noqa: ASYNC110  # nothing but the process can set an event
         await asyncio.sleep(1)

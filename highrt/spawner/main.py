@@ -18,6 +18,7 @@ _PR_SET_NAME = 15
 
 def run(entry_name: str, monitor_name: str, socket: int) -> None:
     """Serves until highrt closes the socket. Raises ImportError where a dotted name is wrong."""
+    os.setsid()  # ctrl-c in highrt's terminal is not for this process
     syscalls.prctl(_PR_SET_NAME, b"strata-spawner")
     entry, monitor = loading.entry_point(entry_name), loading.entry_point(monitor_name)
     # The kernel reaps the monitors; each of them wants to wait for its own children again.
@@ -30,8 +31,8 @@ def run(entry_name: str, monitor_name: str, socket: int) -> None:
     while True:
         try:
             message, found = descriptors.receive(sock)
-        except InterruptedError:
-            continue
+        except OSError:  # highrt was killed with messages unread
+            return
         if not message:
             return
         if message[0] != VERSION or len(found) != 1:

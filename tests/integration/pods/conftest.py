@@ -1,5 +1,6 @@
 """A pod manager over real namespaces, cgroups, overlay mounts and lowrt, with an image of Debian's static busybox."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -13,34 +14,40 @@ import pytest
 from highrt.images.model import Descriptor, Image, ImageConfig
 from highrt.images.snapshots import Rootfs
 from highrt.pods.manager import PodManager
+from highrt.pods.model import ContainerState
 from strata.linux import cgroups
 from strata.protocols.cri_pb2 import ContainerConfig, ContainerMetadata, ImageSpec, NamespaceMode, PodSandboxConfig
 
-APPLETS = [
-    "sh",
-    "cat",
-    "echo",
-    "sleep",
-    "true",
-    "false",
-    "id",
-    "ls",
-    "env",
-    "hostname",
-    "kill",
-    "ps",
-    "stty",
-    "head",
-    "tail",
-    "yes",
-    "dd",
-    "wc",
-    "nc",
-    "mount",
-    "touch",
-    "seq",
-    "readlink",
-]
+_NAMES = """
+sh cat echo sleep true false id ls env hostname kill ps stty head tail yes dd wc nc mount touch seq readlink tr test pwd
+"""
+APPLETS = _NAMES.split()
+
+
+async def ended(manager: PodManager, container_id: str, seconds: float = 10) -> None:
+    """Until a container has exited."""
+    async with asyncio.timeout(seconds):
+        while manager.container(container_id).state != ContainerState.EXITED:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def read_all(descriptor: int) -> bytes:
+    """All until the end, which must come."""
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+async def collect(descriptor: int, *wanted: bytes, seconds: float = 5) -> bytes:
+    """Reads until all that is wanted has come."""
+    os.set_blocking(descriptor, False)
+    found = b""
+    async with asyncio.timeout(seconds):
+        while not all(text in found for text in wanted):
+            await asyncio.sleep(0.01)
+            with contextlib.suppress(BlockingIOError):
+                found += os.read(descriptor, 65536)
+    os.set_blocking(descriptor, True)
+    return found
 
 
 class BusyboxImages:
@@ -116,7 +123,7 @@ class Node:
     def log(self, name: str = "c") -> list[str]:
         """The lines of a container's log without their times."""
         path = self.folder / "logs" / f"{name}.log"
-        return [line.partition(" ")[2] for line in path.read_text().splitlines()] if path.exists() else []
+        return [line.partition(" ")[2] for line in path.read_bytes().decode().split("\n")[:-1]] if path.exists() else []
 
     def pod(self, name: str = "p", **fields: Any) -> PodSandboxConfig:
         """A pod on the host's network: tests of the network have their own."""
@@ -155,4 +162,7 @@ async def node() -> AsyncIterator[Node]:
         await node.manager.close()
         with contextlib.suppress(OSError):
             cgroups.open_cgroup(f"/strata/{node.name}").remove()
+        for hierarchy in cgroups.open_cgroup("/strata").folders():
+            with contextlib.suppress(OSError):  # other stacks' groups are in it
+                os.rmdir(hierarchy)
         shutil.rmtree(folder)
