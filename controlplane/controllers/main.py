@@ -7,8 +7,16 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from controlplane.controllers.deployment import DeploymentController
+from controlplane.controllers.endpointslice import EndpointsController, EndpointSliceController
 from controlplane.controllers.frame import Context, Controller, Settings
+from controlplane.controllers.nodeipam import NodeIpamController
+from controlplane.controllers.nodelifecycle import NodeLifecycleController
+from controlplane.controllers.podgc import PodGarbageCollector
 from controlplane.controllers.replicaset import ReplicaSetController, ReplicationControllerController
+from controlplane.controllers.rootca import RootCaPublisher
+from controlplane.controllers.serviceaccount import ServiceAccountController
+from controlplane.controllers.tainteviction import TaintEvictionController
 from controlplane.scheduler.scheduler import NAME, Scheduler
 from strata.kubeclient.client import Client
 from strata.kubeclient.informer import Informers
@@ -18,6 +26,15 @@ from strata.telemetry import logs, spans
 CONTROLLERS: tuple[type[Controller], ...] = (  # type: ignore[type-arg]
     ReplicaSetController,
     ReplicationControllerController,
+    DeploymentController,
+    EndpointSliceController,
+    EndpointsController,
+    NodeIpamController,
+    NodeLifecycleController,
+    TaintEvictionController,
+    PodGarbageCollector,
+    ServiceAccountController,
+    RootCaPublisher,
 )
 _log = logs.get("controllers")
 
