@@ -18,6 +18,7 @@ from controlplane.apiserver.resources import Object, Registry, Resource
 from controlplane.store import Event as StoreEvent
 from strata.kubeclient.selectors import Selector
 
+Objects = list[Object]  # inside a class with a method of that name, `list` is the method
 _PLACEHOLDER = b'"resourceVersion":"@"'
 HISTORY = 4096
 """Events kept for each resource: a watcher that was away for longer starts with a new list."""
@@ -94,11 +95,13 @@ class ResourceCache:
         self._history: deque[Change] = deque(maxlen=HISTORY)
         self._complete_from = 0  # every event from this revision on is in the history
         self._subscriptions: set[Subscription] = set()
+        self.version = 0  # counts the changes
 
     def load(self, items: Iterable[tuple[str, bytes, int]], revision: int) -> None:
         self._entries = {key: self._entry(key, value, at) for key, value, at in items}
         self._keys = sorted(self._entries)
         self._complete_from = revision + 1
+        self.version += 1
 
     def get(self, key: str) -> Entry | None:
         return self._entries.get(key)
@@ -127,6 +130,7 @@ class ResourceCache:
         if len(self._history) == HISTORY:
             self._complete_from = self._history[0].revision + 1
         self._history.append(change)
+        self.version += 1
         for subscription in self._subscriptions:
             if event.key.startswith(subscription.prefix) and not subscription.behind:
                 subscription.behind = subscription.queue.qsize() >= WATCH_BACKLOG
@@ -203,6 +207,19 @@ class Cache:
             return []
         prefix = f"{declared.prefix}{namespace}/" if namespace else declared.prefix
         return [entry.decode() for entry in self.of(declared).range(prefix)]
+
+    def select(self, group: str, resource: str, namespace: str, field: str, value: str) -> Objects:
+        """The objects of a namespace (of all, when it is empty) that have a value in one of their selectable fields."""
+        declared = self._registry.preferred(group, resource)
+        if declared is None:
+            return []
+        prefix = f"{declared.prefix}{namespace}/" if namespace else declared.prefix
+        return [entry.decode() for entry in self.of(declared).range(prefix) if entry.fields.get(field) == value]
+
+    def version(self, group: str, resource: str) -> int:
+        """A number that grows with every change to the objects of a resource."""
+        declared = self._registry.preferred(group, resource)
+        return self.of(declared).version if declared else 0
 
 
 def _prefix(key: str) -> str:

@@ -41,7 +41,7 @@ def _pod_spec(spec: dict[str, Any]) -> None:
         ("schedulerName", "default-scheduler"),
         ("securityContext", {}),
     ):
-        spec.setdefault(name, value)
+        _fill(spec, name, value)
     if spec.get("serviceAccountName"):
         spec.setdefault("serviceAccount", spec["serviceAccountName"])
     elif spec.get("serviceAccount"):
@@ -55,21 +55,21 @@ def _pod_spec(spec: dict[str, Any]) -> None:
 
 def _container(container: dict[str, Any], *, host_network: bool) -> None:
     container.setdefault("resources", {})
-    container.setdefault("terminationMessagePath", "/dev/termination-log")
-    container.setdefault("terminationMessagePolicy", "File")
+    _fill(container, "terminationMessagePath", "/dev/termination-log")
+    _fill(container, "terminationMessagePolicy", "File")
     if not container.get("imagePullPolicy"):
         container["imagePullPolicy"] = _pull_policy(container.get("image") or "")
     for port in _dicts(container.get("ports")):
-        port.setdefault("protocol", "TCP")
+        _fill(port, "protocol", "TCP")
         if host_network and "containerPort" in port:
             port.setdefault("hostPort", port["containerPort"])
     for variable in _dicts(container.get("env")):
         reference = (variable.get("valueFrom") or {}).get("fieldRef")
         if isinstance(reference, dict):
-            reference.setdefault("apiVersion", "v1")
+            _fill(reference, "apiVersion", "v1")
         resource = (variable.get("valueFrom") or {}).get("resourceFieldRef")
         if isinstance(resource, dict):
-            resource.setdefault("divisor", "0")
+            _fill(resource, "divisor", "0")
     resources = container["resources"]
     if isinstance(resources, dict) and isinstance(resources.get("limits"), dict):
         requests = resources.setdefault("requests", {})
@@ -93,8 +93,8 @@ def _probe(probe: dict[str, Any]) -> None:
 
 def _http_get(handler: dict[str, Any]) -> None:
     if isinstance(handler.get("httpGet"), dict):
-        handler["httpGet"].setdefault("path", "/")
-        handler["httpGet"].setdefault("scheme", "HTTP")
+        _fill(handler["httpGet"], "path", "/")
+        _fill(handler["httpGet"], "scheme", "HTTP")
 
 
 def _pull_policy(image: str) -> str:
@@ -123,7 +123,7 @@ def _volume(volume: dict[str, Any]) -> None:
         items += _dicts((source.get("downwardAPI") or {}).get("items"))
     for item in items:
         if isinstance(item.get("fieldRef"), dict):
-            item["fieldRef"].setdefault("apiVersion", "v1")
+            _fill(item["fieldRef"], "apiVersion", "v1")
 
 
 def _template(obj: Object) -> None:
@@ -140,11 +140,11 @@ def _deployment(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
     spec.setdefault("replicas", 1)
     strategy = spec.setdefault("strategy", {})
-    strategy.setdefault("type", "RollingUpdate")
+    _fill(strategy, "type", "RollingUpdate")
     if strategy["type"] == "RollingUpdate":
         rolling = strategy.setdefault("rollingUpdate", {})
-        rolling.setdefault("maxUnavailable", "25%")
-        rolling.setdefault("maxSurge", "25%")
+        _fill(rolling, "maxUnavailable", "25%")
+        _fill(rolling, "maxSurge", "25%")
     spec.setdefault("revisionHistoryLimit", 10)
     spec.setdefault("progressDeadlineSeconds", 600)
     _template(obj)
@@ -161,15 +161,15 @@ def _replica_set(obj: Object) -> None:
 def _stateful_set(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
     spec.setdefault("replicas", 1)
-    spec.setdefault("podManagementPolicy", "OrderedReady")
+    _fill(spec, "podManagementPolicy", "OrderedReady")
     spec.setdefault("revisionHistoryLimit", 10)
     strategy = spec.setdefault("updateStrategy", {})
-    strategy.setdefault("type", "RollingUpdate")
+    _fill(strategy, "type", "RollingUpdate")
     if strategy["type"] == "RollingUpdate":
         strategy.setdefault("rollingUpdate", {}).setdefault("partition", 0)
     retention = spec.setdefault("persistentVolumeClaimRetentionPolicy", {})
-    retention.setdefault("whenDeleted", "Retain")
-    retention.setdefault("whenScaled", "Retain")
+    _fill(retention, "whenDeleted", "Retain")
+    _fill(retention, "whenScaled", "Retain")
     _template(obj)
 
 
@@ -178,7 +178,7 @@ def _daemon_set(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
     spec.setdefault("revisionHistoryLimit", 10)
     strategy = spec.setdefault("updateStrategy", {})
-    strategy.setdefault("type", "RollingUpdate")
+    _fill(strategy, "type", "RollingUpdate")
     if strategy["type"] == "RollingUpdate":
         rolling = strategy.setdefault("rollingUpdate", {})
         rolling.setdefault("maxUnavailable", 1)
@@ -205,15 +205,15 @@ def _job_spec(spec: dict[str, Any]) -> None:
         spec["completions"] = 1
     spec.setdefault("parallelism", 1)
     spec.setdefault("backoffLimit", 6)
-    spec.setdefault("completionMode", "NonIndexed")
+    _fill(spec, "completionMode", "NonIndexed")
     spec.setdefault("suspend", False)
-    spec.setdefault("podReplacementPolicy", "TerminatingOrFailed")
+    _fill(spec, "podReplacementPolicy", "TerminatingOrFailed")
 
 
 @_for("batch", "v1", "CronJob")
 def _cron_job(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
-    spec.setdefault("concurrencyPolicy", "Allow")
+    _fill(spec, "concurrencyPolicy", "Allow")
     spec.setdefault("suspend", False)
     spec.setdefault("successfulJobsHistoryLimit", 3)
     spec.setdefault("failedJobsHistoryLimit", 1)
@@ -228,18 +228,18 @@ def _cron_job(obj: Object) -> None:
 @_for("", "v1", "Service")
 def _service(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
-    spec.setdefault("type", "ClusterIP")
-    spec.setdefault("sessionAffinity", "None")
+    _fill(spec, "type", "ClusterIP")
+    _fill(spec, "sessionAffinity", "None")
     if spec["sessionAffinity"] == "ClientIP":
         spec.setdefault("sessionAffinityConfig", {}).setdefault("clientIP", {}).setdefault("timeoutSeconds", 10800)
     for port in _dicts(spec.get("ports")):
-        port.setdefault("protocol", "TCP")
+        _fill(port, "protocol", "TCP")
         if not port.get("targetPort") and "port" in port:
             port["targetPort"] = port["port"]
     if spec["type"] != "ExternalName":
-        spec.setdefault("internalTrafficPolicy", "Cluster")
+        _fill(spec, "internalTrafficPolicy", "Cluster")
     if spec["type"] in ("NodePort", "LoadBalancer"):
-        spec.setdefault("externalTrafficPolicy", "Cluster")
+        _fill(spec, "externalTrafficPolicy", "Cluster")
     if spec["type"] == "LoadBalancer":
         spec.setdefault("allocateLoadBalancerNodePorts", True)
 
@@ -247,7 +247,7 @@ def _service(obj: Object) -> None:
 @_for("discovery.k8s.io", "v1", "EndpointSlice")
 def _endpoint_slice(obj: Object) -> None:
     for port in _dicts(obj.get("ports")):
-        port.setdefault("protocol", "TCP")
+        _fill(port, "protocol", "TCP")
         port.setdefault("name", "")
 
 
@@ -264,19 +264,19 @@ def _claim(obj: Object) -> None:
 @_for("", "v1", "PersistentVolume")
 def _volume_resource(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
-    spec.setdefault("persistentVolumeReclaimPolicy", "Retain")
-    spec.setdefault("volumeMode", "Filesystem")
+    _fill(spec, "persistentVolumeReclaimPolicy", "Retain")
+    _fill(spec, "volumeMode", "Filesystem")
 
 
 @_for("storage.k8s.io", "v1", "StorageClass")
 def _storage_class(obj: Object) -> None:
-    obj.setdefault("reclaimPolicy", "Delete")
-    obj.setdefault("volumeBindingMode", "Immediate")
+    _fill(obj, "reclaimPolicy", "Delete")
+    _fill(obj, "volumeBindingMode", "Immediate")
 
 
 @_for("scheduling.k8s.io", "v1", "PriorityClass")
 def _priority_class(obj: Object) -> None:
-    obj.setdefault("preemptionPolicy", "PreemptLowerPriority")
+    _fill(obj, "preemptionPolicy", "PreemptLowerPriority")
 
 
 @_for("rbac.authorization.k8s.io", "v1", "RoleBinding")
@@ -299,7 +299,13 @@ def _network_policy(obj: Object) -> None:
         spec["policyTypes"] = ["Ingress", "Egress"] if "egress" in spec else ["Ingress"]
     for rule in [*_dicts(spec.get("ingress")), *_dicts(spec.get("egress"))]:
         for port in _dicts(rule.get("ports")):
-            port.setdefault("protocol", "TCP")
+            _fill(port, "protocol", "TCP")
+
+
+def _fill(obj: dict[str, Any], name: str, value: Any) -> None:
+    """Sets a field that is not there; an empty text counts as such."""
+    if obj.get(name) in (None, ""):
+        obj[name] = value
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

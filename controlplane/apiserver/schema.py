@@ -125,7 +125,7 @@ class Schemas:
             case "array":
                 return self._compile_list(schema)
             case "string":
-                return _typed((str,), "string")
+                return _check_bytes if schema.get("format") == "byte" else _typed((str,), "string")
             case "boolean":
                 return _typed((bool,), "bool")
             case "integer":
@@ -204,10 +204,21 @@ def _typed(types: tuple[type, ...], name: str) -> Checker:
     return check_scalar
 
 
+def _check_bytes(value: Any, path: str, check: Check) -> Any:
+    if not isinstance(value, str):
+        check.wrong_types.append(_wrong_type(path, value, "[]uint8"))
+    elif bad := _NOT_BASE64.search(value):
+        check.wrong_types.append(f"illegal base64 data at input byte {bad.start()}")
+    elif len(value.replace("\n", "")) % 4:
+        check.wrong_types.append(f"illegal base64 data at input byte {len(value) - len(value) % 4}")
+    return value
+
+
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=\r\n]|=(?!=?\s*$)")
 _JSON_NAMES = {dict: "object", list: "array", str: "string", bool: "bool", int: "number", float: "number"}
 _INDEX = re.compile(r"\[\d+\]")
 
 
 def _wrong_type(path: str, value: Any, wanted: str) -> str:
     """The complaint of Kubernetes' decoder, which people and programs know."""
-    return f"cannot unmarshal {_JSON_NAMES[type(value)]} into Go struct field %s.{_INDEX.sub('', path)} of type {wanted}"
+    return f"json: cannot unmarshal {_JSON_NAMES[type(value)]} into Go struct field %s.{_INDEX.sub('', path)} of type {wanted}"

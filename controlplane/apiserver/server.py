@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
-import yaml
 from aiohttp import web
 
-from controlplane.apiserver import discovery, errors, fields, patches, reviews, strategies, tables, watch
+from controlplane.apiserver import bodies, discovery, errors, fields, patches, reviews, strategies, tables, validation, watch
+from controlplane.apiserver.bodies import add_warnings
 from controlplane.apiserver.cache import Cache
 from controlplane.apiserver.openapi import OpenApi
 from controlplane.apiserver.protobuf import envelope
-from controlplane.apiserver.protobuf.codec import Malformed
 from controlplane.apiserver.request import (
     ANONYMOUS,
     Admission,
@@ -41,6 +40,7 @@ COMPACTION_SECONDS = 300.0
 SUPERUSER = UserInfo("system:admin", groups=("system:masters", "system:authenticated"))
 CONNECT = ("log", "exec", "attach", "portforward", "proxy")
 _JSON = {"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
+_FIELD_VALIDATION = ("", "Ignore", "Strict", "Warn")
 _OPTIONS = {"create": "CreateOptions", "update": "UpdateOptions", "patch": "PatchOptions"}
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -254,6 +254,9 @@ class ApiServer:
         if (dry_run := operation.query.get("dryRun", "All")) != "All":
             problem = fields.unsupported("dryRun", dry_run, ("All",))
             raise errors.invalid(_OPTIONS.get(verb, "DeleteOptions"), "meta.k8s.io", "", [problem])
+        if (mode := operation.query.get("fieldValidation", "")) not in _FIELD_VALIDATION:
+            problem = fields.unsupported("fieldValidation", mode, _FIELD_VALIDATION)
+            raise errors.invalid(_OPTIONS.get(verb, "DeleteOptions"), "meta.k8s.io", "", [problem])
         if target.subresource:
             return await self._serve_subresource(request, verb, target, operation)
         if verb not in resource.verbs or ((verb == "create") == bool(target.name) and verb in ("create", "update", "patch")):
@@ -269,26 +272,26 @@ class ApiServer:
                     operation.query["fieldSelector"] = f"metadata.name={target.name}"  # type: ignore[index]
                 return await watch.serve(request, operation, self.reader, encoder)
             case "create":
-                obj = await self._object(request, resource)
+                obj = await self._object(request, operation)
                 if resource.verbs == ("create",):
                     return self._answer(orjson.dumps(await self._reviews.answer(operation, obj)), operation, 201)
                 return self._answer(
                     encoder.one(await self._verbs.create(operation, obj)), operation, 201, media_type=encoder.media_type
                 )
             case "update":
-                entry, created = await self._verbs.update(operation, await self._object(request, resource))
+                entry, created = await self._verbs.update(operation, await self._object(request, operation))
                 return self._answer(encoder.one(entry), operation, 201 if created else 200, media_type=encoder.media_type)
             case "patch":
                 return await self._patch(request, operation, encoder)
             case "delete":
-                entry, gone = await self._verbs.delete(operation, await self._delete_options(request))
+                entry, gone = await self._verbs.delete(operation, await self._delete_options(request, operation))
                 if not gone:
                     return self._answer(encoder.one(entry), operation, media_type=encoder.media_type)
                 uid = entry.decode()["metadata"].get("uid")
                 details = errors.details(operation.name, resource.group, resource.plural, uid=uid)
                 return self._answer(orjson.dumps(_success(details)), operation)
             case _:
-                page = await self._verbs.delete_collection(operation, await self._delete_options(request))
+                page = await self._verbs.delete_collection(operation, await self._delete_options(request, operation))
                 return self._answer(self._list(encoder, page), operation, media_type=encoder.media_type)
 
     async def _serve_subresource(
@@ -337,7 +340,7 @@ class ApiServer:
             case _, "get":
                 return self._answer(encoder.one(self._verbs.get(operation)), operation, media_type=encoder.media_type)
             case _, "update":
-                entry, _ = await self._verbs.update(operation, await self._object(request, resource))
+                entry, _ = await self._verbs.update(operation, await self._object(request, operation))
                 return self._answer(encoder.one(entry), operation, media_type=encoder.media_type)
             case _, "patch":
                 return await self._patch(request, operation, encoder)
@@ -359,7 +362,7 @@ class ApiServer:
         if kind not in allowed:
             raise errors.unsupported_media_type(kind, allowed)
         body = await self._body(request)
-        return kind, _parse_yaml(body) if kind == patches.APPLY else _parse(body)
+        return kind, bodies.parse_yaml(body)[0] if kind == patches.APPLY else bodies.parse_json(body)
 
     def _list(self, encoder: tables.Encoder, page: Page) -> bytes:
         metadata: dict[str, Any] = {"resourceVersion": str(page.revision)}
@@ -390,39 +393,52 @@ class ApiServer:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    async def _json(self, request: web.BaseRequest) -> Object:
+    async def _json(self, request: web.BaseRequest, operation: Operation | None = None) -> Object:
+        """The object of a body, in whatever form. operation: the one whose fieldValidation is about double keys."""
         body = await self._body(request)
         kind = request.content_type
+        problems: list[str] = []
         if kind == envelope.MEDIA_TYPE:
-            return _opened(body)
-        if kind in ("application/yaml", "application/x-yaml", "text/yaml"):
-            parsed = _parse_yaml(body)
+            parsed: Any = bodies.parse_protobuf(body)
+        elif kind in ("application/yaml", "application/x-yaml", "text/yaml"):
+            parsed, problems = bodies.parse_yaml(body)
         elif kind in ("application/json", "application/octet-stream", ""):
-            parsed = _parse(body)
+            parsed = bodies.parse_json(body)
+            if operation and operation.query.get("fieldValidation") != "Ignore":
+                problems = bodies.duplicates(body, parsed)
         else:
             raise errors.unsupported_media_type(kind, ("application/json", "application/yaml", envelope.MEDIA_TYPE))
         if not isinstance(parsed, dict):
             raise errors.bad_request("the body must be a JSON object")
+        if operation:
+            operation.strictly(problems)
         return parsed
 
-    async def _object(self, request: web.BaseRequest, resource: Resource) -> Object:
-        obj = await self._json(request)
+    async def _object(self, request: web.BaseRequest, operation: Operation) -> Object:
+        resource = operation.resource
+        obj = await self._json(request, operation)
         if resource.storage and obj.get("apiVersion") == resource.api_version:
             obj = tables.from_events_v1(obj)
             stored = self.registry.preferred("", resource.plural)
             return {**obj, "apiVersion": stored.api_version if stored else "v1"}
         return obj
 
-    async def _delete_options(self, request: web.BaseRequest) -> Object:
+    async def _delete_options(self, request: web.BaseRequest, operation: Operation) -> Object:
+        """The DeleteOptions of the body, or of the query. A dry run may be asked for in either."""
         options: Object = {}
         if request.can_read_body and (body := await self._body(request)):
-            options = _opened(body) if request.content_type == envelope.MEDIA_TYPE else _parse(body)
+            options = bodies.parse_protobuf(body) if request.content_type == envelope.MEDIA_TYPE else bodies.parse_json(body)
             if not isinstance(options, dict):
                 raise errors.bad_request("the body of a delete must be DeleteOptions")
-        if grace := request.query.get("gracePeriodSeconds"):
-            options["gracePeriodSeconds"] = int(grace)
-        if policy := request.query.get("propagationPolicy"):
-            options["propagationPolicy"] = policy
+        if (grace := operation.number("gracePeriodSeconds")) is not None:
+            options["gracePeriodSeconds"] = grace
+        for name in ("propagationPolicy", "dryRun"):
+            if name in operation.query:
+                options[name] = [operation.query[name]] if name == "dryRun" else operation.query[name]
+        if problems := validation.validate_delete_options(options):
+            raise errors.invalid("DeleteOptions", "meta.k8s.io", "", problems)
+        if options.get("dryRun"):
+            operation.query = {**operation.query, "dryRun": "All"}
         return options
 
     # --- answers
@@ -431,8 +447,7 @@ class ApiServer:
         self, body: bytes, operation: Operation, status: int = 200, *, media_type: str = "application/json"
     ) -> web.Response:
         response = web.Response(body=body, status=status, headers={**_JSON, "Content-Type": media_type})
-        for warning in operation.warnings:
-            response.headers.add("Warning", f'299 - "{warning}"')
+        add_warnings(response, operation.warnings)
         return response
 
     def _failure(self, error: StatusError) -> web.Response:
@@ -459,40 +474,6 @@ class ApiServer:
             groups = [f"/apis/{g}" for g in self.registry.groups() if g]
             return web.Response(body=orjson.dumps({"paths": ["/api", "/apis", *groups, "/healthz", "/version"]}), headers=_JSON)
         raise errors.no_such_path()
-
-
-def _parse(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise errors.bad_request(f"the body is not valid JSON: {error}") from None
-
-
-def _parse_yaml(body: bytes) -> Any:
-    if body.lstrip().startswith(b"{"):  # JSON is YAML, and much faster to read
-        with suppress(orjson.JSONDecodeError):
-            return orjson.loads(body)
-    try:
-        return yaml.load(body, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise errors.bad_request(f"the body is not valid YAML: {error}") from None
-
-
-class _Loader(yaml.CSafeLoader):
-    """YAML as Kubernetes reads it: a date is a text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _opened(body: bytes) -> Object:
-    try:
-        return envelope.opened(body)
-    except Malformed as error:
-        raise errors.bad_request(f"the body is not valid protobuf: {error}") from None
 
 
 def _success(details: Object) -> Object:

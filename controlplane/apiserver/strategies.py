@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from controlplane.apiserver import fields
+from controlplane.apiserver.errors import invalid
 from controlplane.apiserver.request import Reader
 from controlplane.apiserver.resources import Object
+from strata.kubeclient.quantity import parse_quantity
 from strata.telemetry import spans
 
 
@@ -47,6 +49,53 @@ def prepare(group: str, plural: str, obj: Object, old: Object | None, context: C
     """Runs the resource's strategy, if it has one."""
     strategy = _strategies.get((group, plural))
     return strategy(obj, old, context) if strategy else []
+
+
+SPEC_SUBRESOURCES = ("ephemeralcontainers", "resize")
+"""Subresources through which a part of the spec is written that cannot be written otherwise."""
+
+
+def through_subresource(subresource: str, new: Object, old: Object) -> Object:
+    """The old object with what a write to the subresource may change of it. Raises StatusError for what it may not."""
+    metadata = {k: new["metadata"][k] for k in _STATUS_METADATA if k in new["metadata"]}
+    changed = {**old, "metadata": {**{k: v for k, v in old["metadata"].items() if k not in _STATUS_METADATA}, **metadata}}
+    match subresource:
+        case "status":
+            if "status" in new:
+                changed["status"] = new["status"]
+        case "approval":
+            conditions = (new.get("status") or {}).get("conditions")
+            changed["status"] = {**(old.get("status") or {}), **({"conditions": conditions} if conditions else {})}
+        case "ephemeralcontainers":
+            before = old["spec"].get("ephemeralContainers") or []
+            after = (new.get("spec") or {}).get("ephemeralContainers") or []
+            names = {container.get("name"): container for container in after}
+            for container in before:
+                kept = names.get(container["name"])
+                if kept is None or any(container.get(key) != value for key, value in kept.items()):
+                    text = f'existing ephemeral containers "{container["name"]}" may not be changed'
+                    problem = fields.forbidden("spec.ephemeralContainers", text)
+                    raise invalid("Pod", "", old["metadata"]["name"], [problem])
+            changed["spec"] = {**old["spec"], "ephemeralContainers": after}
+        case "resize":
+            changed["spec"] = {**old["spec"], **_resized(new.get("spec") or {}, old["spec"])}
+    return changed
+
+
+_STATUS_METADATA = ("labels", "annotations", "finalizers", "ownerReferences")
+_RESIZABLE = ("resources", "resizePolicy")
+
+
+def _resized(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """The containers of a pod with new resources."""
+    found = {}
+    for kind in ("containers", "initContainers"):
+        wanted = {container.get("name"): container for container in new.get(kind) or ()}
+        found[kind] = [
+            {**container, **{k: v for k, v in wanted.get(container["name"], {}).items() if k in _RESIZABLE}}
+            for container in old.get(kind) or ()
+        ]
+    return {kind: containers for kind, containers in found.items() if containers}
 
 
 @_strategy("", "namespaces")
@@ -114,7 +163,15 @@ def _service(obj: Object, old: Object | None, context: Context) -> list[fields.F
     """Hands out the cluster IP and the node ports; both stay as they are while the service lives."""
     spec = obj["spec"]
     obj.setdefault("status", {"loadBalancer": {}})
+    if old and spec.get("type") not in ("NodePort", "LoadBalancer") and not spec.get("externalIPs"):
+        # What a former type has left behind.
+        for name in ("externalTrafficPolicy", "allocateLoadBalancerNodePorts", "healthCheckNodePort"):
+            if spec.get(name) == old["spec"].get(name):
+                spec.pop(name, None)
     if spec.get("type") == "ExternalName":
+        if old and spec.get("clusterIP") == old["spec"].get("clusterIP"):
+            for name in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"):
+                spec.pop(name, None)
         return []
     errors = _cluster_ip(spec, old, context)
     if spec.get("type") in ("NodePort", "LoadBalancer"):
@@ -218,6 +275,13 @@ def qos_class(spec: dict[str, Any]) -> str:
         return "BestEffort"
     for resources in given:
         limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
-        if any(name not in limits or requests.get(name, limits[name]) != limits[name] for name in watched):
+        if any(name not in limits or not _equal(requests.get(name, limits[name]), limits[name]) for name in watched):
             return "Burstable"
     return "Guaranteed"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return parse_quantity(one) == parse_quantity(other)
+    except ValueError:  # validation tells it
+        return bool(one == other)

@@ -145,6 +145,30 @@ def _qualified_name(where: str, value: str) -> Errors:
     return []
 
 
+def validate_delete_options(options: Object) -> Errors:
+    """metav1.DeleteOptions."""
+    errors: Errors = []
+    grace, policy = options.get("gracePeriodSeconds"), options.get("propagationPolicy")
+    if grace is not None and (not isinstance(grace, int) or isinstance(grace, bool)):
+        errors.append(fields.invalid("gracePeriodSeconds", grace, "must be a whole number"))
+    allowed = ("Background", "Foreground", "Orphan")
+    if policy is not None and policy not in allowed:
+        errors.append(fields.unsupported("propagationPolicy", policy, allowed))
+    if policy is not None and options.get("orphanDependents") is not None:
+        text = "orphanDependents and deletionPropagation cannot be both set"
+        errors.append(fields.invalid("propagationPolicy", policy, text))
+    dry_run = options.get("dryRun") or []
+    errors += [fields.unsupported("dryRun", one, ("All",)) for one in dry_run if one != "All"]
+    if not isinstance(options.get("preconditions", {}), dict | None):
+        errors.append(fields.invalid("preconditions", options["preconditions"], "must be an object"))
+    return errors
+
+
+def validate_label(key: str, values: Iterable[str]) -> Errors:
+    """The key and the values that a label selector speaks of."""
+    return [*_qualified_name("key", key), *(error for value in values for error in _labels("values", {"a": value}))]
+
+
 def _labels(where: str, labels: dict[str, str]) -> Errors:
     errors: Errors = []
     for key, value in labels.items():
@@ -401,11 +425,11 @@ def _pod_update(obj: Object, old: Object) -> Errors:
 
 
 def _fixed_part(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec without what may change while the pod lives (ephemeral containers have a door of their own)."""
-    fixed = {k: v for k, v in spec.items() if k not in ("activeDeadlineSeconds", "tolerations", "ephemeralContainers")}
+    """The spec without what may change while the pod lives; ephemeral containers and resources have their own subresources."""
+    fixed = {k: v for k, v in spec.items() if k not in ("activeDeadlineSeconds", "tolerations")}
     for kind in ("containers", "initContainers"):
         if kind in fixed:
-            fixed[kind] = [{k: v for k, v in c.items() if k not in ("image", "resources")} for c in fixed[kind]]
+            fixed[kind] = [{k: v for k, v in c.items() if k != "image"} for c in fixed[kind]]
     return fixed
 
 

@@ -5,6 +5,7 @@ where the client left it open which version it meant (a patch, an update without
 """
 
 import base64
+import json
 import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,23 @@ class Operation:
     def manager(self) -> str:
         """The field manager's name: what the client says, or what its program is called."""
         return self.query.get("fieldManager") or self.user_agent.partition("/")[0][:128] or "unknown"
+
+    def number(self, name: str) -> int | None:
+        """A number in the query; None where it is not given. Raises StatusError for what is no number."""
+        text = self.query.get(name)
+        if not text:
+            return None
+        if not text.removeprefix("-").isdecimal():
+            raise errors.bad_request(f"{name}: Invalid value: {json.dumps(text)}: must be a whole number")
+        return int(text)
+
+    def strictly(self, problems: Sequence[str]) -> None:
+        """What was dropped in decoding: refused, told or ignored, as the request's fieldValidation has it."""
+        mode = self.query.get("fieldValidation") or "Warn"
+        if problems and mode == "Strict":
+            raise errors.undecodable(self.resource, f"strict decoding error: {', '.join(problems)}")
+        if mode == "Warn":
+            self.warnings += problems
 
     @property
     def dry_run(self) -> bool:
@@ -90,7 +108,7 @@ class Verbs:
     def list(self, operation: Operation) -> Page:
         resource, query = operation.resource, operation.query
         prefix, labels, fields_ = selection(operation)
-        limit, after = int(query.get("limit") or 0), ""
+        limit, after = operation.number("limit") or 0, ""
         if token := query.get("continue"):
             try:
                 after = orjson.loads(base64.urlsafe_b64decode(token))["after"]
@@ -303,20 +321,23 @@ class Verbs:
                 metadata[kept] = before[kept]
             elif kept != "generateName":
                 metadata.pop(kept, None)
-        if operation.subresource == "status":
-            status = new.get("status")
-            changed = {**old, "metadata": {**before, **_status_metadata(metadata)}}
-            if status is not None:
-                changed["status"] = status
+        if operation.subresource:
             given = metadata.get("managedFields")
+            changed = strategies.through_subresource(operation.subresource, new, old)
             new.clear()
             new.update(changed)
             if given is not None:
                 new["metadata"]["managedFields"] = given
+            if operation.subresource in strategies.SPEC_SUBRESOURCES:
+                defaults.apply(resource.gvk, new)
+                self._refuse(operation, new, validation.validate_create(resource.gvk, new))
+                metadata = new["metadata"]
+                if new["spec"] != old["spec"] and "generation" in before:
+                    metadata["generation"] = before["generation"] + 1
             self._track(operation, new, old)
             await self._admit(operation, "UPDATE", new, old)
             return
-        if resource.status and operation.subresource != "approval":
+        if resource.status:
             new.pop("status", None)
             if "status" in old:
                 new["status"] = old["status"]
@@ -407,23 +428,46 @@ class Verbs:
 
     async def evict(self, operation: Operation, eviction: Object) -> None:
         """pods/eviction: a deletion that asks the disruption budgets first (policy/v1 Eviction)."""
-        pod = self.get(operation).decode()
+        options = eviction.get("deleteOptions") or {}
+        if problems := validation.validate_delete_options(options):
+            raise errors.invalid("Eviction", "policy", operation.name, problems)
+        dry_run = operation.dry_run or bool(options.get("dryRun"))
+        one = replace(operation, subresource="", query={**operation.query, **({"dryRun": "All"} if dry_run else {})})
+        pod = self.get(one).decode()
+        if not pod["metadata"].get("deletionTimestamp") and (pod.get("status") or {}).get("phase") == "Running":
+            await self._spend_disruption(one, pod)
+        await self.delete(one, options)
+
+    async def _spend_disruption(self, operation: Operation, pod: Object) -> None:
+        """Takes one of the disruptions that the pod's budget still allows. Raises StatusError when it allows none."""
         labels = pod["metadata"].get("labels") or {}
-        for budget in self._cache.list("policy", "poddisruptionbudgets", operation.namespace):
-            selector = parse_label_selector(budget.get("spec", {}).get("selector"))
-            if selector.matches(labels) and not (budget.get("status") or {}).get("disruptionsAllowed"):
-                details = {
-                    "causes": [
-                        {
-                            "reason": "DisruptionBudget",
-                            "message": f"The disruption budget {budget['metadata']['name']} needs more healthy pods",
-                        }
-                    ]
-                }
-                raise StatusError(
-                    429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.", details
-                )
-        await self.delete(operation, eviction.get("deleteOptions") or {})
+        budgets = [
+            budget
+            for budget in self._cache.list("policy", "poddisruptionbudgets", operation.namespace)
+            if parse_label_selector((budget.get("spec") or {}).get("selector")).matches(labels)
+        ]
+        if len(budgets) > 1:
+            text = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."
+            raise StatusError(500, "InternalError", text)
+        if not budgets:
+            return
+        name = budgets[0]["metadata"]["name"]
+        declared = self._registry.preferred("policy", "poddisruptionbudgets")
+        if declared is None:
+            return
+
+        def spent(budget: Object) -> Object:
+            status = budget.setdefault("status", {})
+            if not status.get("disruptionsAllowed"):
+                why = f"The disruption budget {name} does not allow evicting pods currently"
+                cause = {"reason": "DisruptionBudget", "message": why}
+                text = "Cannot evict pod as it would violate the pod's disruption budget."
+                raise StatusError(429, "TooManyRequests", text, {"causes": [cause]})
+            status["disruptionsAllowed"] -= 1
+            status.setdefault("disruptedPods", {})[operation.name] = now()
+            return budget
+
+        await self._rewrite(replace(operation, resource=declared, name=name), spent)
 
     async def finalize(self, operation: Operation, obj: Object) -> Entry:
         """namespaces/finalize: sets spec.finalizers; the namespace goes when they and its own are empty."""
@@ -537,17 +581,11 @@ class Verbs:
         """
         check = self._schemas.check(operation.resource.gvk, obj)
         if check.wrong_types:
-            raise errors.undecodable(operation.resource, f"json: {check.wrong_types[0] % operation.resource.kind}")
+            raise errors.undecodable(operation.resource, check.wrong_types[0].replace("%s", operation.resource.kind, 1))
         problems = [error for error in check.errors if not partial or error.type != "Required value"]
         if problems:
             raise errors.invalid(operation.resource.kind, operation.resource.group, name, problems)
-        if check.unknown:
-            mode = operation.query.get("fieldValidation") or "Warn"
-            if mode == "Strict":
-                listed = ", ".join(f'unknown field "{path}"' for path in check.unknown)
-                raise errors.undecodable(operation.resource, f"strict decoding error: {listed}")
-            if mode == "Warn":
-                operation.warnings += [f'unknown field "{path}"' for path in check.unknown]
+        operation.strictly([f'unknown field "{path}"' for path in check.unknown])
 
     def _refuse(self, operation: Operation, obj: Object, problems: Sequence[fields.FieldError]) -> None:
         if problems:
@@ -588,6 +626,9 @@ def selection(operation: Operation) -> tuple[str, Selector, Selector]:
         fields_ = parse_field_selector(query.get("fieldSelector", ""))
     except ValueError as error:
         raise errors.bad_request(str(error)) from None
+    for requirement in labels.requirements:
+        for problem in validation.validate_label(requirement.key, requirement.values):
+            raise errors.bad_request(f"unable to parse requirement: {problem.message()}")
     known = {"metadata.name", "metadata.namespace", *resource.fields}
     for requirement in fields_.requirements:
         if requirement.key not in known:
@@ -607,11 +648,6 @@ def _stored(resource: Resource, obj: Object) -> Object:
     """The object as it is stored: in the storage version, without what is empty."""
     metadata = {k: v for k, v in obj["metadata"].items() if v is not None and v != {} and v != []}
     return {**{k: v for k, v in obj.items() if v is not None}, "metadata": metadata}
-
-
-def _status_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a write to the status may change of the metadata."""
-    return {k: metadata[k] for k in ("labels", "annotations", "finalizers", "ownerReferences") if k in metadata}
 
 
 def _is_finished(obj: Object) -> bool:

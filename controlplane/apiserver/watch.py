@@ -12,6 +12,7 @@ import orjson
 from aiohttp import web
 
 from controlplane.apiserver import errors
+from controlplane.apiserver.bodies import add_warnings
 from controlplane.apiserver.cache import Cache, Change, Entry, Expired, ResourceCache
 from controlplane.apiserver.protobuf.codec import delimited
 from controlplane.apiserver.resources import Object
@@ -84,8 +85,7 @@ async def _send(
     query = operation.query
     media_type = encoder.media_type + (";stream=watch" if encoder.form == PROTOBUF else "")
     response = web.StreamResponse(headers={"Content-Type": media_type, "Cache-Control": "no-cache, private"})
-    for warning in operation.warnings:
-        response.headers.add("Warning", f'299 - "{warning}"')
+    add_warnings(response, operation.warnings)
     first = bytearray()
     if initial:
         for entry in resources.range(selection(operation)[0]):
@@ -101,7 +101,7 @@ async def _send(
     if first:
         await response.write(bytes(first))
     loop = asyncio.get_running_loop()
-    end = loop.time() + float(query.get("timeoutSeconds") or DEFAULT_TIMEOUT_SECONDS)
+    end = loop.time() + (operation.number("timeoutSeconds") or DEFAULT_TIMEOUT_SECONDS)
     bookmarks = query.get("allowWatchBookmarks") == "true"
     next_bookmark = loop.time() + BOOKMARK_SECONDS
     while (left := min(end, next_bookmark) - loop.time()) > 0 or loop.time() < end:
