@@ -80,7 +80,7 @@ class PersonContainers:
         network, warnings = self._network(request)
         request.name = name
         self._making.add(name)
-        uid = str(uuid.uuid4())
+        uid = uuid.uuid4().hex
         files = flags.PersonFiles(self._root, uid)
         pod: Pod | None = None
         try:
@@ -88,7 +88,7 @@ class PersonContainers:
             files.make()
             config = flags.container_config(request, image, self._root / "volumes", network)
             pod = await self._pods.run_pod(pod_config, handler=request.handler, owner=Owner.PERSON)
-            return await self._pods.create_container(pod.id, config, pod_config), warnings
+            return await self._pods.create_container(pod.id, config, pod_config, pids_limit=request.pids_limit), warnings
         except BaseException:
             if pod is not None:
                 with suppress(PodError):
@@ -119,7 +119,7 @@ class PersonContainers:
             raise FailedPrecondition(
                 f"there is no CNI network for the container: {message}; put a conflist there, or use --network host or none"
             )
-        return "none", [f"no CNI network ({message}): the container has loopback only; --network host shares the host's"]
+        return "none", [f"loopback only ({message}); --network host shares the host's network"]
 
     # ending
 

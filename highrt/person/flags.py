@@ -123,8 +123,6 @@ def container_config(request: api.CreateRequest, image: Image, volumes: Path, ne
     if request.cpu_millis:
         resources.cpu_period = _CPU_PERIOD_US
         resources.cpu_quota = max(1000, request.cpu_millis * _CPU_PERIOD_US // 1000)
-    if request.pids_limit > 0:
-        resources.unified["pids.max"] = str(request.pids_limit)
     return config
 
 

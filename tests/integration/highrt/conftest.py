@@ -1,0 +1,133 @@
+"""A daemon of its own for each module: `highrt serve` with its own folders, socket and cgroups, and the image `hello`."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from grpclib.client import Channel
+
+from strata.linux import cgroups
+from strata.protocols.grpc import channel
+from tests.conftest import wait_for
+
+PROJECT = Path(__file__).parents[3]
+IMAGE = "hello:test"
+
+
+@dataclass
+class Daemon:
+    """`folder` is short: unix sockets' paths lie below it."""
+
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.folder}/highrt.sock"
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "highrt.cli.main", "serve", "--root", self.folder / "root", "--state", self.folder / "s",
+                    "--listen", self.address, "--name", self.name, "--cni-conf-dir", self.folder / "cni", *self.options,
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=PROJECT,
+            )  # fmt: skip
+        wait_for(self._answers, seconds=20, what="the daemon to answer")
+
+    def _answers(self) -> bool:
+        assert self.process
+        if self.process.poll() is not None:
+            pytest.fail(f"the daemon ended: {self.log()}")
+        return self.command("system", check=False).returncode == 0
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def argv(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "highrt.cli.main", "--address", self.address, *arguments]
+
+    def command(
+        self, *arguments: str, check: bool = True, stdin: str | None = None, timeout: float = 30
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `highrt ARGUMENTS`."""
+        done = subprocess.run(
+            self.argv(*arguments),
+            cwd=PROJECT,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),  # type: ignore[call-overload]
+        )
+        if check and done.returncode:
+            pytest.fail(f"highrt {' '.join(arguments)}: status {done.returncode}: {done.stderr}\n{self.log()[-3000:]}")
+        return done
+
+    def out(self, *arguments: str) -> str:
+        return self.command(*arguments).stdout.strip()
+
+    def kill(self) -> None:
+        """SIGKILL, as when the machine runs out of memory."""
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """Removes all containers, ends the daemon, and what it made."""
+        try:
+            if self.process and self.process.poll() is None:
+                for container in self.out("ps", "-aqk", "--no-trunc").split():
+                    self.command("rm", "-f", container, check=False)
+                self.process.terminate()
+                self.process.wait(15)
+        finally:
+            if self.process:
+                self.process.kill()
+            group = cgroups.open_cgroup(f"/strata/{self.name}")
+            group.kill()
+            for part in ("pods", "monitors"):
+                with contextlib.suppress(OSError):
+                    cgroups.open_cgroup(f"/strata/{self.name}/{part}").remove()
+            with contextlib.suppress(OSError):
+                group.remove()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrt", dir="/tmp")))
+    try:
+        daemon.start()
+        subprocess.run(
+            [PROJECT / "images" / "build", "hello", "--tag", IMAGE, "--address", daemon.address, "-q"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )
+        yield daemon
+    finally:
+        daemon.close()
+
+
+@pytest.fixture
+async def link(daemon: Daemon) -> AsyncIterator[Channel]:
+    """A gRPC channel to the daemon."""
+    link = channel(daemon.address)
+    yield link
+    link.close()
