@@ -8,11 +8,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 _STANDARD = ("ctypes", "fcntl", "resource", "select", "signal", "stat", "struct", "termios", "time")
-"""What runtimes import late, to be quick as commands."""
+"""Modules of the standard library that runtimes import late."""
 
 
-def entry_point(dotted: str) -> "Any":
-    """The function that `package.module:name` means; every module beside it is imported too, so that none has to be later.
+def entry_point(dotted: str, *, with_package: bool) -> "Any":
+    """The function that `package.module:name` means.
+
+    with_package: every module beside it is imported too, and what else it may want later: a runtime imports late to be
+    quick as a command, and a monitor must not import after its fork.
 
     Raises ImportError, AttributeError, or ValueError for another form.
     """
@@ -20,6 +23,8 @@ def entry_point(dotted: str) -> "Any":
     if not colon or not name:
         raise ValueError(f"entry point {dotted!r}: write it as package.module:name")
     module = importlib.import_module(module_name)
+    if not with_package:
+        return getattr(module, name)
     package, _, _ = module_name.rpartition(".")
     if package and module.__file__:
         for file in sorted(os.listdir(os.path.dirname(module.__file__))):

@@ -20,7 +20,8 @@ def run(entry_name: str, monitor_name: str, socket: int) -> None:
     """Serves until highrt closes the socket. Raises ImportError where a dotted name is wrong."""
     os.setsid()  # ctrl-c in highrt's terminal is not for this process
     syscalls.prctl(_PR_SET_NAME, b"strata-spawner")
-    entry, monitor = loading.entry_point(entry_name), loading.entry_point(monitor_name)
+    entry = loading.entry_point(entry_name, with_package=True)
+    monitor = loading.entry_point(monitor_name, with_package=False)
     # The kernel reaps the monitors; each of them wants to wait for its own children again.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     sock = descriptors.Socket(fileno=socket)
