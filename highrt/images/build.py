@@ -261,7 +261,7 @@ class _Build:
             state = await self._base(stage, number)
             total = len(stage.instructions) + 1
             for position, instruction in enumerate(stage.instructions, 2):
-                self._say(f"[{stage.name or number} {position}/{total}] {instruction.name} {instruction.text}")
+                self._say(f"[{stage.name or number} {position}/{total}] {instruction}")
                 await self._execute(instruction, state, number)
             self._done[number] = state
         return self._done[number]
@@ -310,7 +310,7 @@ class _Build:
     # instructions
 
     async def _execute(self, instruction: Instruction, state: _State, number: int) -> None:
-        text = f"{instruction.name} {instruction.text}"
+        text = str(instruction)
         match instruction.name:
             case "RUN":
                 await self._run(instruction, state)
@@ -419,7 +419,7 @@ class _Build:
         keep_empty: bool = True,
     ) -> None:
         """Adds the layer of what `act` does to a mounted root, or the one that it gave before."""
-        text = f"{instruction.name} {instruction.text}"
+        text = str(instruction)
         material = json.dumps([state.chain, known_by, self._epoch]).encode()
         key = hashlib.sha256(material).hexdigest()
         cached = self._service.metadata.cached_step(key) if self._use_cache else None

@@ -34,7 +34,12 @@ class Instruction:
 
     def fail(self, why: str) -> BuildError:
         """An error that names the place."""
-        return BuildError(f"line {self.line}: {self.name} {self.text}: {why}")
+        return BuildError(f"line {self.line}: {self}: {why}")
+
+    def __str__(self) -> str:
+        """As it is shown to people: on one line."""
+        flags = [f"--{name}={value}" for name, value in self.flags.items()]
+        return " ".join([self.name, *flags, *self.text.split()])
 
     def exec_form(self) -> list[str] | None:
         """The list, where it is written as a JSON list of texts."""

@@ -12,6 +12,7 @@ another host (a registry's storage).
 import asyncio
 import contextlib
 import hashlib
+import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -461,6 +462,8 @@ def _origin(host: Host) -> str:
 def _cause(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         return "it did not answer in time"
+    if type(error) is aiohttp.ClientConnectorError and error.os_error.errno:
+        return f"cannot connect to {error.host}:{error.port}: {os.strerror(error.os_error.errno)}"
     return str(error) or type(error).__name__
 
 

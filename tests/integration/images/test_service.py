@@ -175,7 +175,7 @@ async def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     # one file is large, so that the process is killed while it unpacks
     add_image(service, NAME, tar_of(*(file(f"f{n}", os.urandom(4096)) for n in range(4000))))
     await service.close()
-    command = [sys.executable, "-c", KILLED, tmp_path / "images"]
+    command: list[str | Path] = [sys.executable, "-c", KILLED, tmp_path / "images"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220 (the test waits for it)
     assert process.stdout is not None
     assert process.stdout.readline() == "mounted\n"

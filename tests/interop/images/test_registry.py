@@ -118,7 +118,7 @@ async def test_a_missing_image_is_told_with_its_name(service: ImageService, regi
 
 async def test_a_registry_that_is_not_there_is_told(service: ImageService) -> None:
     address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(RegistryUnavailable, match=f"{address}/app:latest.*Connect call failed"):
+    with pytest.raises(RegistryUnavailable, match=f"{address}/app:latest.*cannot connect to {address}: Connection refused"):
         await service.pull(f"{address}/app")
 
 
@@ -128,6 +128,25 @@ async def test_the_same_pull_is_done_once(service: ImageService, proxy: Proxy) -
     assert len(proxy.asked("GET", "/manifests/")) == 1
     blobs = [request.path for request in proxy.asked("GET", "/blobs/")]
     assert len(blobs) == len(set(blobs)) == 4
+
+
+async def test_layers_that_two_images_share_are_downloaded_once(service: ImageService, proxy: Proxy) -> None:
+    one, two = await asyncio.gather(service.pull(f"{proxy.address}/app:oci"), service.pull(f"{proxy.address}/app:docker"))
+    assert one.id == two.id
+    blobs = [request.path for request in proxy.asked("GET", "/blobs/")]
+    assert len(blobs) == len(set(blobs))
+    assert set((service.resolve(one.id) or one).tags) == {f"{proxy.address}/app:oci", f"{proxy.address}/app:docker"}
+
+
+async def test_zstd_layers_are_unpacked(service: ImageService, registry: DockerRegistry, layout: str, tmp_path: Path) -> None:
+    packed = f"oci:{tmp_path}/zstd:x"
+    run("skopeo", "copy", "--format", "oci", "--dest-compress-format", "zstd", f"oci:{layout}", packed)
+    run("skopeo", "copy", "--dest-tls-verify=false", packed, f"docker://{registry.address}/zstd:1")
+    image = await service.pull(f"{registry.address}/zstd:1")
+    layers = service.content.document(image.manifest.digest)["layers"]
+    assert {layer["mediaType"].rpartition("+")[2] for layer in layers} == {"zstd"}
+    rootfs = await service.prepare(image, "k")
+    assert any((folder / "bin/busybox").exists() for folder in rootfs.lower)
 
 
 async def test_a_pull_that_nobody_waits_for_ends_and_one_that_somebody_waits_for_goes_on(
