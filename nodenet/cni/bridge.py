@@ -75,8 +75,8 @@ class Bridge:
         with netlink.explained(f"make the interface {request.ifname} (is it there already?)"):
             peer = {"ifname": request.ifname, "net_ns_fd": namespace, **sizes}
             host.link("add", ifname=host_end, kind="veth", peer=peer, master=bridge["index"], state="up", **sizes)
-        inner = netlink.link(pod, request.ifname)
-        outer = netlink.link(host, host_end)
+        inner = netlink.existing_link(pod, request.ifname)
+        outer = netlink.existing_link(host, host_end)
         if settings.hairpin:
             with netlink.explained("set the port's hairpin mode"):
                 host.brport("set", index=outer["index"], mode=1)
@@ -150,7 +150,7 @@ def _bridge(host: Any, settings: _Settings, addresses: list[dict[str, Any]]) -> 
         except NetlinkError as error:
             if error.code != _EEXIST:  # another ADD was quicker
                 raise CniError(INVALID_CONFIG, f"failed to make bridge {settings.bridge}: {error}") from error
-        found = netlink.link(host, settings.bridge)
+        found = netlink.existing_link(host, settings.bridge)
         # A bridge takes the lowest address of its ports, so its own would change with each pod; one that is set stays.
         host.link("set", index=found["index"], address=found.get("address"))
     elif (kind := (found.get("linkinfo") or {}).get("kind")) != "bridge":

@@ -29,7 +29,8 @@ def allocate(request: Request) -> Result:
         if leases.of(request.container_id, request.ifname):
             raise CniError(
                 INVALID_CONFIG,
-                f"{request.container_id}/{request.ifname} has addresses in network {request.network} already: DEL it first",
+                f"{request.container_id}/{request.ifname} has addresses in network {request.network} already",
+                "DEL it first",
             )
         taken = leases.taken()
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from nodenet.cni.errors import INTERNAL, UNKNOWN_CONTAINER, CniError
+from nodenet.cni.errors import INTERNAL, TRY_AGAIN_LATER, UNKNOWN_CONTAINER, CniError
 from strata.linux import namespaces, syscalls
 
 
@@ -88,6 +88,14 @@ def link(ipr: Any, name: str) -> Any | None:
         if error.code == 19:  # ENODEV
             return None
         raise
+
+
+def existing_link(ipr: Any, name: str) -> Any:
+    """The netlink message of a link that was just made. Raises CniError where it has vanished again."""
+    found = link(ipr, name)
+    if found is None:
+        raise CniError(TRY_AGAIN_LATER, f"interface {name} vanished while it was being set up")
+    return found
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def _owner(request: Request) -> str:
 def _mappings(request: Request) -> list[_Mapping]:
     mappings = []
     for item in objects(request.runtime_config, "portMappings"):
-        host_port, container_port = item.get("hostPort"), item.get("containerPort")
+        host_port: Any = item.get("hostPort")
+        container_port: Any = item.get("containerPort")
         if not host_port:  # a port that is only announced
             continue
         protocol = str(item.get("protocol") or "tcp").lower()
@@ -129,7 +130,7 @@ def _mappings(request: Request) -> list[_Mapping]:
                 raise CniError(INVALID_CONFIG, f"portMappings: hostIP {host_ip}: host ports are IPv4 only")
             else:
                 host_ip = str(parsed)
-        mappings.append(_Mapping(protocol, host_ip, int(host_port), int(container_port)))
+        mappings.append(_Mapping(protocol, host_ip, host_port, container_port))
     return mappings
 
 

@@ -1,0 +1,177 @@
+"""Routes to the pods of the other nodes, by way of the nodes' own addresses (all nodes on one link).
+
+The routes carry a protocol number of their own, so what is ours and no longer wanted is known after a restart too. What pods send
+to somewhere outside the cluster leaves with the node's address.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import subprocess
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from nodenet import nft, sysctls
+from nodenet.network import ClusterNetwork
+from strata.kubeclient import resources
+from strata.kubeclient.informer import Informers
+from strata.telemetry import logs
+
+PROTOCOL = 83
+"""Our number among routing protocols (rtnetlink(7)); 83 is given to nobody."""
+TABLE = "strata-masquerade"
+_RETRY_SECONDS = 10.0
+_MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
+_log = logs.get("nodenet.routes")
+
+Routes = dict[str, str]
+
+
+def pod_cidrs(node: dict[str, Any]) -> list[str]:
+    """A node's ranges of pod addresses, checked; what is no CIDR is left out."""
+    spec = node.get("spec") or {}
+    cidrs = []
+    for text in spec.get("podCIDRs") or [spec.get("podCIDR")]:
+        if text:
+            with contextlib.suppress(ValueError):
+                cidrs.append(str(ipaddress.ip_network(text)))
+    return cidrs
+
+
+def internal_ips(node: dict[str, Any]) -> list[str]:
+    """A node's addresses inside the cluster."""
+    addresses = (node.get("status") or {}).get("addresses") or ()
+    return [item["address"] for item in addresses if item.get("type") == "InternalIP"]
+
+
+def wanted(nodes: list[dict[str, Any]], own: str) -> Routes:
+    """Destination to gateway, for every node but our own that has both in the same family."""
+    routes = {}
+    for node in nodes:
+        if node["metadata"]["name"] == own:
+            continue
+        for cidr in pod_cidrs(node):
+            version = ipaddress.ip_network(cidr).version
+            gateway = next((ip for ip in internal_ips(node) if ipaddress.ip_address(ip).version == version), None)
+            if gateway:
+                routes[cidr] = gateway
+    return routes
+
+
+@dataclass
+class Router:
+    """Reconciles routes, forwarding and the masquerade rule of one node; `run` until cancelled."""
+
+    informers: Informers
+    network: ClusterNetwork
+    node: str
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        nodes = self.informers.of(resources.NODES)
+        nodes.add_handler(self._changed, self._updated, self._changed)
+        await nodes.wait_synced()
+        await asyncio.to_thread(prepare_kernel)
+        await self._masquerade()
+        while True:
+            self._wake.clear()
+            done = await asyncio.to_thread(reconcile, wanted(nodes.list(), self.node))
+            # A gateway that is not on our link yet, or a route that somebody removed: looked at again now and then.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), None if done else _RETRY_SECONDS)
+
+    def _changed(self, _: dict[str, Any]) -> None:
+        self._wake.set()
+
+    def _updated(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        # Node status changes every few seconds; routes follow from two fields of it.
+        if (pod_cidrs(old), internal_ips(old)) != (pod_cidrs(new), internal_ips(new)):
+            self._wake.set()
+
+    async def _masquerade(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(nft.apply, masquerade_script(self.network))
+                return
+            except nft.NftError as error:
+                _log.error("nft refused the masquerade rule", error=error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+def reconcile(routes: Routes) -> bool:
+    """Makes the routes of our protocol exactly these. Returns False where the kernel refused one, which is logged."""
+    complete = True
+    with IPRoute() as ipr:
+        present = _present(ipr)
+        for destination, gateway in present.items():
+            if destination not in routes:
+                with contextlib.suppress(NetlinkError):
+                    ipr.route("del", dst=destination, gateway=gateway, proto=PROTOCOL)
+                _log.info("removed route", destination=destination, gateway=gateway)
+        for destination, gateway in routes.items():
+            if present.get(destination) == gateway:
+                continue
+            try:
+                ipr.route("replace", dst=destination, gateway=gateway, proto=PROTOCOL)
+                _log.info("added route", destination=destination, gateway=gateway)
+            except NetlinkError as error:
+                complete = False
+                _log.warning("cannot add route: is the node on the same link?", destination=destination, gateway=gateway,
+                             error=os.strerror(error.code))  # fmt: skip
+    return complete
+
+
+def _present(ipr: Any) -> Routes:
+    routes = {}
+    for message in ipr.get_routes(proto=PROTOCOL, table=254):
+        if message["proto"] == PROTOCOL and message.get("gateway"):
+            routes[f"{message.get('dst')}/{message['dst_len']}"] = message["gateway"]
+    return routes
+
+
+def prepare_kernel() -> None:
+    """Forwarding, and packets between two pods of one bridge shown to nftables: else the answer to a translated connection
+    would go from pod to pod directly, and come from an address that the client does not know."""
+    sysctls.write("net.ipv4.ip_forward", "1")
+    with contextlib.suppress(OSError):  # a kernel without IPv6
+        sysctls.write("net.ipv6.conf.all.forwarding", "1")
+    try:
+        sysctls.write("net.bridge.bridge-nf-call-iptables", "1")
+    except FileNotFoundError:
+        with contextlib.suppress(FileNotFoundError):
+            subprocess.run(["modprobe", "br_netfilter"], check=False, capture_output=True, timeout=30)
+        try:
+            sysctls.write("net.bridge.bridge-nf-call-iptables", "1")
+        except FileNotFoundError:
+            _log.error("no bridge netfilter in this kernel: a pod will not reach Services whose endpoints are on its own node; "
+                       "load the module br_netfilter")  # fmt: skip
+            return
+    with contextlib.suppress(OSError):
+        sysctls.write("net.bridge.bridge-nf-call-ip6tables", "1")
+
+
+def masquerade_script(network: ClusterNetwork) -> str:
+    """The script of the rule for pods' packets that leave the cluster."""
+    script = ""
+    for family in (4, 6):
+        cidrs = ", ".join(str(item) for item in network.cluster if item.version == family)
+        if not cidrs:
+            continue
+        ip = "ip" if family == 4 else "ip6"
+        script += (
+            f"add table {ip} {TABLE}\ndelete table {ip} {TABLE}\ntable {ip} {TABLE} {{\n"
+            f"  chain postrouting {{\n    type nat hook postrouting priority srcnat + 5\n"
+            f"    {ip} saddr {{ {cidrs} }} {ip} daddr != {{ {cidrs}, {_MULTICAST[family]} }} masquerade\n  }}\n}}\n"
+        )
+    return script
+
+
+def cleanup() -> None:
+    """Removes our routes and the masquerade rule from this network namespace. Raises NftError."""
+    reconcile({})
+    for ip in ("ip", "ip6"):
+        nft.delete_table(ip, TABLE)
