@@ -7,9 +7,14 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from controlplane.controllers.bootstraptokens import BootstrapSigner, TokenCleaner
+from controlplane.controllers.csrapproving import CsrApprovingController
+from controlplane.controllers.csrsigning import CsrSigningController
 from controlplane.controllers.deployment import DeploymentController
 from controlplane.controllers.endpointslice import EndpointsController, EndpointSliceController
 from controlplane.controllers.frame import Context, Controller, Settings
+from controlplane.controllers.garbagecollector import GarbageCollector
+from controlplane.controllers.namespace import NamespaceController
 from controlplane.controllers.nodeipam import NodeIpamController
 from controlplane.controllers.nodelifecycle import NodeLifecycleController
 from controlplane.controllers.podgc import PodGarbageCollector
@@ -35,6 +40,12 @@ CONTROLLERS: tuple[type[Controller], ...] = (  # type: ignore[type-arg]
     PodGarbageCollector,
     ServiceAccountController,
     RootCaPublisher,
+    CsrApprovingController,
+    CsrSigningController,
+    TokenCleaner,
+    BootstrapSigner,
+    NamespaceController,
+    GarbageCollector,
 )
 _log = logs.get("controllers")
 

@@ -35,6 +35,7 @@ _WATCH_SECONDS = (300, 600)
 """How long a watch is asked for: drawn anew each time, so that watches do not all end together."""
 _SILENCE_SECONDS = 150.0
 """Bookmarks come about every minute: a watch that is silent for longer has lost its server."""
+_METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
 _RETRIES = 5
 _CONCURRENT = 32
 """Requests at one time (watches aside): a burst of work does not become a burst of connections."""
@@ -105,8 +106,10 @@ class Client:
         limit: int = 0,
         continue_token: str = "",
         resource_version: str = "",
+        metadata_only: bool = False,
     ) -> Object:
         """One page of a collection; all namespaces where none is given. limit 0: everything on one page.
+        metadata_only: nothing of the items but their metadata (PartialObjectMetadata).
 
         The items have apiVersion and kind. metadata.continue is the next page's token.
         """
@@ -117,7 +120,8 @@ class Client:
             "continue": continue_token,
             "resourceVersion": resource_version,
         }
-        page = await self.request("GET", resource.path(namespace), params=params)
+        accept = _METADATA.format("List") if metadata_only else ""
+        page = await self.request("GET", resource.path(namespace), params=params, accept=accept)
         page["items"] = [resource.typed(item) for item in page.get("items") or ()]
         return page
 
@@ -197,6 +201,7 @@ class Client:
         label_selector: str = "",
         field_selector: str = "",
         timeout_seconds: int = 0,
+        metadata_only: bool = False,
     ) -> AsyncIterator[WatchEvent]:
         """What changes after resource_version, until the server's time is up (the iterator ends: watch on from the last
         resourceVersion seen). timeout_seconds 0: five to ten minutes.
@@ -214,9 +219,10 @@ class Client:
             "timeoutSeconds": str(timeout_seconds or random.randint(*_WATCH_SECONDS)),
         }
         path = resource.path(namespace)
+        accept = _METADATA.format("") if metadata_only else ""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_SILENCE_SECONDS)
         try:
-            async with self._open("GET", path, None, params, "application/json", timeout) as response:
+            async with self._open("GET", path, None, params, "application/json", timeout, accept) as response:
                 if response.status >= 400:
                     raise await _refusal(response)
                 pending = bytearray()
@@ -241,6 +247,7 @@ class Client:
         params: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         timeout: float = _REQUEST_SECONDS,
+        accept: str = "",
     ) -> Object:
         """Any request whose answer is JSON (other text comes back as {"text": …}). params that are "" are left out.
 
@@ -253,7 +260,7 @@ class Client:
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=10)
         for attempt in range(_RETRIES + 1):
             try:
-                async with self._slots, self._open(method, path, data, params or {}, content_type, limit) as response:
+                async with self._slots, self._open(method, path, data, params or {}, content_type, limit, accept) as response:
                     if response.status < 400:
                         return _decoded(await response.read(), response.content_type)
                     error = await _refusal(response)
@@ -274,6 +281,7 @@ class Client:
         params: Mapping[str, str],
         content_type: str,
         timeout: "aiohttp.ClientTimeout",
+        accept: str,
     ) -> "aiohttp.client._RequestContextManager":
         import aiohttp
 
@@ -282,7 +290,7 @@ class Client:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=30)
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar())
         endpoint = self.endpoint
-        headers = dict(self._headers)
+        headers = {**self._headers, **({"Accept": accept} if accept else {})}
         if data is not None:
             headers["Content-Type"] = content_type
         if endpoint.token:

@@ -42,15 +42,23 @@ def copy(obj: Object) -> Object:
 class Informer:
     """The objects of one resource (in one namespace, or of one selection), as last seen.
 
-    A task runs `run`; `wait_synced` returns when the first list is in, and its handlers have been called.
+    metadata_only: nothing of them but their metadata. A task runs `run`; `wait_synced` returns when the first list is in, and
+    its handlers have been called.
     """
 
     def __init__(
-        self, client: Client, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
+        self,
+        client: Client,
+        resource: Resource,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        *,
+        metadata_only: bool = False,
     ) -> None:
         self.resource = resource
         self._client, self._namespace = client, namespace
-        self._labels, self._fields = label_selector, field_selector
+        self._labels, self._fields, self._metadata_only = label_selector, field_selector, metadata_only
         self._objects: dict[Key, Object] = {}
         self._indexes: dict[str, tuple[Index, dict[str, set[Key]]]] = {}
         self._handlers: list[tuple[Callable[[Object], Any] | None, Callable[[Object, Object], Any] | None,
@@ -152,6 +160,7 @@ class Informer:
                 field_selector=self._fields,
                 limit=_PAGE,
                 continue_token=token,
+                metadata_only=self._metadata_only,
             )
             listed += page["items"]
             metadata = page.get("metadata") or {}
@@ -172,6 +181,7 @@ class Informer:
             label_selector=self._labels,
             field_selector=self._fields,
             resource_version=self._version,
+            metadata_only=self._metadata_only,
         )
         async for event in events:
             backoff.reset()

@@ -85,7 +85,7 @@ async def client(door: Door) -> AsyncIterator[Client]:
 @pytest.fixture
 async def controllers(client: Client) -> AsyncIterator[None]:
     """The scheduler and all controllers, in this process."""
-    serving = asyncio.create_task(main.serve(client, Settings(node_grace_seconds=2)))
+    serving = asyncio.create_task(main.serve(client, Settings(node_grace_seconds=2, orphan_quarantine_seconds=1)))
     yield
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)

@@ -190,7 +190,12 @@ async def test_a_service_has_the_endpoints_of_its_pods(client: Client, kubelet: 
     endpoint = (await eventually(one_ready, "the endpoint"))[0]
     assert endpoint["nodeName"] == "one"
     assert endpoint["targetRef"]["name"] == "a"
-    found = await slices()
+
+    async def one_slice() -> Any:
+        found = await slices()
+        return found if len(found) == 1 else None
+
+    found = await eventually(one_slice, "the empty slice to go")
     assert [(s["addressType"], s["ports"]) for s in found] == [("IPv4", [{"name": "http", "port": 8080, "protocol": "TCP"}])]
 
     async def elder() -> Any:
