@@ -102,15 +102,16 @@ class LocalRootfs(Rootfs):
 class Node:
     """What a test gets: folders, images, and managers over them that can be dropped and opened again."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path, name: str, **options: Any) -> None:
+        """options: of all its managers."""
+        self.folder, self.name, self._options = folder, name, options
         self.images = BusyboxImages(folder)
         self.manager: PodManager = self.new_manager()
 
-    def new_manager(self, **options: Any) -> PodManager:
+    def new_manager(self) -> PodManager:
         return PodManager(
             self.folder / "root", self.folder / "s", self.images, name=self.name,
-            cni_conf_dir=self.folder / "cni", cni_bin_dir=Path("/usr/lib/cni"), **options,
+            cni_conf_dir=self.folder / "cni", cni_bin_dir=Path("/usr/lib/cni"), **self._options,
         )  # fmt: skip
 
     async def reopen(self) -> PodManager:
