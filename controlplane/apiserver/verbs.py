@@ -164,6 +164,9 @@ class Verbs:
         if resource.status:
             obj.pop("status", None)
         self._check_schema(operation, obj, metadata.get("name", ""))
+        if resource.kind == "CertificateSigningRequest" and _well_formed(obj):
+            # Who asks is what approvers and signers go by: the server's word, never the client's.
+            obj["spec"] = {**obj.get("spec", {}), **_requester(operation.user)}
         metadata["uid"], metadata["creationTimestamp"] = str(uuid.uuid4()), now()
         defaults.apply(resource.gvk, obj)
         self._track(operation, obj, None)
@@ -638,6 +641,12 @@ def selection(operation: Operation) -> tuple[str, Selector, Selector]:
 
 def _exact_name(selector: Selector) -> str | None:
     return next((r.values[0] for r in selector.requirements if r.key == "metadata.name" and r.operator == "in"), None)
+
+
+def _requester(user: UserInfo) -> dict[str, Any]:
+    """The fields of a CertificateSigningRequest's spec that say who has asked."""
+    extra = {key: list(values) for key, values in user.extra.items()}
+    return {"username": user.name, "uid": user.uid, "groups": list(user.groups), "extra": extra}
 
 
 def _well_formed(obj: Object) -> bool:
