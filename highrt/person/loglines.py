@@ -122,8 +122,8 @@ def _line_starts(data: bytes, *, complete: bool) -> list[int]:
     starts, at, partial = [], 0, False
     if not complete:
         at = data.find(b"\n") + 1
-        # what is before may be a part of a line that goes on here
-        partial = b" P " in data[:at][:64] if at else False
+        # what is cut off there may be a part of a line that goes on here
+        partial = True
     while at < len(data):
         end = data.find(b"\n", at)
         end = len(data) if end < 0 else end

@@ -22,7 +22,7 @@ from strata.protocols.cri_pb2 import (
 
 Spec = dict[str, Any]
 
-_SPEC_VERSION = "1.0.2"
+SPEC_VERSION = "1.0.2"
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 DEFAULT_CAPABILITIES = [
@@ -79,7 +79,7 @@ def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, pl
     if filter_ := _seccomp(context, granted):
         linux["seccomp"] = filter_
     return {
-        "ociVersion": _SPEC_VERSION,
+        "ociVersion": SPEC_VERSION,
         "process": {
             "terminal": config.tty,
             "user": {"uid": who.uid, "gid": who.gid, "additionalGids": who.groups},
@@ -131,8 +131,9 @@ def capabilities(context: LinuxContainerSecurityContext) -> list[str]:
 
     Raises InvalidArgument for an unknown name.
     """
-    last = kernel.last()
-    every = [f"CAP_{name}" for name in kernel.NAMES[: last + 1]]
+    # All that there are to give: in a container or a restricted machine this daemon itself lacks some.
+    held = kernel.held()
+    every = [f"CAP_{name}" for number, name in enumerate(kernel.NAMES) if held >> number & 1]
     if context.privileged:
         return every
     asked = context.capabilities
@@ -143,7 +144,7 @@ def capabilities(context: LinuxContainerSecurityContext) -> list[str]:
     if "CAP_ALL" in add:
         found = set(every)
     found = (found | set(add)) - {name for name in drop if name not in add} - {"CAP_ALL"}
-    return [name for name in every if name in found]
+    return [name for name in kernel.NUMBERS if name in found]
 
 
 def _capability(name: str) -> str:

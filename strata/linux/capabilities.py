@@ -31,6 +31,12 @@ def last() -> int:
         return int(file.read())
 
 
+def held() -> int:
+    """The bits of this process's effective set: what it can give to another."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+
+
 def drop_bounding(keep: int, last_number: int) -> None:
     """Takes everything but `keep` out of the bounding set."""
     for number in range(last_number + 1):

@@ -67,6 +67,7 @@ def test_what_cannot_run_has_dockers_exit_code_a_reason_and_leaves_nothing(
 
 
 def test_the_flags_of_run_reach_the_process(daemon: Daemon, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
     (tmp_path / "file").write_text("from the host")
     (tmp_path / "env").write_text("# comment\nB=from file\n")
     script = 'echo "$A|$B|$(pwd)|$(id -u):$(id -g)|$(hostname)|$(cat /data/file)|$(touch /data/x 2>&1 | grep -c Read-only)"'
