@@ -42,11 +42,13 @@ class RootedTree:
     # looking
 
     def stat(self, path: str, *, follow: bool = False) -> os.stat_result | None:
-        """The status of what is there, or None. follow: also through the last component's symbolic link."""
+        """The status of what is there, or None (also for links in a circle). follow: through the last component's link too."""
         try:
             descriptor = self.open(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
         try:
             return os.fstat(descriptor)
         finally:

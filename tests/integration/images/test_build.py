@@ -118,7 +118,10 @@ async def test_neither_a_context_nor_an_image_leads_outside(
     assert str(outside / "f").lstrip("/") in tree(await files(image))
 
 
-async def test_run_executes_in_the_image_and_reaches_no_network(make: Build, files: Files, lines: list[str]) -> None:
+@pytest.mark.parametrize("runtime", ["runc", "lowrt"])
+async def test_run_executes_in_the_image_and_reaches_no_network(
+    make: Build, files: Files, lines: list[str], runtime: str
+) -> None:
     image = await make(
         "FROM scratch\n"
         "COPY --from=host /bin/busybox /bin/busybox\n"
@@ -127,16 +130,18 @@ async def test_run_executes_in_the_image_and_reaches_no_network(make: Build, fil
         "ENV GREETING=hello\n"
         "WORKDIR /w\n"
         "RUN echo $GREETING $WHO > f; busybox mkdir gone; busybox id -u; \\\n"
-        "    busybox ip route | busybox wc -l; busybox ls /sys/class/net\n"
+        "    busybox ip route | busybox wc -l; busybox ls /sys/class/net; \\\n"
+        "    busybox ip addr show lo up | busybox grep -c 127.0.0.1\n"
         "RUN busybox rm -r gone; busybox touch other; busybox chown 5 other\n",
         build_args={"WHO": "you"},
+        run_step=runtime_step(lines.append, runtime=runtime),
     )
     root = await files(image)
     assert (root / "w/f").read_text() == "hello you\n"
     assert (root / "w/other").stat().st_uid == 5
     assert tree(root) == ["bin", "bin/busybox", "w", "w/f", "w/other"], "no mount points of the runtime, no deleted files"
     at = lines.index("0")
-    assert lines[at : at + 3] == ["0", "0", "lo"]
+    assert lines[at : at + 4] == ["0", "0", "lo", "1"]
 
 
 async def test_the_configuration_is_what_the_instructions_say(make: Build, service: ImageService) -> None:

@@ -1,16 +1,20 @@
 """A layer is unpacked as the image specification says, and never outside of its folder."""
 
+import contextlib
 import gzip
 import hashlib
 import os
 import stat
 import struct
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from highrt.images.errors import DigestMismatch, InvalidImage
 from highrt.images.layers import pack, unpack
@@ -101,6 +105,33 @@ def test_nothing_is_written_outside(apply: Unpack, tmp_path: Path, entries: tupl
     assert any(path.endswith("evil") for path in tree(layer)), "it is inside the root, as for a process that has it as its root"
     assert not (tmp_path / "evil").exists()
     assert not Path("/evil").exists()
+
+
+NAMES = ["a", "b", "a/b", "../a", "a/../b", "/a", "b/a/c", "a/..", "../../x", "", ".wh.a", "a/.wh.b", "a/.wh..wh..opq", ".wh..."]
+TARGETS = ["..", "../..", "/", "a", "b", "../x", "../../canary", "a/b", "CANARY", "OUTSIDE"]
+KINDS = [tarfile.REGTYPE, DIRECTORY, SYMLINK, HARDLINK, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(KINDS), st.sampled_from(TARGETS)), max_size=12))
+def test_no_archive_at_all_reaches_outside(entries: list[tuple[str, bytes, str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        outside = Path(folder)
+        root, canary = outside / "in/root", outside / "canary"
+        root.mkdir(parents=True)
+        canary.write_text("untouched")
+        made = []
+        for name, kind, target in entries:
+            link = target.replace("CANARY", str(canary)).replace("OUTSIDE", folder)
+            made.append((header(name, kind, linkname=link, mode=0o777), b"evil" if kind == tarfile.REGTYPE else b""))
+        tar = tar_of(*made)
+        (outside / "blob").write_bytes(tar)
+        with contextlib.suppress(InvalidImage):
+            unpack(str(outside / "blob"), str(root), diff_id="sha256:" + hashlib.sha256(tar).hexdigest())
+        assert sorted(os.listdir(outside)) == ["blob", "canary", "in"]
+        assert os.listdir(outside / "in") == ["root"]
+        found = canary.stat()
+        assert (canary.read_text(), found.st_nlink, stat.S_IMODE(found.st_mode)) == ("untouched", 1, 0o644)
 
 
 def test_a_hard_link_does_not_reach_outside(apply: Unpack, tmp_path: Path) -> None:
