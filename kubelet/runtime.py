@@ -142,8 +142,8 @@ class Runtime:
         try:
             return await stub(request, timeout=seconds)
         except GRPCError as error:
-            kind = RuntimeUnavailable if error.status in (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED) else RuntimeCallError
-            raise kind(method, error.message or error.status.name, error.status) from error
+            # A status is the runtime's own word, UNAVAILABLE too (a registry that does not answer).
+            raise RuntimeCallError(method, error.message or error.status.name, error.status) from error
         except (OSError, StreamTerminatedError) as error:
             raise RuntimeUnavailable(method, f"{method} on {self.endpoint}: {error}", Status.UNAVAILABLE) from error
         except TimeoutError as error:

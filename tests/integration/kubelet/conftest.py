@@ -1,4 +1,7 @@
-"""A node of real parts: Debian's containerd, the API server by its developers' door, and the kubelet, in a network namespace."""
+"""A node of real parts: a runtime, the API server by its developers' door, and the kubelet, in a network namespace.
+
+The runtime is Debian's containerd, or with STRATA_TEST_RUNTIME=highrt our own.
+"""
 
 import asyncio
 import json
@@ -29,6 +32,7 @@ from strata.protocols import cri_pb2 as cri
 from tests.conftest import wait_for
 
 REPOSITORY = Path(__file__).parents[3]
+COMMANDS = Path(sys.executable).parent
 IMAGE = "local.test/busybox:1"
 NODE_IP = "10.44.0.1"
 Pod = dict[str, Any]
@@ -41,6 +45,7 @@ class Stack:
         self.folder, self._exits = folder, exits
         self.name = f"k{uuid.uuid4().hex[:8]}"
         self.endpoint = f"unix://{folder}/c.sock"
+        self.runtime = os.environ.get("STRATA_TEST_RUNTIME", "containerd")
         self.root, self.pod_logs = folder / "kubelet", folder / "logs"
         self.cgroup_root = f"/strata/test-{self.name}"
         self._kubelet: subprocess.Popen[bytes] | None = None
@@ -49,7 +54,7 @@ class Stack:
 
     def start(self) -> None:
         self._network()
-        self._containerd()
+        self._runtime()
         self._api_server()
         self._certificates()
         self.start_kubelet()
@@ -73,12 +78,37 @@ class Stack:
         self._exits.callback(_end, process)
         return process
 
-    def _containerd(self) -> None:
+    def _runtime(self) -> None:
         conf = self.folder / "cni"
         conf.mkdir()
         ipam = {"type": "host-local", "ranges": [[{"subnet": "10.45.0.0/24"}]], "dataDir": str(self.folder / "ipam")}
         bridge = {"type": "bridge", "bridge": "kbr0", "isGateway": True, "ipMasq": False, "ipam": ipam}
         (conf / "10-test.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": "test", "plugins": [bridge]}))
+        self._exits.callback(self._remove_what_is_left)
+        process = self._process(
+            self.runtime, *(self._containerd_argv(conf) if self.runtime == "containerd" else self._highrt_argv(conf))
+        )
+        self._exits.callback(self._remove_pods)
+
+        def answers() -> bool:
+            assert process.poll() is None, (self.folder / f"{self.runtime}.log").read_text()[-2000:]
+            return self.runtime_call("Version", cri.VersionRequest(version="v1")) is not None
+
+        wait_for(answers, seconds=30, what=f"{self.runtime} to answer")
+        archive = self._archive()
+        if self.runtime == "containerd":
+            self._run("ctr", "--address", self.folder / "c.sock", "--namespace", "k8s.io", "images", "import", archive)
+        else:
+            self._run(COMMANDS / "highrt", "--address", self.endpoint, "load", "-i", archive)
+
+    def _highrt_argv(self, conf: Path) -> list[Any]:
+        return [
+            COMMANDS / "highrt", "serve", "--root", self.folder / "croot", "--state", self.folder / "cstate",
+            "--listen", self.endpoint,
+            "--cni-conf-dir", conf, "--cni-bin-dir", "/usr/lib/cni", "--name", f"test-{self.name}",
+        ]  # fmt: skip
+
+    def _containerd_argv(self, conf: Path) -> list[Any]:
         config = self.folder / "containerd.toml"
         config.write_text(f'''version = 2
 root = "{self.folder}/croot"
@@ -93,16 +123,7 @@ disable_apparmor = true
 conf_dir = "{conf}"
 bin_dir = "/usr/lib/cni"
 ''')
-        self._exits.callback(self._remove_what_is_left)
-        process = self._process("containerd", "containerd", "--config", config)
-        self._exits.callback(self._remove_pods)
-
-        def answers() -> bool:
-            assert process.poll() is None, (self.folder / "containerd.log").read_text()[-2000:]
-            return self.runtime_call("Version", cri.VersionRequest(version="v1")) is not None
-
-        wait_for(answers, seconds=30, what="containerd to answer")
-        self._run("ctr", "--address", self.folder / "c.sock", "--namespace", "k8s.io", "images", "import", self._archive())
+        return ["containerd", "--config", config]
 
     def _archive(self) -> Path:
         root, layout, archive = self.folder / "image/bin", self.folder / "layout", self.folder / "image.tar"
@@ -223,7 +244,7 @@ bin_dir = "/usr/lib/cni"
         done = self.try_kubectl("get", "node", self.name, "-o", "json")
         if done.returncode:
             return False
-        conditions = json.loads(done.stdout)["status"].get("conditions", [])
+        conditions = json.loads(done.stdout).get("status", {}).get("conditions", [])
         return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
     def create(self, name: str, *containers: Pod, init: list[Pod] | None = None, annotations: Any = None, **spec: Any) -> None:

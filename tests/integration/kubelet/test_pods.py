@@ -23,7 +23,7 @@ def test_a_pod_runs_and_its_status_is_whole(stack: Stack, name: str) -> None:
     wanted = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
     assert kinds == dict.fromkeys(wanted, "True")
     container = state_of(status)
-    assert container["containerID"].startswith("containerd://")
+    assert container["containerID"].startswith(f"{stack.runtime}://")
     assert container["ready"] is True
     assert container["started"] is True
     assert container["restartCount"] == 0
