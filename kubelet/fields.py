@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import ROUND_CEILING
 from typing import Any
 
 from strata.kubeclient.quantity import parse_quantity
@@ -66,7 +67,7 @@ def resource_value(container: dict[str, Any], reference: dict[str, Any], facts: 
     else:
         amount = parse_quantity(0)
     divisor = parse_quantity(reference.get("divisor") or 1) or parse_quantity(1)
-    return str(int(-(-amount // divisor)))
+    return str(int((amount / divisor).to_integral_value(ROUND_CEILING)))
 
 
 def _quoted(text: str) -> str:
