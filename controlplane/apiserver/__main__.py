@@ -16,7 +16,7 @@ from strata.telemetry import logs
 
 
 @click.command()
-@click.option("--listen", default="127.0.0.1:8001", show_default=True, help="address and port; loopback only")
+@click.option("--listen", default="127.0.0.1:8001", show_default=True, help="address and port (0: any); loopback only")
 @click.option("--data-dir", type=click.Path(path_type=Path), required=True)
 @click.option("--insecure", is_flag=True, required=True, help="say that you know that everybody may do everything")
 def main(listen: str, data_dir: Path, insecure: bool) -> None:
@@ -38,7 +38,7 @@ async def _serve(host: str, port: int, data_dir: Path) -> None:
     for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
         if api.reader.get("", "namespaces", name) is None:
             await api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-    logs.get("apiserver").info("serving", address=f"http://{host}:{port}")
+    logs.get("apiserver").info("serving", address=f"http://{host}:{runner.addresses[0][1]}")
     try:
         await asyncio.Event().wait()
     finally:

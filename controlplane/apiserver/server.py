@@ -5,6 +5,7 @@ answered from memory (`cache`). The streaming subresources (log, exec, attach, p
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
+from cryptography import x509
 
 from controlplane.apiserver import bodies, discovery, errors, fields, patches, reviews, strategies, tables, validation, watch
+from controlplane.apiserver.auth.authenticators import impersonated
 from controlplane.apiserver.bodies import add_warnings
 from controlplane.apiserver.cache import Cache
 from controlplane.apiserver.openapi import OpenApi
@@ -79,30 +82,47 @@ class Target:
 
 
 class ApiServer:
-    """See the module. authenticator None: every request is the superuser's (for a server on loopback, in tests)."""
+    """See the module. Until `secure` was called, every request is the superuser's (for a server on loopback, in tests)."""
 
     def __init__(
         self,
         store: Store,
         *,
-        authenticator: Authenticator | None = None,
-        authorizer: Authorizer | None = None,
-        admission: Sequence[Admission] = (),
-        connect: ConnectHandlers | None = None,
-        tokens: TokenIssuer | None = None,
         schemas: Schemas | None = None,
         context: Callable[[Cache], strategies.Context] = strategies.Context,
-        documents: Mapping[str, Callable[[], Object]] | None = None,
     ) -> None:
-        self._store, self._authenticator, self._authorizer = store, authenticator, authorizer
-        self._connect, self._tokens, self._documents = connect, tokens, dict(documents or {})
+        self._store = store
+        self._authenticator: Authenticator | None = None
+        self._authorizer: Authorizer | None = None
+        self._connect: ConnectHandlers | None = None
+        self._tokens: TokenIssuer | None = None
+        self._documents: Mapping[str, Callable[[], Object]] = {}
         self.registry = Registry()
         self.reader = Cache(self.registry)
         schemas = schemas or Schemas.load()
-        self._verbs = Verbs(store, self.reader, self.registry, schemas, admission, context(self.reader))
+        self._verbs = Verbs(store, self.reader, self.registry, schemas, (), context(self.reader))
         self._discovery = discovery.Discovery(self.registry)
         self._openapi = OpenApi(schemas, self.registry)
         self._compactor: asyncio.Task[None] | None = None
+        self._reviews = reviews.Reviews(None, None, self.reader)
+
+    def secure(
+        self,
+        *,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        admission: Sequence[Admission],
+        tokens: TokenIssuer,
+        connect: ConnectHandlers,
+        documents: Mapping[str, Callable[[], Object]],
+    ) -> None:
+        """Puts the guards in place. They are made after the server, because they read its cache; call it before `start`.
+
+        documents: further paths, each with what answers a GET.
+        """
+        self._authenticator, self._authorizer = authenticator, authorizer
+        self._tokens, self._connect, self._documents = tokens, connect, documents
+        self._verbs.admission = admission
         self._reviews = reviews.Reviews(authenticator, authorizer, self.reader)
 
     async def start(self) -> None:
@@ -163,7 +183,7 @@ class ApiServer:
             user = await self._authenticate(request)
             target = self._resolve(request.path)
             verb = self._verb(request, target)
-            self._authorize(user, verb, request.path, target)
+            self._authorize(user, verb, request, target)
             if target.resource is None:
                 return await self._serve_document(request)
             name = f"{verb} {target.resource.plural}" + (f"/{target.subresource}" if target.subresource else "")
@@ -182,8 +202,8 @@ class ApiServer:
     async def _authenticate(self, request: web.BaseRequest) -> UserInfo:
         if self._authenticator is None:
             return SUPERUSER
-        certificate = request.transport.get_extra_info("strata_peer_certificate") if request.transport else None
-        return await self._authenticator.authenticate(request.headers, certificate) or ANONYMOUS
+        user = await self._authenticator.authenticate(request.headers, _peer_certificate(request)) or ANONYMOUS
+        return impersonated(user, request.headers, self._authorizer)
 
     def _verb(self, request: web.BaseRequest, target: Target) -> str:
         """The verb that authorizers and people know a request by."""
@@ -201,19 +221,19 @@ class ApiServer:
             raise errors.method_not_allowed()
         return verb
 
-    def _authorize(self, user: UserInfo, verb: str, path: str, target: Target) -> None:
+    def _authorize(self, user: UserInfo, verb: str, request: web.BaseRequest, target: Target) -> None:
         if self._authorizer is None or "system:masters" in user.groups:
             return
         resource = target.resource
         if resource is None:
-            decision = self._authorizer.authorize(Attributes(user, verb, path=path))
+            decision = self._authorizer.authorize(Attributes(user, verb, path=request.path))
             if not decision.allowed:
-                raise errors.forbidden_path(user, verb, path)
+                raise errors.forbidden_path(user, verb, request.path)
             return
+        # A list or watch of one object by its name is a request for that object.
+        name = target.name or _selected_name(request.query.get("fieldSelector", ""))
         decision = self._authorizer.authorize(
-            Attributes(
-                user, verb, resource.group, resource.version, resource.plural, target.subresource, target.namespace, target.name
-            )
+            Attributes(user, verb, resource.group, resource.version, resource.plural, target.subresource, target.namespace, name)
         )
         if not decision.allowed:
             plural = f"{resource.plural}/{target.subresource}" if target.subresource else resource.plural
@@ -474,6 +494,26 @@ class ApiServer:
             groups = [f"/apis/{g}" for g in self.registry.groups() if g]
             return web.Response(body=orjson.dumps({"paths": ["/api", "/apis", *groups, "/healthz", "/version"]}), headers=_JSON)
         raise errors.no_such_path()
+
+
+def _peer_certificate(request: web.BaseRequest) -> x509.Certificate | None:
+    """The client's certificate, which TLS has verified against the cluster's CA; None where it showed none."""
+    tls = request.transport.get_extra_info("ssl_object") if request.transport else None
+    der = tls.getpeercert(binary_form=True) if tls else None
+    return _certificate(der) if der else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _certificate(der: bytes) -> x509.Certificate:
+    return x509.load_der_x509_certificate(der)
+
+
+def _selected_name(field_selector: str) -> str:
+    for part in field_selector.split(","):
+        key, _, value = part.partition("=")
+        if key == "metadata.name":
+            return value.removeprefix("=")
+    return ""
 
 
 def _success(details: Object) -> Object:

@@ -95,7 +95,7 @@ class Verbs:
         context: strategies.Context,
     ) -> None:
         self._store, self._cache, self._registry, self._schemas = store, cache, registry, schemas
-        self._admission, self._context = admission, context
+        self.admission, self._context = admission, context
 
     # --- reading
 
@@ -605,7 +605,7 @@ class Verbs:
     async def _admit(
         self, operation: Operation, verb: str, obj: Object | None, old: Object | None, options: Mapping[str, Any] | None = None
     ) -> None:
-        if not self._admission:
+        if not self.admission:
             return
         resource = operation.resource
         name = operation.name or ((obj or {}).get("metadata") or {}).get("name", "")
@@ -613,7 +613,7 @@ class Verbs:
             operation.user, verb, resource.group, resource.version, resource.plural, operation.subresource,
             operation.namespace, name, obj, old, options or {}, operation.dry_run,
         )  # fmt: skip
-        for plugin in self._admission:
+        for plugin in self.admission:
             await plugin.admit(request)
 
 
