@@ -23,7 +23,7 @@ from highrt.images.model import Image
 from highrt.images.snapshots import Rootfs
 from highrt.monitor import record
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import identity, netns, sandbox, spec
+from highrt.pods import identity, netns, pidspace, sandbox, spec
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.metadata import Metadata, NameTaken
 from highrt.pods.model import (
@@ -235,6 +235,11 @@ class PodManager:
         if pod.netns and pod.config.linux.security_context.namespace_options.network != NamespaceMode.CONTAINER:
             pod.ips = await self.network.add(_attachment(pod))
             box.write_hosts(pod.config, pod.ips)
+        if pidspace.shared(pod.config):
+            bundle = pidspace.make_bundle(box, self._state, pod.config, self._init_cgroup(pod))
+            created = await client.request("create", container=pod.id, bundle=str(bundle), cgroup=self._init_cgroup(pod))
+            pidspace.pin(box, int(created["pid"]))
+            await client.request("start", container=pod.id)
         pod.ready = True
         self._metadata.save_pod(pod)
         self._pods[pod.id] = pod
@@ -544,8 +549,9 @@ class PodManager:
                 async with asyncio.timeout(timeout_seconds or None):
                     code = await session.wait()
             except BaseException as error:
-                with contextlib.suppress(PodError):
+                with contextlib.suppress(PodError, TimeoutError):
                     await asyncio.shield(session.kill())
+                    await asyncio.wait_for(session.wait(), _KILL_SECONDS)
                 if isinstance(error, TimeoutError):
                     raise TimeoutError(f"{argv[0]} did not end within {timeout_seconds:g} s, and was killed") from None
                 raise
@@ -630,6 +636,8 @@ class PodManager:
             _, gone = self._attaches.pop(event["attach"], (None, None))
             if gone and not gone.done():
                 gone.set_result(None)
+        elif kind == "exited" and event["container"] == pod_id:
+            self._lose_pid_namespace(self._pods.get(pod_id))
         elif kind == "exited":
             container = self._containers.get(event["container"])
             if container and container.state != ContainerState.EXITED:
@@ -662,6 +670,14 @@ class PodManager:
                 gone.set_result(None)
         log.debug("sessions dropped", container=container_id, why=why)
 
+    def _lose_pid_namespace(self, pod: Pod | None) -> None:
+        """The first process of a shared PID namespace has ended, and the kernel has killed all the others with it."""
+        if pod and pod.ready:
+            pod.ready = False
+            self._metadata.save_pod(pod)
+            log.error("the process that holds the pod's PID namespace has ended", sandbox=pod.id)
+            self._publish(EventKind.STOPPED, pod.id, pod.id)
+
     def _on_death(self, pod_id: str) -> None:
         """A monitor has died by itself: its pod is ended by cgroup and reported dead."""
         for exec_id, (of_pod, ended) in list(self._execs.items()):
@@ -679,10 +695,10 @@ class PodManager:
         log.error("the pod's monitor died: ending the pod", pod=pod.config.metadata.uid, sandbox=pod.id)
         was_ready, pod.ready = pod.ready, False
         self._metadata.save_pod(pod)
+        if pidspace.shared(pod.config):
+            await self._delete_from_runtime(pod, pod.id, self._init_cgroup(pod))
         for container in [c for c in self._containers.values() if c.pod_id == pod.id]:
-            group = cgroups.open_cgroup(container.cgroup)
-            await asyncio.to_thread(group.kill)
-            await self._delete_from_runtime(pod, container)
+            await self._delete_from_runtime(pod, container.id, container.cgroup)
             if container.state == ContainerState.RUNNING:
                 ended = record.read(str(self._folder(container)))
                 if ended and ended["boot_id"] == self._boot:
@@ -697,18 +713,19 @@ class PodManager:
         if was_ready:
             self._publish(EventKind.STOPPED, pod.id, pod.id)
 
-    async def _delete_from_runtime(self, pod: Pod, container: Container) -> None:
-        """By the runtime's command, where there is no monitor to do it."""
+    async def _delete_from_runtime(self, pod: Pod, container_id: str, cgroup: str) -> None:
+        """Ends a container by its cgroup and the runtime's command, where there is no monitor to do it."""
+        await asyncio.to_thread(cgroups.open_cgroup(cgroup).kill)
         handler = self._handlers.get(pod.handler)
         if handler is None:
             return
         process = await asyncio.create_subprocess_exec(
-            handler.path, *handler.args, "--root", handler.root, "delete", "--force", container.id,
+            handler.path, *handler.args, "--root", handler.root, "delete", "--force", container_id,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         _, trouble = await process.communicate()
         if process.returncode and b"does not exist" not in trouble:
-            log.warning("the runtime cannot delete a container", container=container.id, error=trouble.decode(errors="replace"))
+            log.warning("the runtime cannot delete a container", container=container_id, error=trouble.decode(errors="replace"))
 
     # --- after a restart
 
@@ -725,7 +742,7 @@ class PodManager:
             return
         known = await self._monitors.find(pod.id) if pod.ready else None
         if known:
-            self._learn(members, known)
+            self._learn(pod, members, known)
         elif pod.ready:
             await self._bury(pod)
         for container in members:
@@ -733,9 +750,11 @@ class PodManager:
                 log.warning("removing a container that was half-made", container=container.id)
                 await self._remove_container(container)
 
-    def _learn(self, members: list[Container], known: dict[str, Any]) -> None:
+    def _learn(self, pod: Pod, members: list[Container], known: dict[str, Any]) -> None:
         """Takes over what happened while this daemon was not there."""
         states = {each["container"]: each for each in known["containers"]}
+        if states.get(pod.id, {}).get("exit"):
+            self._lose_pid_namespace(pod)
         for container in members:
             found = states.get(container.id)
             if container.state == ContainerState.EXITED:
@@ -802,6 +821,10 @@ class PodManager:
             with contextlib.suppress(OSError):
                 cgroups.open_cgroup(self._cgroup_parent(pod)).remove()
 
+    def _init_cgroup(self, pod: Pod) -> str:
+        """Of the process that holds a shared PID namespace."""
+        return f"{self._cgroup_parent(pod)}/{pod.id}"
+
     def _shared_namespaces(self, pod: Pod) -> dict[str, str]:
         return Sandbox(self._state, pod.id).namespaces(pod.config)
 
@@ -815,6 +838,8 @@ class PodManager:
             if target.pod_id != pod.id or target.state != ContainerState.RUNNING:
                 raise FailedPrecondition(f"the target container {target.id} does not run in pod {pod.id}")
             return f"/proc/{target.pid}/ns/pid"
+        if options.pid == NamespaceMode.POD and pidspace.shared(pod.config):
+            return Sandbox(self._state, pod.id).namespace("pid")
         return ""
 
     def _folder(self, container: Container) -> Path:

@@ -108,10 +108,10 @@ class Node:
         self.images = BusyboxImages(folder)
         self.manager: PodManager = self.new_manager()
 
-    def new_manager(self) -> PodManager:
+    def new_manager(self, **options: Any) -> PodManager:
         return PodManager(
             self.folder / "root", self.folder / "s", self.images, name=self.name,
-            cni_conf_dir=self.folder / "cni", cni_bin_dir=Path("/usr/lib/cni"), **self._options,
+            cni_conf_dir=self.folder / "cni", cni_bin_dir=Path("/usr/lib/cni"), **self._options, **options,
         )  # fmt: skip
 
     async def reopen(self) -> PodManager:
@@ -130,7 +130,8 @@ class Node:
         """A pod on the host's network: tests of the network have their own."""
         config = PodSandboxConfig(log_directory=str(self.folder / "logs"), **fields)
         config.metadata.name, config.metadata.namespace, config.metadata.uid = name, "tests", f"uid-{name}"
-        config.linux.security_context.namespace_options.network = NamespaceMode.NODE
+        options = config.linux.security_context.namespace_options
+        options.network, options.pid = NamespaceMode.NODE, NamespaceMode.CONTAINER
         return config
 
     def container(self, *argv: str, name: str = "c", **fields: Any) -> ContainerConfig:

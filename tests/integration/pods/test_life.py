@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
-from highrt.pods.model import ContainerState, EventKind, Owner, Stdio
-from strata.protocols.cri_pb2 import LinuxContainerResources, Mount
+from highrt.pods.manager import default_handlers
+from highrt.pods.model import ContainerState, EventKind, Handler, Owner, Stdio
+from strata.protocols.cri_pb2 import LinuxContainerResources, Mount, NamespaceMode
 
 from .conftest import Node, collect, ended, read_all
 
@@ -265,3 +266,65 @@ async def test_a_log_that_was_moved_away_is_opened_anew(node: Node) -> None:
     assert old + new == list(range(1, len(old) + len(new) + 1))
     assert old
     assert new
+
+
+async def test_a_pod_may_share_its_pid_namespace(node: Node) -> None:
+    config = node.pod()
+    config.linux.security_context.namespace_options.pid = NamespaceMode.POD
+    pod = await node.manager.run_pod(config)
+    ids = []
+    for name in ("first", "second"):
+        each = node.container("sleep", "60", name=name)
+        each.linux.security_context.namespace_options.pid = NamespaceMode.POD
+        ids.append((await node.manager.create_container(pod.id, each)).id)
+        await node.manager.start_container(ids[-1])
+    seen, _, _ = await node.manager.exec_sync(ids[0], ["sh", "-c", "cat /proc/1/comm; ps -o args | grep -c '^sleep'"])
+    assert seen == b"init\n2\n"
+    # The first process has nothing to give, and is out of reach.
+    found, denied, _ = await node.manager.exec_sync(ids[0], ["sh", "-c", "ls /proc/1/root/; grep CapBnd /proc/1/status"])
+    assert found.split() == [b"CapBnd:", b"0000000000000000"]
+    assert b"denied" in denied
+    await node.manager.stop_container(ids[0], 0)
+    assert node.manager.container(ids[1]).state == ContainerState.RUNNING
+    await node.reopen()
+    assert node.manager.pod(pod.id).ready
+    await node.manager.stop_pod(pod.id)
+    assert node.manager.container(ids[1]).state == ContainerState.EXITED
+
+
+async def test_a_container_may_join_the_processes_of_another(node: Node) -> None:
+    target = await node.started("sleep", "61")
+    debugger = node.container("sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '; echo", name="debugger")
+    debugger.linux.security_context.namespace_options.pid = NamespaceMode.TARGET
+    debugger.linux.security_context.namespace_options.target_id = target
+    container = await node.manager.create_container(node.manager.container(target).pod_id, debugger)
+    await node.manager.start_container(container.id)
+    await ended(node.manager, container.id)
+    assert node.log("debugger") == ["stdout F sleep 61 "]
+
+
+async def test_another_runtime_runs_under_the_same_monitor(node: Node) -> None:
+    await node.manager.close()
+    runc = Handler("runc", "/usr/bin/runc", str(node.folder / "runc"))
+    node.manager = node.new_manager(handlers={**default_handlers(), "runc": runc})
+    await node.manager.open()
+    pod = await node.manager.run_pod(node.pod(), handler="runc")
+    container = await node.manager.create_container(pod.id, node.container("sh", "-c", "echo hi; sleep 60"))
+    await node.manager.start_container(container.id)
+    assert await node.manager.exec_sync(container.id, ["sh", "-c", "echo in; exit 3"]) == (b"in\n", b"", 3)
+    with pytest.raises(PodError, match="executable file not found"):
+        await node.manager.exec_sync(container.id, ["no-such-program"])
+    await node.manager.stop_container(container.id, 0)
+    assert container.exit_code == 137
+    assert node.log() == ["stdout F hi"]
+    wrong = await node.manager.create_container(pod.id, node.container("no-such-program", name="wrong"))
+    with pytest.raises(PodError, match="executable file not found"):
+        await node.manager.start_container(wrong.id)
+    terminal = await node.manager.create_container(
+        pod.id, node.container("sh", "-c", "test -t 0 && echo tty", name="t", tty=True)
+    )
+    await node.manager.start_container(terminal.id)
+    await ended(node.manager, terminal.id)
+    assert node.log("t") == ["stdout F tty\r"]
+    await node.manager.stop_pod(pod.id)
+    assert not list((node.folder / "runc").glob("*"))
