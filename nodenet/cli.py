@@ -1,7 +1,7 @@
 """The command `nodenet`.
 
-`nodenet cni`, and any link to the command that is named after a plugin, is a CNI executable: it goes past everything that a daemon
-needs.
+`nodenet cni`, and any link to the command that is named after a plugin, is a CNI executable: it goes past everything that a
+daemon needs.
 """
 
 import os
@@ -91,7 +91,8 @@ def _serve(parts: tuple[str, ...], **given: Any) -> None:
 
     import click
 
-    from nodenet.serve import NetworkError, Options, serve
+    from nodenet.network import NetworkError
+    from nodenet.serve import Options, serve
     from strata.kubeclient.errors import KubeconfigError
     from strata.telemetry import logs, spans
 

@@ -36,7 +36,7 @@ class ClusterNetwork:
     def from_configmap(
         cls, configmap: dict[str, Any], cluster: str = "", service: str = "", domain: str = ""
     ) -> "ClusterNetwork":
-        """From the ConfigMap's keys clusterCIDR, serviceCIDR, clusterDomain, where no flag says otherwise. Raises NetworkError."""
+        """From the ConfigMap's clusterCIDR, serviceCIDR and clusterDomain, but for what flags say. Raises NetworkError."""
         data = configmap.get("data") or {}
         return cls.parse(
             cluster or data.get("clusterCIDR", ""),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nodenet.conflist import DEFAULT_BRIDGE, ConflistWriter
-from nodenet.network import CONFIGMAP, ClusterNetwork, NetworkError
+from nodenet.network import CONFIGMAP, ClusterNetwork
 from nodenet.proxy.proxy import Proxy
 from strata.kubeclient import resources
 from strata.kubeclient.client import Client
@@ -122,10 +122,5 @@ async def cluster_network(options: Options, client: Client) -> ClusterNetwork:
         except ApiError as error:
             if str(error) != told:
                 told = str(error)
-                _log.warning(
-                    "waiting for the cluster's network: the ConfigMap cannot be read", configmap="/".join(CONFIGMAP), error=error
-                )
+                _log.warning("waiting for the ConfigMap of the cluster's network", configmap="/".join(CONFIGMAP), error=error)
         await asyncio.sleep(_POLL_SECONDS)
-
-
-__all__ = ["PARTS", "NetworkError", "Options", "serve"]

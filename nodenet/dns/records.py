@@ -52,7 +52,7 @@ class Zone:
         return name[-len(self.domain) :] == self.domain
 
     def lookup(self, name: tuple[str, ...]) -> list[Record] | None:
-        """All records of a name inside the domain, given in lower case; [] for one that only has names below it, None for none."""
+        """All records of a lower-case name of the domain; [] for one that only has names below it, None for one that is not."""
         match name[: -len(self.domain)][::-1]:
             case () | ("svc",) | ("pod",):
                 return []
@@ -97,7 +97,6 @@ class Zone:
         if not _headless(service):
             return [_address(ip) for ip in cluster_ips(service)] + self._all_ports(service)
         addresses = [address for _, endpoint in self._endpoints(service) for address in endpoint["addresses"]]
-        # A headless Service without endpoints does not exist as a name, unless it has none because none is ready.
         return [_address(ip) for ip in dict.fromkeys(addresses)] + self._all_ports(service)
 
     def _hostname(self, namespace: str, name: str, hostname: str) -> list[Record] | None:

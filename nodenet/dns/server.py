@@ -1,7 +1,7 @@
 """The sockets of the cluster's DNS: UDP and TCP on each address that it has.
 
-The ClusterIP of the Service kube-dns becomes an address of this node's loopback interface with host scope: pods, host-network pods
-and the node itself reach it by plain routing, and nobody takes it for a source address.
+The ClusterIP of the Service kube-dns becomes an address of this node's loopback interface with host scope: pods, host-network
+pods and the node itself reach it by plain routing, and nobody takes it for a source address.
 """
 
 import asyncio
@@ -170,11 +170,11 @@ def set_addresses(wanted: set[str]) -> None:
             # IPv6 has no scope of our choice: there the length of a host's address tells ours from ::1.
             if not address.is_loopback and (address.version == 6 or message["scope"] == _HOST_SCOPE):
                 present.add(str(address))
-        for address in present - wanted:
-            ipr.addr("del", index=_LOOPBACK, address=address, prefixlen=_length(address))
-        for address in wanted - present:
-            scope = {} if ":" in address else {"scope": _HOST_SCOPE}
-            ipr.addr("add", index=_LOOPBACK, address=address, prefixlen=_length(address), **scope)
+        for gone in present - wanted:
+            ipr.addr("del", index=_LOOPBACK, address=gone, prefixlen=_length(gone))
+        for new in wanted - present:
+            scope = {} if ":" in new else {"scope": _HOST_SCOPE}
+            ipr.addr("add", index=_LOOPBACK, address=new, prefixlen=_length(new), **scope)
 
 
 def _length(address: str) -> int:
