@@ -46,7 +46,7 @@ def expires_in(secret: Object) -> float | None:
 def signature(content: str, token_id: str, secret: str) -> str:
     """The detached JWS of the content, with the whole token as the key."""
     header = _encoded(orjson.dumps({"alg": "HS256", "kid": token_id}))
-    digest = hmac.digest(f"{token_id}.{secret}".encode(), f"{header}.{_encoded(content.encode())}".encode(), hashlib.sha256)
+    digest = hmac.digest(secret.encode(), f"{header}.{_encoded(content.encode())}".encode(), hashlib.sha256)
     return f"{header}..{_encoded(digest)}"
 
 
