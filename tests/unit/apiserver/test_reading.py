@@ -225,7 +225,14 @@ async def test_a_streamed_list_ends_with_a_bookmark(api: Api) -> None:
     assert mark["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
 
 
-async def test_a_revision_that_is_too_old_is_gone(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be named before `api`, whose cache it makes forgetful."""
+    monkeypatch.setattr(cache, "HISTORY", 8)
+
+
+@pytest.mark.usefixtures("short_history")
+async def test_a_revision_that_is_too_old_is_gone(api: Api) -> None:
     first = await api.create(CONFIG_MAPS, config_map())
     for n in range(cache.HISTORY + 1):
         await api.server.call("PATCH", f"{CONFIG_MAPS}/settings", {"data": {"n": str(n)}})
