@@ -6,6 +6,7 @@ PID that was used again is never mistaken for it) and a log `STATE/log/DAEMON.lo
 """
 
 import argparse
+import asyncio
 import fcntl
 import http.client
 import json
@@ -157,7 +158,8 @@ def start_highrt(stack: Stack) -> None:
     cni.mkdir(parents=True, exist_ok=True)
     stack.start(
         "highrt", BIN / "highrt", "serve", "--name", stack.name,
-        "--root", stack.state / "highrt", "--state", stack.run / "highrt", "--listen", f"unix://{stack.highrt_socket}", "--cni-conf-dir", cni,
+        "--root", stack.state / "highrt", "--state", stack.run / "highrt",
+        "--listen", f"unix://{stack.highrt_socket}", "--cni-conf-dir", cni,
     )  # fmt: skip
 
 
@@ -374,8 +376,8 @@ def down(arguments: argparse.Namespace) -> None:
         if stack.netns is None or Path("/run/netns", stack.netns).exists():
             inside = [f"--net=/run/netns/{stack.netns}"] if stack.netns else []
             enter = ["nsenter", *inside] if inside else []
-            state = ("--cni-conf-dir", stack.state / "nodenet/cni", "--state-dir", stack.state / "nodenet")
-            run("take the node's network away", *enter, BIN / "nodenet", "cleanup", *state)
+            folder = stack.state / "nodenet/cni"
+            run("take the node's network away", *enter, BIN / "nodenet", "cleanup", "--cni-conf-dir", folder)
         group = cgroups.open_cgroup(f"/strata/{stack.name}")
         group.kill()
         group.remove()
@@ -406,7 +408,25 @@ def remove_pods(stack: Stack) -> None:
         os.close(descriptor)
     start_highrt(stack)
     stack.wait("image runtime", "highrt", lambda: answers_unix(stack.highrt_socket))
-    run("remove the pods", BIN / "highrt", "--address", f"unix://{stack.highrt_socket}", "system", "reset", "--force")
+    asyncio.run(remove_pods_of_kubelet(f"unix://{stack.highrt_socket}"))
+    highrt = (BIN / "highrt", "--address", f"unix://{stack.highrt_socket}")
+    persons = subprocess.run([*highrt, "ps", "-a", "-q"], capture_output=True, text=True, check=False).stdout.split()
+    if persons:
+        run("remove the containers", *highrt, "rm", "--force", *persons)
+
+
+async def remove_pods_of_kubelet(endpoint: str) -> None:
+    from strata.protocols import cri_pb2, grpc
+    from strata.protocols.cri_grpc import RuntimeServiceStub
+
+    channel = grpc.channel(endpoint)
+    try:
+        cri = RuntimeServiceStub(channel)
+        for pod in (await cri.ListPodSandbox(cri_pb2.ListPodSandboxRequest(), timeout=30)).items:
+            await cri.StopPodSandbox(cri_pb2.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+            await cri.RemovePodSandbox(cri_pb2.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+    finally:
+        channel.close()
 
 
 def remove_empty_cgroups() -> None:
