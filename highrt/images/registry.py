@@ -55,6 +55,7 @@ _ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*
 _TRIES = 5
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 10.0
 _REDIRECTS = 10
+_REDIRECTED = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 1 << 18
 _CUT = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, ConnectionError)
 
@@ -130,51 +131,74 @@ class Registry:
         """One request, its challenge answered and its redirects followed.
 
         path: below the host's URL, or a whole URL that the registry gave. body: makes the body, as it may be sent twice.
-        Raises _Again, RegistryUnauthorized, ImageNotFound is the caller's to tell from 404.
+        Raises _Again where another try may help, ImageNotFound, RegistryUnauthorized, RegistryUnavailable.
         """
         start = self._url(host, path)
         if query:
             start = start.update_query(query)
-        given = {**host.header, **(headers or {})}
         denial = ""
         # Without an answer to a challenge, with one, and with a new token where an old one is no good any more.
         for attempt in range(3):
-            authorization = await self._authorization(host, auth, scope, fresh=attempt > 1)
-            url, refused = start, False
-            for _ in range(_REDIRECTS):
-                sent = dict(given)
-                if authorization and url.origin() == start.origin():
-                    sent["Authorization"] = authorization
-                try:
-                    response = await self.session.request(
-                        method,
-                        url,
-                        headers=sent,
-                        data=body() if body else None,
-                        ssl=self.tls(host) if url.scheme == "https" else False,
-                        allow_redirects=False,
-                    )
-                except aiohttp.ClientConnectionError as error:
-                    if plain := self._plain_instead(host, error):
-                        start = plain(start)
-                        refused = True
-                        break
-                    raise _Again(_cause(error)) from error
-                async with response:
-                    if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
-                        url = url.join(URL(response.headers["Location"], encoded=True))
-                        continue
-                    if response.status == 401 and url.origin() == start.origin():
-                        self._challenges[_origin(host)] = ", ".join(response.headers.getall("WWW-Authenticate", []))
-                        denial, refused = await _message(response), True
-                        break
+            authorization = await self._authorization(host, auth, scope, attempt)
+            async with self._follow(host, method, start, {**host.header, **(headers or {})}, body, authorization) as response:
+                if response.status != 401 or response.url.raw_authority != start.raw_authority:
                     await _check(response, host)
                     yield response
                     return
-            if not refused:
-                raise RegistryUnavailable(f"{host.authority} redirects more than {_REDIRECTS} times")
+                start = start.with_scheme(response.url.scheme)  # it may have been https that was not answered
+                self._challenges[host.url] = ", ".join(response.headers.getall("WWW-Authenticate", []))
+                denial = await _message(response)
         why = "refused the credentials" if _for_host(auth, host) else "wants credentials, and none were given"
         raise RegistryUnauthorized(f"{host.authority} {why}{denial}")
+
+    @contextlib.asynccontextmanager
+    async def _follow(
+        self,
+        host: Host,
+        method: str,
+        start: URL,
+        headers: dict[str, str],
+        body: Callable[[], Any] | None,
+        authorization: str | None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response at the end of all redirects. The Authorization header goes to the first host only."""
+        url, home = start, start.origin()
+        for _ in range(_REDIRECTS):
+            sent = {**headers, "Authorization": authorization} if authorization and url.origin() == home else headers
+            try:
+                response = await self._request(host, method, url, sent, body)
+            except aiohttp.ClientConnectionError as error:
+                self._plain.discard(host.authority)  # what answers there next time may speak TLS
+                raise _Again(_cause(error)) from error
+            if url == start:
+                home = response.url.origin()
+            async with response:
+                if response.status not in _REDIRECTED or "Location" not in response.headers:
+                    yield response
+                    return
+                url = response.url.join(URL(response.headers["Location"], encoded=True))
+        raise RegistryUnavailable(f"{host.authority} redirects more than {_REDIRECTS} times")
+
+    async def _request(
+        self, host: Host, method: str, url: URL, headers: dict[str, str], body: Callable[[], Any] | None
+    ) -> aiohttp.ClientResponse:
+        """One exchange. A registry on loopback that does not answer TLS is asked without, and this is remembered."""
+
+        async def exchange(url: URL) -> aiohttp.ClientResponse:
+            tls = self.tls(host) if url.scheme == "https" else False
+            data = body() if body else None
+            return await self.session.request(method, url, headers=headers, data=data, ssl=tls, allow_redirects=False)
+
+        try:
+            return await exchange(url)
+        except aiohttp.ClientConnectorCertificateError:
+            raise
+        except aiohttp.ClientConnectionError:
+            if not host.try_http or url.scheme != "https" or url.raw_authority != host.authority:
+                raise
+        response = await exchange(url.with_scheme("http"))
+        self._plain.add(host.authority)
+        return response
 
     def _url(self, host: Host, path: str) -> URL:
         base = host.url
@@ -184,24 +208,17 @@ class Registry:
             return URL(path, encoded=True)
         return URL(f"{base}{path}", encoded=True)
 
-    def _plain_instead(self, host: Host, error: Exception) -> Callable[[URL], URL] | None:
-        """How to ask again without TLS, where a loopback registry does not answer it."""
-        if not host.try_http or host.authority in self._plain:
-            return None
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return None
-        self._plain.add(host.authority)
-        return lambda url: url.with_scheme("http") if url.explicit_port else url.with_scheme("http").with_port(80)
-
-    async def _authorization(self, host: Host, auth: Auth, scope: str, *, fresh: bool) -> str | None:
-        header = self._challenges.get(_origin(host))
+    async def _authorization(self, host: Host, auth: Auth, scope: str, attempt: int) -> str | None:
+        """What answers the host's last challenge. Before the host has asked, being unable to answer is no failure yet."""
+        header = self._challenges.get(host.url)
         if header is None:
             return None
+        meant, tls = _for_host(auth, host), self.tls(host)
         try:
-            return await self._tokens.authorization(
-                self.session, header, _for_host(auth, host), scope, self.tls(host), fresh=fresh
-            )
+            return await self._tokens.authorization(self.session, header, meant, scope, tls, fresh=attempt > 1)
         except RegistryUnauthorized as error:
+            if attempt == 0:
+                return None
             raise RegistryUnauthorized(f"{host.authority}: {error}") from None
 
 
@@ -453,10 +470,6 @@ def _for_host(auth: Auth, host: Host) -> Auth:
     wanted = urlsplit(address if "://" in address else f"//{address}").netloc
     same = {wanted, "registry-1.docker.io"} if wanted in ("docker.io", "index.docker.io") else {wanted}
     return auth if host.authority in same else Auth()
-
-
-def _origin(host: Host) -> str:
-    return host.url
 
 
 def _cause(error: BaseException) -> str:

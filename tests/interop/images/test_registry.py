@@ -122,6 +122,29 @@ async def test_a_registry_that_is_not_there_is_told(service: ImageService) -> No
         await service.pull(f"{address}/app")
 
 
+async def test_a_registry_that_was_down_may_come_back_with_tls(
+    service: ImageService, layout: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    certificate, key = openssl_certificate(tmp_path)
+    folder = tmp_path_factory.mktemp("back")
+    plain = DockerRegistry(folder)
+    name = f"{plain.address}/app:1"
+    secure = DockerRegistry(folder, http=f", tls: {{certificate: '{certificate}', key: '{key}'}}", address=plain.address)
+    try:
+        plain.start()
+        run("skopeo", "copy", "--dest-tls-verify=false", f"oci:{layout}", f"docker://{name}")
+        await service.pull(name)
+        plain.stop()
+        with pytest.raises(RegistryUnavailable, match="Connection refused"):
+            await service.pull(name)
+        secure.start()
+        with pytest.raises(RegistryUnavailable, match="certificate"):
+            await service.pull(name)
+    finally:
+        plain.stop()
+        secure.stop()
+
+
 async def test_the_same_pull_is_done_once(service: ImageService, proxy: Proxy) -> None:
     images = await asyncio.gather(*(service.pull(f"{proxy.address}/app:oci") for _ in range(5)))
     assert len({image.id for image in images}) == 1
