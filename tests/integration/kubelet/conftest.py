@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import ssl
@@ -56,7 +57,6 @@ class Stack:
         self._network()
         self._runtime()
         self._api_server()
-        self._certificates()
         self.start_kubelet()
         wait_for(self._ready, seconds=30, what="the node to be Ready")
 
@@ -182,8 +182,7 @@ bin_dir = "/usr/lib/cni"
         wait_for(lambda: self.try_kubectl("get", "namespaces").returncode == 0, seconds=30, what="the API server to answer")
         for namespace in ("default", "kube-node-lease"):
             self.try_kubectl("create", "namespace", namespace)
-        for name, data_ in (("default", {}),):
-            self.try_kubectl("create", "serviceaccount", name, *data_)
+        self._certificates()
 
     def _certificates(self) -> None:
         """A CA, and the certificate of an API server in it."""
@@ -210,12 +209,19 @@ bin_dir = "/usr/lib/cni"
         )
 
     def start_kubelet(self) -> None:
-        self._kubelet = self._process(
-            "kubelet", sys.executable, "-m", "kubelet", "run", "--kubeconfig", self.folder / "kubeconfig",
+        self._kubelet = self._process("kubelet", *self.kubelet_argv())
+
+    def kubelet_argv(self) -> list[Any]:
+        return [
+            COMMANDS / "kubelet", "run", "--kubeconfig", self.folder / "kubeconfig",
+            "--hostname-override", self.name, "--config", self.folder / "config.yaml", *self.flags(),
+        ]  # fmt: skip
+
+    def flags(self) -> list[Any]:
+        return [
             "--root-dir", self.root, "--container-runtime-endpoint", self.endpoint, "--node-ip", NODE_IP,
-            "--hostname-override", self.name, "--config", self.folder / "config.yaml",
             "--cgroup-root", self.cgroup_root, "--pod-log-dir", self.pod_logs,
-        )  # fmt: skip
+        ]  # fmt: skip
 
     def kill_kubelet(self) -> None:
         assert self._kubelet is not None
@@ -359,6 +365,29 @@ bin_dir = "/usr/lib/cni"
         mounts.umount_below(str(self.folder))
 
 
+class JoinedStack(Stack):
+    """A node that joined the whole control plane by a token, as `controlplane token create` prints it."""
+
+    def _api_server(self) -> None:
+        data = self.folder / "controlplane"
+        self._process(
+            "controlplane", COMMANDS / "controlplane", "serve", "--data-dir", data, "--bind-address", NODE_IP,
+            "--advertise-address", NODE_IP,
+        )  # fmt: skip
+        admin = data / "admin.kubeconfig"
+        wait_for(admin.exists, seconds=30, what="admin.kubeconfig")
+        (self.folder / "kubeconfig").symlink_to(admin)
+        wait_for(lambda: self.try_kubectl("get", "namespace", "default").returncode == 0, seconds=30, what="the control plane")
+        argv = self.inside(COMMANDS / "controlplane", "token", "create", "--data-dir", data)
+        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30)
+        assert done.returncode == 0, done.stderr
+        self.join_command = shlex.split(done.stdout.strip())
+        wait_for(lambda: self.try_kubectl("get", "serviceaccount", "default").returncode == 0, seconds=30, what="the account")
+
+    def kubelet_argv(self) -> list[Any]:
+        return [COMMANDS / "kubelet", *self.join_command[1:], "--node-name", self.name, *self.flags()]
+
+
 def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -381,15 +410,24 @@ def state_of(status: dict[str, Any], name: str = "c") -> dict[str, Any]:
     return {}
 
 
-@pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+def _started(kind: type[Stack]) -> Iterator[Any]:
     folder = Path(tempfile.mkdtemp(prefix="strata-kubelet-"))
     os.chmod(folder, 0o755)
     with ExitStack() as exits:
         exits.callback(shutil.rmtree, folder)
-        made = Stack(folder, exits)
+        made = kind(folder, exits)
         made.start()
         yield made
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    yield from _started(Stack)
+
+
+@pytest.fixture(scope="module")
+def joined() -> Iterator[JoinedStack]:
+    yield from _started(JoinedStack)
 
 
 @pytest.fixture
