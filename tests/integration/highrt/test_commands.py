@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -183,15 +183,14 @@ class Terminal:
     def type(self, data: bytes) -> None:
         os.write(self.descriptor, data)
 
-    def until(self, text: bytes | Callable[[bytes], bool], seconds: float = 10) -> bytes:
-        """Reads until the text has come, and returns what came up to there."""
+    def until(self, text: bytes, seconds: float = 10) -> None:
+        """Reads until the text has come; what follows it is kept for the next time."""
         deadline = time.monotonic() + seconds
-        while not (text(self.seen) if callable(text) else text in self.seen):
+        while text not in self.seen:
             ready, _, _ = select.select([self.descriptor], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"waited for {text!r}, have {self.seen!r}"
             self.seen += os.read(self.descriptor, 4096)
-        seen, self.seen = self.seen, b""
-        return seen
+        self.seen = self.seen.partition(text)[2]
 
     def status(self) -> int:
         """The exit code, after reading to the end."""
