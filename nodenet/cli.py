@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PLUGINS = ("bridge", "host-local", "portmap", "loopback")
-
 
 def main() -> None:
     """Entry of the console script."""
-    if os.path.basename(sys.argv[0]) in PLUGINS or sys.argv[1:2] == ["cni"]:
-        from nodenet.cni.main import main as cni
+    from nodenet.cni import main as cni
 
-        sys.exit(cni())
+    if os.path.basename(sys.argv[0]) in cni.PLUGINS or sys.argv[1:2] == ["cni"]:
+        sys.exit(cni.main())
     _commands()()
 
 

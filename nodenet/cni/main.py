@@ -1,7 +1,7 @@
 """One call of a CNI plugin, in process or as an executable.
 
-In process the plugin's name comes from the configuration's `type`. As an executable it comes from the name of the link it was
-called by, or from `type` where that is `nodenet cni`.
+In process, and as `nodenet cni`, the configuration's `type` says which plugin is meant. Under a link's name the name says it:
+a plugin that delegates address management passes its own configuration on, with its own `type`.
 """
 
 import json
@@ -26,8 +26,11 @@ class Plugin(Protocol):
     def collect(self, request: Request) -> None: ...
 
 
-def run(environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
-    """Does what CNI's environment and standard input ask.
+PLUGINS = ("bridge", "host-local", "portmap", "loopback")
+
+
+def run(environ: Mapping[str, str], stdin: bytes, plugin: str = "") -> tuple[int, bytes]:
+    """Does what CNI's environment and standard input ask, of the given plugin or of the one that the configuration names.
 
     Returns the exit status and what goes to standard output: a result, or an error object. Never raises.
     """
@@ -41,7 +44,7 @@ def run(environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
             version = config["cniVersion"]
         if command == "VERSION":
             return 0, _encode({"cniVersion": version, "supportedVersions": SUPPORTED_VERSIONS})
-        return 0, _dispatch(requests.parse(environ, config))
+        return 0, _dispatch(requests.parse(environ, config), plugin)
     except CniError as error:
         return 1, _error(version, error)
     except OSError as error:
@@ -50,8 +53,8 @@ def run(environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
         return 1, _error(version, CniError(INTERNAL, f"{type(error).__name__}: {error}"))
 
 
-def _dispatch(request: Request) -> bytes:
-    plugin = _plugin(request.config.get("type"))
+def _dispatch(request: Request, name: str) -> bytes:
+    plugin = _plugin(name or request.config.get("type"))
     if request.command == "ADD":
         return _encode(results.render(plugin.add(request), request.version))
     steps: dict[str, Callable[[Request], None]] = {
@@ -83,7 +86,7 @@ def _plugin(kind: Any) -> Plugin:
             from nodenet.cni.loopback import Loopback
 
             return Loopback()
-    raise CniError(INVALID_CONFIG, f"type {kind!r}: this executable has bridge, host-local, portmap and loopback")
+    raise CniError(INVALID_CONFIG, f"type {kind!r}: the plugins here are {', '.join(PLUGINS)}")
 
 
 def _encode(value: Any) -> bytes:
@@ -98,9 +101,10 @@ def _error(version: str, error: CniError) -> bytes:
 
 
 def main() -> int:
-    """The executable: the exit status. A link's name says which plugin it is, but the delegate's `type` is what counts."""
+    """The executable; returns the exit status."""
+    name = os.path.basename(sys.argv[0])
     stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
-    status, output = run(os.environ, stdin)
+    status, output = run(os.environ, stdin, name if name in PLUGINS else "")
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()
     return status

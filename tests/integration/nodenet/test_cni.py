@@ -115,7 +115,7 @@ def test_host_ports_reach_the_pod_from_everywhere(node: Node, pods: tuple[Pod, P
     assert other.get_tcp("192.0.2.1", 8080) == f"one {other.address}"
     assert one.get_tcp("192.0.2.1", 8080).startswith("one"), "hairpin"
     assert node.get_udp("127.0.0.1", 5300).startswith("udp")
-    with pytest.raises(OSError, match="refused|timed out"):
+    with pytest.raises(OSError, match=r"refused|timed out"):
         node.get_udp("192.0.2.1", 5300)
     code, message = node.cni("ADD", config, other.id, other.path)
     assert (code, "8080/tcp" in message) == (100, True)
@@ -139,7 +139,7 @@ def test_a_pod_cannot_use_host_ports_to_reach_the_node_s_loopback(node: Node, po
     other.shell("ip route add 127.0.0.1/32 via 10.244.7.1 table local 2>/dev/null; ip route del local 127.0.0.0/8 table local; "
                 "ip route del local 127.0.0.1 table local; ip route replace 127.0.0.1/32 via 10.244.7.1; "
                 "sysctl -qw net.ipv4.conf.all.route_localnet=1")  # fmt: skip
-    with pytest.raises(OSError, match="timed out|unreachable|refused"):
+    with pytest.raises(OSError, match=r"timed out|unreachable|refused"):
         other.get_tcp("127.0.0.1", 7777, 1.0)
     node.cni("DEL", config, one.id, one.path)
 
@@ -147,7 +147,8 @@ def test_a_pod_cannot_use_host_ports_to_reach_the_node_s_loopback(node: Node, po
 def test_masquerade_hides_pods_from_what_is_outside_their_subnet(node: Node) -> None:
     with closing(Namespace()) as outside:
         node.shell(
-            f"ip link add out0 type veth peer name eth0 netns {outside.name}; ip addr add 198.51.100.1/24 dev out0; ip link set out0 up"
+            f"ip link add out0 type veth peer name eth0 netns {outside.name}; "
+            "ip addr add 198.51.100.1/24 dev out0; ip link set out0 up"
         )
         outside.shell("ip addr add 198.51.100.2/24 dev eth0; ip link set eth0 up")
         outside.serve_tcp(80, "outside")
@@ -182,7 +183,7 @@ def test_the_executable_does_the_same_under_the_plugin_s_name(node: Node) -> Non
     link.symlink_to(Path(sys.executable).parent / "nodenet")
     with closing(Namespace()) as space:
         environ = {
-            "PATH": os.environ["PATH"], "CNI_COMMAND": "ADD", "CNI_CONTAINERID": "x", "CNI_NETNS": space.path, "CNI_IFNAME": "eth0",
+            "PATH": os.environ["PATH"], "CNI_CONTAINERID": "x", "CNI_NETNS": space.path, "CNI_IFNAME": "eth0",
         }  # fmt: skip
 
         def call(command: str) -> Any:
