@@ -6,8 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ class Kubectl:
     program: str
     server: str
     home: Path
+    namespace: str = "default"
+
+    def argv(self, *argv: str) -> list[str]:
+        return [self.program, "--server", self.server, "--namespace", self.namespace, *argv]
 
     def run(self, *argv: str, input: str | None = None, seconds: float = 30) -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, "HOME": str(self.home), "KUBECONFIG": ""}
         given: dict[str, Any] = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
-        command = [self.program, "--server", self.server, *argv]
-        return subprocess.run(command, text=True, capture_output=True, timeout=seconds, env=environment, **given)
+        return subprocess.run(self.argv(*argv), text=True, capture_output=True, timeout=seconds, env=environment, **given)
 
     def __call__(self, *argv: str, input: str | None = None) -> str:
         """What it printed; a failure fails the test with both outputs."""
@@ -83,9 +87,27 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
+    """A server for one test."""
     server = Server(tmp_path / "data")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def kubectls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Kubectl]]:
+    """For each program a server, shared by the tests, in the order in which they are asked for."""
+    servers: list[Server] = []
+
+    class Lazily(dict[str, Kubectl]):
+        def __missing__(self, program: str) -> Kubectl:
+            servers.append(Server(tmp_path_factory.mktemp("server") / "data"))
+            self[program] = Kubectl(program, servers[-1].url, tmp_path_factory.mktemp("home"))
+            return self[program]
+
+    found = Lazily()
+    yield found
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +121,14 @@ def debians_kubectl(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(params=["installed", "debian"])
-def kubectl(request: pytest.FixtureRequest, server: Server, tmp_path: Path) -> Kubectl:
-    program = INSTALLED if request.param == "installed" else request.getfixturevalue("debians_kubectl")
-    return Kubectl(program, server.url, tmp_path)
+def program(request: pytest.FixtureRequest) -> str:
+    return INSTALLED if request.param == "installed" else str(request.getfixturevalue("debians_kubectl"))
+
+
+@pytest.fixture
+def kubectl(program: str, kubectls: dict[str, Kubectl]) -> Kubectl:
+    """kubectl in a namespace of the test's own."""
+    shared = kubectls[program]
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    shared("create", "namespace", namespace)
+    return replace(shared, namespace=namespace)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import urllib.request
+from pathlib import Path
 
 from tests.conftest import wait_for
 from tests.integration.apiserver.conftest import Kubectl, Server
@@ -43,7 +44,7 @@ def test_run_get_describe_delete(kubectl: Kubectl) -> None:
     described = kubectl("describe", "pod", "p")
     assert re.search(r"^Labels: +a=b$", described, re.MULTILINE)
     assert re.search(r"^ +Port: +80/TCP$", described, re.MULTILINE)
-    assert kubectl("get", "pods", "-l", "a=b,c!=d", "-A", "--no-headers").split()[:2] == ["default", "p"]
+    assert kubectl("get", "pods", "-l", "a=b,c!=d", "-A", "--no-headers").split()[:2] == [kubectl.namespace, "p"]
     assert kubectl("get", "pods", "--field-selector", "status.phase=Running") == ""
     assert kubectl("delete", "pod", "p").startswith('pod "p" deleted')
     assert kubectl.fails("get", "pod", "p") == 'Error from server (NotFound): pods "p" not found\n'
@@ -57,7 +58,7 @@ def test_create_of_many_kinds(kubectl: Kubectl) -> None:
         ("serviceaccount", "sa"),
         ("namespace", "other"),
         ("role", "r", "--verb=get,list", "--resource=pods"),
-        ("rolebinding", "rb", "--role=r", "--serviceaccount=default:sa"),
+        ("rolebinding", "rb", "--role=r", f"--serviceaccount={kubectl.namespace}:sa"),
         ("clusterrole", "cr", "--verb=get", "--non-resource-url=/x"),
         ("clusterrolebinding", "crb", "--clusterrole=cr", "--user=u"),
         ("job", "j", "--image=x", "--", "a", "b"),
@@ -71,7 +72,9 @@ def test_create_of_many_kinds(kubectl: Kubectl) -> None:
     assert kubectl.get("deployment", "d")["spec"]["replicas"] == 2
     assert kubectl.get("secret", "s")["data"] == {"p": "cQ=="}
     assert kubectl.get("role", "r")["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}]
-    assert kubectl.get("rolebinding", "rb")["subjects"] == [{"kind": "ServiceAccount", "name": "sa", "namespace": "default"}]
+    assert kubectl.get("rolebinding", "rb")["subjects"] == [
+        {"kind": "ServiceAccount", "name": "sa", "namespace": kubectl.namespace}
+    ]
     assert kubectl.get("job", "j")["spec"]["template"]["spec"]["containers"][0]["command"] == ["a", "b"]
     assert kubectl.get("service", "svc")["spec"]["ports"][0]["targetPort"] == 8080
     assert re.search(r"^np +NodePort +10\.\S+ +<none> +80:3\d{4}/TCP", kubectl("get", "svc"), re.MULTILINE)
@@ -148,7 +151,7 @@ def test_rollout_status_follows_the_status(kubectl: Kubectl) -> None:
 
 def put_status(kubectl: Kubectl, obj: dict[str, object]) -> None:
     """A controller's write, which old kubectls have no command for."""
-    url = f"{kubectl.server}/apis/apps/v1/namespaces/default/deployments/web/status"
+    url = f"{kubectl.server}/apis/apps/v1/namespaces/{kubectl.namespace}/deployments/web/status"
     headers = {"Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(url, json.dumps(obj).encode(), headers, method="PUT")) as answer:
         assert answer.status == 200
@@ -172,7 +175,7 @@ def test_labels_annotations_and_waiting(kubectl: Kubectl) -> None:
 def test_delete_waits_for_finalizers(kubectl: Kubectl) -> None:
     kubectl("create", "configmap", "c")
     kubectl("patch", "configmap", "c", "-p", '{"metadata":{"finalizers":["example.com/hold"]}}')
-    with subprocess.Popen([kubectl.program, "--server", kubectl.server, "delete", "configmap", "c"]) as delete:
+    with subprocess.Popen(kubectl.argv("delete", "configmap", "c")) as delete:
         wait_for(lambda: kubectl.get("configmap", "c")["metadata"].get("deletionTimestamp"))
         assert delete.poll() is None
         kubectl("patch", "configmap", "c", "-p", '{"metadata":{"finalizers":null}}')
@@ -231,16 +234,18 @@ def test_deletion_has_its_policies(kubectl: Kubectl) -> None:
     assert kubectl("delete", "svc", "--all").startswith('service "web" deleted')
 
 
-def test_a_watch_survives_nothing_but_starts_again(kubectl: Kubectl, server: Server) -> None:
-    """Everything acknowledged is there after a kill, and a new watch goes on."""
+def test_nothing_is_lost_by_a_kill(program: str, server: Server, tmp_path: Path) -> None:
+    """Everything acknowledged is there, and a new watch goes on."""
+    kubectl = Kubectl(program, server.url, tmp_path)
     for n in range(5):
         kubectl("create", "configmap", f"c{n}", f"--from-literal=n={n}")
     server.kill()
     server.start()
     names = kubectl("get", "configmaps", "-o", "name").split()
-    assert [name for name in names if name.startswith("configmap/c")] == [f"configmap/c{n}" for n in range(5)]
-    watch = [kubectl.program, "--server", server.url, "get", "configmaps", "c0", "-w", "-o", "name"]
-    with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as process:
+    assert names == [f"configmap/c{n}" for n in range(5)]
+    with subprocess.Popen(
+        kubectl.argv("get", "configmaps", "c0", "-w", "-o", "name"), stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "configmap/c0\n"
         kubectl("label", "configmap", "c0", "a=b")
