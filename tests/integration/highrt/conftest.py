@@ -41,8 +41,9 @@ class Daemon:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "highrt.cli.main", "serve", "--root", self.folder / "root", "--state", self.folder / "s",
-                    "--listen", self.address, "--name", self.name, "--cni-conf-dir", self.folder / "cni", *self.options,
+                    sys.executable, "-m", "highrt.cli.main", "serve", "--name", self.name, "--listen", self.address,
+                    "--root", self.folder / "root", "--state", self.folder / "s", "--cni-conf-dir", self.folder / "cni",
+                    *self.options,
                 ],
                 stdout=log,
                 stderr=log,

@@ -16,6 +16,7 @@ from highrt.streaming.relay import Running
 from highrt.streaming.server import Command, Forward, StreamingServer
 from strata.protocols import spdy
 from strata.protocols.channels import SocketChannel
+from tests.unit.highrt.spdy_client import Tunnel, forward, rest
 
 
 class Child:
@@ -156,9 +157,8 @@ async def test_a_url_is_good_once(server: StreamingServer, http: aiohttp.ClientS
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await http.ws_connect(address, protocols=["v5.channel.k8s.io"])
     assert refused.value.status == 404
-    async with http.get(
-        server.url("attach", Command(Shell("true"), "c", False, True, True, False)).replace("attach", "exec")
-    ) as other:
+    other_kind = server.url("attach", Command(Shell("true"), "c", False, True, True, False)).replace("attach", "exec")
+    async with http.get(other_kind) as other:
         assert other.status == 404
 
 
@@ -180,13 +180,6 @@ async def upgrade(address: str, protocols: list[str]) -> tuple[spdy.Connection, 
     agreed = next(line.split(": ")[1] for line in head.split("\r\n") if line.startswith("X-Stream-Protocol-Version"))
     connection = spdy.Connection(SocketChannel(reader, writer), server=False)
     return connection, asyncio.create_task(connection.run()), agreed
-
-
-async def rest(stream: spdy.Stream) -> bytes:
-    found = b""
-    while data := await stream.read():
-        found += data
-    return found
 
 
 async def test_spdy_exec(server: StreamingServer) -> None:
@@ -256,16 +249,6 @@ async def dial(port: int) -> socket.socket:
     return connection
 
 
-async def forward(connection: spdy.Connection, number: int, port: int, data: bytes) -> tuple[bytes, bytes]:
-    headers = {"port": str(port), "requestID": str(number)}
-    error = await connection.open({"streamType": "error", **headers})
-    await error.close()
-    stream = await connection.open({"streamType": "data", **headers})
-    await stream.write(data)
-    await stream.close()
-    return await rest(stream), await rest(error)
-
-
 async def test_spdy_port_forward_carries_connections_side_by_side(server: StreamingServer, echo: int) -> None:
     connection, running, agreed = await upgrade(server.url("portforward", Forward(dial, "p1")), ["portforward.k8s.io"])
     assert agreed == "portforward.k8s.io"
@@ -291,30 +274,9 @@ async def test_a_port_that_nobody_listens_on_is_told_in_the_error_stream(server:
     await running
 
 
-class Tunnel:
-    """The client's end of SPDY inside WebSocket messages."""
-
-    def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        self._ws = ws
-
-    async def read(self) -> bytes:
-        message = await self._ws.receive()
-        return message.data if message.type is aiohttp.WSMsgType.BINARY else b""
-
-    async def write(self, data: bytes) -> None:
-        await self._ws.send_bytes(data)
-
-    async def close(self) -> None:
-        await self._ws.close()
-
-
 async def test_port_forward_tunneled_through_a_websocket(server: StreamingServer, http: aiohttp.ClientSession, echo: int) -> None:
     address = server.url("portforward", Forward(dial, "p1"))
     async with http.ws_connect(address, protocols=["SPDY/3.1+portforward.k8s.io"]) as ws:
         assert ws.protocol == "SPDY/3.1+portforward.k8s.io"
-        connection = spdy.Connection(Tunnel(ws), server=False)
-        running = asyncio.create_task(connection.run())
-        assert await forward(connection, 0, echo, b"hello") == (b"HELLO", b"")
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await connection.close()
+        async with Tunnel.connection(ws) as connection:
+            assert await forward(connection, 0, echo, b"hello") == (b"HELLO", b"")

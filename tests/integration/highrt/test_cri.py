@@ -1,0 +1,321 @@
+"""CRI against a real daemon, called as a kubelet calls it; with grpcio, so that a second gRPC stack reads the answers."""
+
+import asyncio
+import json
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from strata.protocols import cri_pb2 as cri
+from tests.conftest import wait_for
+from tests.integration.highrt.conftest import IMAGE, Daemon
+from tests.unit.highrt.spdy_client import Tunnel, forward
+
+
+class Client:
+    """Calls `client.Version(cri.VersionRequest())` and so on; messages are of the project's proto, the wire is grpcio's."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address.replace("unix://", "unix:"))
+
+    def __getattr__(self, method: str) -> Any:
+        images = method in ("PullImage", "ListImages", "ImageStatus", "RemoveImage", "ImageFsInfo")
+        answer = "ContainerEventResponse" if method == "GetContainerEvents" else f"{method}Response"
+        make = self.channel.unary_stream if method == "GetContainerEvents" else self.channel.unary_unary
+        call = make(
+            f"/runtime.v1.{'Image' if images else 'Runtime'}Service/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=getattr(cri, answer).FromString,
+        )
+        return lambda request, timeout=30: call(request, timeout=timeout)
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    client = Client(daemon.address)
+    yield client
+    client.channel.close()
+
+
+def pod_config(logs: Path) -> cri.PodSandboxConfig:
+    config = cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name="pod", uid=str(uuid.uuid4()), namespace="test"),
+        hostname="pod",
+        log_directory=str(logs),
+        labels={"app": "test"},
+        annotations={"note": "kept"},
+    )
+    # the network of a pod without CNI: these tests have no bridge
+    config.linux.security_context.namespace_options.network = cri.CONTAINER
+    return config
+
+
+@contextmanager
+def pod(client: Client, logs: Path) -> Iterator[tuple[str, cri.PodSandboxConfig]]:
+    config = pod_config(logs)
+    identifier = client.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    try:
+        yield identifier, config
+    finally:
+        client.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=identifier))
+        client.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=identifier))
+
+
+def create(client: Client, pod_id: str, config: cri.PodSandboxConfig, *command: str, **options: Any) -> str:
+    container = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name=f"c{uuid.uuid4().hex[:6]}"),
+        image=cri.ImageSpec(image=IMAGE),
+        command=command,
+        log_path="c.log",
+        **options,
+    )
+    request = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=config)
+    return str(client.CreateContainer(request).container_id)
+
+
+def start(client: Client, *arguments: Any, **options: Any) -> str:
+    identifier = create(client, *arguments, **options)
+    client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+    return identifier
+
+
+def status(client: Client, identifier: str) -> cri.ContainerStatus:
+    return client.ContainerStatus(cri.ContainerStatusRequest(container_id=identifier)).status
+
+
+def refusal(call: Any, request: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as refused:
+        call(request)
+    return refused.value.code(), refused.value.details()
+
+
+def test_version_and_status(client: Client) -> None:
+    version = client.Version(cri.VersionRequest(version="0.1.0"))
+    assert (version.runtime_name, version.runtime_api_version) == ("highrt", "v1")
+    conditions = {c.type: c for c in client.Status(cri.StatusRequest(verbose=True)).status.conditions}
+    assert conditions["RuntimeReady"].status
+    assert not conditions["NetworkReady"].status
+    assert conditions["NetworkReady"].reason == "NetworkPluginNotReady"
+    assert "no network configuration" in conditions["NetworkReady"].message
+    assert client.RuntimeConfig(cri.RuntimeConfigRequest()).linux.cgroup_driver == cri.CGROUPFS
+
+
+def test_a_pods_life(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        again = refusal(client.RunPodSandbox, cri.RunPodSandboxRequest(config=config))
+        assert again[0] is grpc.StatusCode.ALREADY_EXISTS
+        script = "echo out; echo err >&2; exit 5"
+        identifier = create(client, pod_id, config, "sh", "-c", script, labels={"k": "v"})
+        assert status(client, identifier).state == cri.CONTAINER_CREATED
+        client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+        wait_for(lambda: status(client, identifier).state == cri.CONTAINER_EXITED)
+        ended = status(client, identifier)
+        assert (ended.exit_code, ended.reason) == (5, "Error")
+        assert ended.created_at < ended.started_at <= ended.finished_at <= time.time_ns()
+        assert ended.image.image == IMAGE
+        assert ended.log_path == str(tmp_path / "c.log")
+        lines = [line.split(" ", 1)[1] for line in (tmp_path / "c.log").read_text().splitlines()]
+        assert sorted(lines) == ["stderr F err", "stdout F out"]
+
+        found = client.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id))
+        assert found.status.state == cri.SANDBOX_READY
+        assert (found.status.labels["app"], found.status.annotations["note"]) == ("test", "kept")
+        listed = client.ListContainers(cri.ListContainersRequest(filter=cri.ContainerFilter(label_selector={"k": "v"})))
+        assert [item.id for item in listed.containers] == [identifier]
+        none = client.ListContainers(cri.ListContainersRequest(filter=cri.ContainerFilter(label_selector={"k": "x"})))
+        assert not none.containers
+        ready = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY))
+        assert [item.id for item in client.ListPodSandbox(cri.ListPodSandboxRequest(filter=ready)).items] == [pod_id]
+        client.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+        assert not client.ListPodSandbox(cri.ListPodSandboxRequest(filter=ready)).items
+        client.RemoveContainer(cri.RemoveContainerRequest(container_id=identifier))
+    for request in (cri.StopPodSandboxRequest, cri.RemovePodSandboxRequest):
+        name = request.__name__.removesuffix("Request")
+        getattr(client, name)(request(pod_sandbox_id=pod_id))  # a second time is no error
+    assert refusal(client.PodSandboxStatus, cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id))[0] is grpc.StatusCode.NOT_FOUND
+
+
+def test_bad_requests_get_their_codes_and_leave_nothing(client: Client, tmp_path: Path) -> None:
+    invalid, missing, failed = (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    )
+    assert refusal(client.RunPodSandbox, cri.RunPodSandboxRequest())[0] is invalid
+    nameless = pod_config(tmp_path)
+    nameless.metadata.uid = ""
+    assert refusal(client.RunPodSandbox, cri.RunPodSandboxRequest(config=nameless)) == (
+        invalid,
+        "RunPodSandbox: config.metadata.uid is empty",
+    )
+    code, text = refusal(client.RunPodSandbox, cri.RunPodSandboxRequest(config=pod_config(tmp_path), runtime_handler="gvisor"))
+    assert (code, "gvisor" in text) == (invalid, True)
+    assert refusal(client.ContainerStatus, cri.ContainerStatusRequest(container_id="feed"))[0] is missing
+    assert refusal(client.ExecSync, cri.ExecSyncRequest(container_id="feed", cmd=["true"]))[0] is missing
+    with pod(client, tmp_path) as (pod_id, config):
+        container = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="c"), image=cri.ImageSpec(image="nowhere:1"))
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=container, sandbox_config=config)
+        assert refusal(client.CreateContainer, request)[0] is missing
+        identifier = create(client, pod_id, config, "no-such-program")
+        code, text = refusal(client.StartContainer, cri.StartContainerRequest(container_id=identifier))
+        assert "not found" in text
+        assert status(client, identifier).reason == "StartError"
+        assert refusal(client.Exec, cri.ExecRequest(container_id=identifier, cmd=["sh"], stdout=True))[0] is failed
+        running = start(client, pod_id, config, "sleep", "100")
+        both = cri.ExecRequest(container_id=running, cmd=["sh"], stdout=True, stderr=True, tty=True)
+        assert refusal(client.Exec, both)[0] is invalid
+        assert refusal(client.Exec, cri.ExecRequest(container_id=running, cmd=["sh"]))[0] is invalid
+    assert not client.ListContainers(cri.ListContainersRequest()).containers
+
+
+def test_a_kubelet_sees_nothing_of_a_persons(daemon: Daemon, client: Client) -> None:
+    identifier = daemon.out("run", "-d", "--network", "none", IMAGE, "sleep", "100")
+    pod_id = json.loads(daemon.out("inspect", identifier))[0]["Pod"]["Id"]
+    try:
+        assert not client.ListContainers(cri.ListContainersRequest()).containers
+        assert not client.ListPodSandbox(cri.ListPodSandboxRequest()).items
+        assert (
+            refusal(client.ContainerStatus, cri.ContainerStatusRequest(container_id=identifier))[0] is grpc.StatusCode.NOT_FOUND
+        )
+        client.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+        client.StopContainer(cri.StopContainerRequest(container_id=identifier))
+        assert daemon.out("inspect", "-f", "{{.State.Status}}", identifier) == "running"
+    finally:
+        daemon.out("rm", "-f", identifier)
+
+
+def test_exec_sync_gives_output_code_and_its_deadline(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        identifier = start(client, pod_id, config, "sleep", "100")
+        done = client.ExecSync(cri.ExecSyncRequest(container_id=identifier, cmd=["sh", "-c", "echo a; echo b >&2; exit 3"]))
+        assert (done.stdout, done.stderr, done.exit_code) == (b"a\n", b"b\n", 3)
+        late = refusal(client.ExecSync, cri.ExecSyncRequest(container_id=identifier, cmd=["sleep", "77"], timeout=1))
+        assert late[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        left = client.ExecSync(cri.ExecSyncRequest(container_id=identifier, cmd=["ps"]))
+        assert b"sleep 77" not in left.stdout
+
+
+def test_stats_events_log_rotation_and_updates(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        events = client.GetContainerEvents(cri.GetEventsRequest())
+        time.sleep(0.3)
+        identifier = start(client, pod_id, config, "sh", "-c", "while true; do echo tick; sleep 0.1; done")
+        stats = client.ContainerStats(cri.ContainerStatsRequest(container_id=identifier)).stats
+        assert stats.attributes.id == identifier
+        assert 0 < stats.memory.working_set_bytes.value < 50 * 2**20
+        listed = client.ListPodSandboxStats(cri.ListPodSandboxStatsRequest()).stats
+        assert [(item.attributes.id, len(item.linux.containers)) for item in listed] == [(pod_id, 1)]
+        resources = cri.LinuxContainerResources(memory_limit_in_bytes=80 * 2**20)
+        client.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=identifier, linux=resources))
+        assert status(client, identifier).resources.linux.memory_limit_in_bytes == 80 * 2**20
+        wait_for(lambda: (tmp_path / "c.log").stat().st_size)
+        (tmp_path / "c.log").rename(tmp_path / "c.log.1")
+        client.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=identifier))
+        wait_for(lambda: (tmp_path / "c.log").exists() and (tmp_path / "c.log").stat().st_size)
+        client.StopContainer(cri.StopContainerRequest(container_id=identifier, timeout=0))
+        kinds = []
+        for event in events:
+            if event.container_id == identifier:
+                kinds.append(event.container_event_type)
+                assert event.pod_sandbox_status.id == pod_id
+            if len(kinds) == 3:
+                break
+        events.cancel()
+        assert kinds == [cri.CONTAINER_CREATED_EVENT, cri.CONTAINER_STARTED_EVENT, cri.CONTAINER_STOPPED_EVENT]
+
+
+def test_images_as_a_kubelet_asks(client: Client) -> None:
+    found = client.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image
+    assert found.id.startswith("sha256:")
+    assert found.pinned  # a person built it
+    assert not client.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image="nowhere:1"))).HasField("image")
+    assert found.id in [image.id for image in client.ListImages(cri.ListImagesRequest()).images]
+    client.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image="nowhere:1")))
+    usage = client.ImageFsInfo(cri.ImageFsInfoRequest()).image_filesystems[0]
+    assert usage.used_bytes.value > 100_000
+    assert Path(usage.fs_id.mountpoint).is_dir()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        name = f"127.0.0.1:{unused.getsockname()[1]}/nothing:1"
+        code, text = refusal(client.PullImage, cri.PullImageRequest(image=cri.ImageSpec(image=name)))
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "127.0.0.1" in text
+
+
+async def messages(ws: aiohttp.ClientWebSocketResponse, until: bytes) -> bytes:
+    """Standard output until this text has come."""
+    found = b""
+    while until not in found:
+        message = await asyncio.wait_for(ws.receive_bytes(), 10)
+        if message[0] == 1:
+            found += message[1:]
+    return found
+
+
+async def test_exec_and_attach_over_websocket(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        identifier = start(client, pod_id, config, "sh", stdin=True, tty=True)
+        request = cri.ExecRequest(container_id=identifier, cmd=["sh"], stdin=True, stdout=True, tty=True)
+        async with aiohttp.ClientSession() as http:
+            url = (await asyncio.to_thread(client.Exec, request)).url
+            async with http.ws_connect(url, protocols=["v5.channel.k8s.io"]) as ws:
+                await ws.send_bytes(b'\x04{"Width":77,"Height":22}')
+                await messages(ws, b"# ")
+                await ws.send_bytes(b"\x00stty size\n")
+                await messages(ws, b"22 77\r\n")
+                await ws.send_bytes(b"\x00exit 6\n")
+                status_text = b""
+                async for message in ws:
+                    status_text += message.data[1:] if message.data[0] == 3 else b""
+            assert json.loads(status_text)["details"]["causes"][0]["message"] == "6"
+
+            attach = cri.AttachRequest(container_id=identifier, stdin=True, stdout=True, tty=True)
+            url = (await asyncio.to_thread(client.Attach, attach)).url
+            async with http.ws_connect(url, protocols=["v4.channel.k8s.io"]) as ws:
+                await ws.send_bytes(b"\x00echo sum $((20+3))\n")
+                await messages(ws, b"sum 23\r\n")
+        found = await asyncio.to_thread(status, client, identifier)
+        assert found.state == cri.CONTAINER_RUNNING
+
+
+async def test_a_client_that_vanishes_takes_its_exec_along(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        identifier = start(client, pod_id, config, "sleep", "100")
+        request = cri.ExecRequest(container_id=identifier, cmd=["sh", "-c", "echo on; exec sleep 5678"], stdout=True)
+        async with aiohttp.ClientSession() as http:
+            url = (await asyncio.to_thread(client.Exec, request)).url
+            async with http.ws_connect(url, protocols=["v5.channel.k8s.io"]) as ws:
+                await messages(ws, b"on\n")
+
+        def listing() -> bytes:
+            return client.ExecSync(cri.ExecSyncRequest(container_id=identifier, cmd=["ps"])).stdout
+
+        await asyncio.to_thread(lambda: wait_for(lambda: b"5678" not in listing(), what="the exec to end"))
+
+
+async def test_port_forward_reaches_loopback_inside_the_pod(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        start(client, pod_id, config, "sh", "-c", "while true; do nc -l -p 8080 -e tr a-z A-Z; done")
+        request = cri.PortForwardRequest(pod_sandbox_id=pod_id, port=[8080])
+        url = (await asyncio.to_thread(client.PortForward, request)).url
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(url, protocols=["SPDY/3.1+portforward.k8s.io"]) as ws,
+            Tunnel.connection(ws) as connection,
+        ):
+            for number in range(50):  # until nc listens
+                data, error = await forward(connection, number, 8080, b"hello")
+                if data:
+                    break
+                await asyncio.sleep(0.1)
+            assert (data, error) == (b"HELLO", b"")
+            _, error = await forward(connection, 100, 9, b"x")
+            assert b"error forwarding port 9" in error
