@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from highrt.images import copying, offload
+from highrt.images import copying
 from highrt.images.containerfile import Instruction, Stage, expand, pairs, parse, words
 from highrt.images.errors import BuildError, ImageError
 from highrt.images.ignore import Ignore
@@ -436,7 +436,7 @@ class _Build:
                     raise error if str(error).startswith("line ") else instruction.fail(str(error)) from None
                 except (ImageError, OSError) as error:
                     raise instruction.fail(str(error)) from None
-                packed = await offload.pack_layer(rootfs.upper, blob, latest_mtime=self._epoch)
+                packed = await self._service.workers.pack_layer(rootfs.upper, blob, latest_mtime=self._epoch)
             if not packed.entries and not keep_empty:
                 state.note(text)
                 return

@@ -1,4 +1,8 @@
-"""Asks a `worker` process to unpack or pack a layer."""
+"""Asks `worker` processes to unpack and pack layers.
+
+A worker that has answered is kept for some seconds: an image has several layers, and starting an interpreter takes as long as
+unpacking a small one.
+"""
 
 import asyncio
 import json
@@ -11,52 +15,82 @@ from typing import Any
 from highrt.images import errors
 from highrt.images.layers import Applied, Packed
 
-
-async def unpack_layer(blob: Path, folder: Path, *, diff_id: str, below: Sequence[Path]) -> Applied:
-    """`layers.unpack` in a process of its own; the files are on disk when it returns.
-
-    Raises what `layers.unpack` raises, and ImageError where the file system failed.
-    """
-    request = {
-        "do": "unpack",
-        "blob": str(blob),
-        "folder": str(folder),
-        "diff_id": diff_id,
-        "below": [str(path) for path in below],
-    }
-    return Applied(**await _ask(request))
+_IDLE_SECONDS = 5.0
+_LINE_LIMIT = 1 << 20
 
 
-async def pack_layer(folder: Path, blob: Path, *, latest_mtime: int | None) -> Packed:
-    """`layers.pack` in a process of its own. Raises ImageError where the file system failed."""
-    return Packed(**await _ask({"do": "pack", "folder": str(folder), "blob": str(blob), "latest_mtime": latest_mtime}))
+class Workers:
+    """The workers of one daemon. Each works on one layer at a time; as many are started as are wanted at once."""
 
+    def __init__(self) -> None:
+        self._idle: dict[asyncio.subprocess.Process, asyncio.TimerHandle] = {}
 
-async def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "highrt.images.worker",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "WORKER_PARENT": str(os.getpid())},
-    )
-    try:
-        output, trouble = await process.communicate(json.dumps(request).encode())
-    except BaseException:
-        if process.returncode is None:
-            process.kill()
-        await asyncio.shield(process.wait())
-        raise
-    if process.returncode != 0:
-        said = trouble.decode(errors="replace").strip().splitlines()
-        last = said[-1] if said else "it said nothing"
-        raise errors.ImageError(f"the process that had to {request['do']} a layer ended with {process.returncode}: {last}")
-    answer: dict[str, Any] = json.loads(output)
-    if "error" in answer:
-        kind: type[errors.ImageError] = getattr(errors, answer["error"], errors.ImageError)
-        raise kind(answer["message"])
-    result: dict[str, Any] = answer["result"]
-    return result
+    async def close(self) -> None:
+        """Ends those that are idle; those at work end with the calls that wait for them."""
+        for process in [*self._idle]:
+            self._end(process)
+            await process.wait()
+
+    async def unpack_layer(self, blob: Path, folder: Path, *, diff_id: str, below: Sequence[Path]) -> Applied:
+        """`layers.unpack` in another process; the files are on disk when it returns.
+
+        Raises what `layers.unpack` raises, and ImageError where the file system failed.
+        """
+        paths = {"blob": str(blob), "folder": str(folder), "below": [str(path) for path in below]}
+        return Applied(**await self._ask({"do": "unpack", "diff_id": diff_id, **paths}))
+
+    async def pack_layer(self, folder: Path, blob: Path, *, latest_mtime: int | None) -> Packed:
+        """`layers.pack` in another process. Raises ImageError where the file system failed."""
+        paths = {"folder": str(folder), "blob": str(blob)}
+        return Packed(**await self._ask({"do": "pack", "latest_mtime": latest_mtime, **paths}))
+
+    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        process = await self._take()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            line = await process.stdout.readline()
+            if not line:
+                code = await process.wait()
+                raise errors.ImageError(
+                    f"the process that had to {request['do']} a layer ended with {code}: see the daemon's log"
+                )
+        except BaseException:
+            if process.returncode is None:
+                process.kill()
+            await asyncio.shield(process.wait())
+            raise
+        self._keep(process)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            kind: type[errors.ImageError] = getattr(errors, answer["error"], errors.ImageError)
+            raise kind(answer["message"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    async def _take(self) -> asyncio.subprocess.Process:
+        while self._idle:
+            process, timer = self._idle.popitem()
+            timer.cancel()
+            if process.returncode is None:
+                return process
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "highrt.images.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "WORKER_PARENT": str(os.getpid())},
+        )
+
+    def _keep(self, process: asyncio.subprocess.Process) -> None:
+        self._idle[process] = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end, process)
+
+    def _end(self, process: asyncio.subprocess.Process) -> None:
+        """A worker ends when its stdin does."""
+        self._idle.pop(process).cancel()
+        assert process.stdin is not None
+        process.stdin.close()

@@ -32,6 +32,7 @@ from highrt.images.model import (
     Progress,
     Usage,
 )
+from highrt.images.offload import Workers
 from highrt.images.reference import Reference, parse, parse_id
 from highrt.images.registry import Manifest, Registry, Repository, checked_manifest
 from highrt.images.snapshots import Rootfs, Snapshots, chain_ids
@@ -66,6 +67,7 @@ class ImageService:
         self._root = root
         self.content = ContentStore(root / "content")
         self.registry = Registry(registry_config)
+        self.workers = Workers()
         self._images: dict[str, Image] = {}
         self._pulls: dict[tuple[str, str, Auth], _Pull] = {}
         self._downloads = asyncio.Semaphore(_PARALLEL_DOWNLOADS)
@@ -77,7 +79,7 @@ class ImageService:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         self.content.open()
         self.metadata = Metadata(self._root / "images.db")
-        self.snapshots = Snapshots(self._root / "snapshots", self.metadata)
+        self.snapshots = Snapshots(self._root / "snapshots", self.metadata, self.workers)
         self.content.drop_scratch()
         self.content.drop_cut_downloads(time.time() - _CUT_DOWNLOAD_SECONDS)
         await asyncio.to_thread(self.snapshots.open)
@@ -92,6 +94,7 @@ class ImageService:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.registry.close()
+        await self.workers.close()
         self.metadata.close()
 
     # what is here

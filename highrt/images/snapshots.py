@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from highrt.images import offload
 from highrt.images.errors import ImageError, ImageInUse
 from highrt.images.locks import KeyedLocks
 from highrt.images.metadata import Metadata, SnapshotRow
+from highrt.images.offload import Workers
 from strata.linux import mounts, syscalls
 from strata.telemetry import logs
 from strata.telemetry.spans import span
@@ -85,8 +85,8 @@ def _mount_from(base: Path, target: str, data: str) -> None:
 class Snapshots:
     """The snapshots of one image root."""
 
-    def __init__(self, root: Path, metadata: Metadata) -> None:
-        self._root, self._metadata = root, metadata
+    def __init__(self, root: Path, metadata: Metadata, workers: Workers) -> None:
+        self._root, self._metadata, self._workers = root, metadata, workers
         self._locks = KeyedLocks()
 
     def open(self) -> None:
@@ -120,7 +120,7 @@ class Snapshots:
             try:
                 with span("unpack layer", diff_id=diff_id):
                     self.folder(snapshot).mkdir(parents=True)
-                    done = await offload.unpack_layer(blob, self.folder(snapshot), diff_id=diff_id, below=below)
+                    done = await self._workers.unpack_layer(blob, self.folder(snapshot), diff_id=diff_id, below=below)
                 self._metadata.snapshot_ready(snapshot, done.bytes, done.inodes)
             except BaseException:
                 self._metadata.remove_snapshot(snapshot)

@@ -1,8 +1,8 @@
 """The process that unpacks and packs layers, so that a million tar headers never hold the daemon's interpreter lock.
 
-`python -m highrt.images.worker` reads one request as JSON from its stdin, and answers on its stdout with
-`{"result": …}` or `{"error": CLASS, "message": TEXT}`; `offload` is the side that asks. It ends with the daemon that started
-it. It imports little: each layer pays for its start.
+`python -m highrt.images.worker` reads requests from its stdin, a line of JSON each, and answers each with a line on its
+stdout: `{"result": …}` or `{"error": CLASS, "message": TEXT}`; `offload` is the side that asks. It ends with its stdin, or with
+the daemon that started it. It imports little, as a pull waits for its start.
 """
 
 import dataclasses
@@ -24,7 +24,12 @@ def main() -> None:
     syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(os.environ["WORKER_PARENT"]):
         sys.exit("the daemon has ended")
-    request = json.load(sys.stdin)
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["do"] == "unpack":
             result: Applied | Packed = unpack(
@@ -33,12 +38,11 @@ def main() -> None:
             _sync_file_system(request["folder"])
         else:
             result = pack(request["folder"], request["blob"], latest_mtime=request["latest_mtime"])
-        answer: dict[str, Any] = {"result": dataclasses.asdict(result)}
+        return {"result": dataclasses.asdict(result)}
     except errors.ImageError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        return {"error": type(error).__name__, "message": str(error)}
     except OSError as error:
-        answer = {"error": "ImageError", "message": f"cannot {request['do']} {request['folder']}: {error}"}
-    json.dump(answer, sys.stdout)
+        return {"error": "ImageError", "message": f"cannot {request['do']} {request['folder']}: {error}"}
 
 
 def _sync_file_system(folder: str) -> None:

@@ -45,13 +45,13 @@ async def test_a_container_writes_to_its_own_layer(service: ImageService, tmp_pa
 
 async def test_the_same_layer_wanted_twice_is_unpacked_once(service: ImageService, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = offload.unpack_layer
+    real = service.workers.unpack_layer
 
     async def counted(*arguments: object, **options: object) -> object:
         calls.append(options["diff_id"])
         return await real(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(offload, "unpack_layer", counted)
+    monkeypatch.setattr(service.workers, "unpack_layer", counted)
     one = add_image(service, NAME, BASE)
     two = add_image(service, "127.0.0.1:1/other:1", BASE, TOP)
     roots = await asyncio.gather(*(service.prepare(image, f"k{n}") for n, image in enumerate([one, two, one, two])))
@@ -149,6 +149,35 @@ async def test_an_unknown_image_and_a_bad_tag_are_refused(service: ImageService)
     await service.remove(NAME)
     with pytest.raises(ImageNotFound, match="not here any more"):
         await service.prepare(image, "k")
+
+
+async def test_a_worker_that_is_killed_fails_its_layer_only(service: ImageService, tmp_path: Path) -> None:
+    image = add_image(service, NAME, tar_of(*(file(f"f{n}", os.urandom(4096)) for n in range(4000))))
+    task = asyncio.create_task(service.prepare(image, "k"))
+    snapshots = tmp_path / "images/snapshots"
+    async with asyncio.timeout(30):
+        while not any(len(list(folder.iterdir())) > 20 for folder in snapshots.glob("*/fs")):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    (worker,) = (int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split() if is_worker(pid))
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(ImageError, match="ended with -9"):
+        await task
+    assert list(snapshots.iterdir()) == []
+    await service.prepare(image, "k")
+
+
+def is_worker(pid: str) -> bool:
+    return b"highrt.images.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+async def test_workers_end_when_they_are_idle(service: ImageService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offload, "_IDLE_SECONDS", 0.05)
+    for number in range(3):
+        image = add_image(service, f"127.0.0.1:1/app:{number}", tar_of(file(f"f{number}")))
+        await service.prepare(image, f"k{number}")
+    async with asyncio.timeout(10):
+        while any(map(is_worker, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 KILLED = """
