@@ -13,11 +13,13 @@ from typing import Any
 
 from highrt.monitor import wire
 from highrt.spawner.main import VERSION
+from strata.linux import syscalls
 from strata.telemetry import logs
 
 log = logs.get("highrt.spawner")
 
 ANSWER_SECONDS = 1.0
+_MOUNT_ATTR_RDONLY = 1
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -136,8 +138,39 @@ class Spawner:
 
 def _python(script: Path, arguments: list[str], passed: socket.socket) -> "subprocess.Popen[bytes]":
     # -I and -S: nothing of the environment and no site-packages; what runs here needs the standard library only.
-    command = [os.path.realpath(sys.executable), "-IS", str(script), *arguments]
-    return subprocess.Popen(command, pass_fds=[passed.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    interpreter = os.path.realpath(sys.executable)
+    view = _read_only(interpreter)
+    try:
+        return subprocess.Popen(
+            [interpreter, "-IS", str(script), *arguments],
+            executable=interpreter if view is None else f"/proc/{os.getpid()}/fd/{view}",
+            pass_fds=[passed.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    finally:
+        if view is not None:
+            os.close(view)
+
+
+def _read_only(path: str) -> int | None:
+    """A descriptor of a file through a read-only mount that is nowhere in the tree; None where the kernel has no such thing.
+
+    What is forked from here becomes containers: by /proc/self/exe one could otherwise write to the host's interpreter
+    (CVE-2019-5736).
+    """
+    try:
+        view = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
+    except OSError as error:
+        log.warning("no read-only view of the interpreter: containers of root might overwrite it", error=str(error))
+        return None
+    try:
+        syscalls.mount_setattr(view, recursive=False, set_=_MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        os.close(view)
+        log.warning("no read-only view of the interpreter: containers of root might overwrite it", error=str(error))
+        return None
+    return view
 
 
 async def _reap(process: "subprocess.Popen[bytes]") -> None:

@@ -156,3 +156,12 @@ async def test_a_process_that_outlives_its_container_is_ended(node: Node) -> Non
     await node.manager.start_container(container.id)
     await ended(node.manager, container.id)
     assert not cgroups.open_cgroup(container.cgroup).pids(recursive=True)
+
+
+async def test_the_interpreter_cannot_be_written_through_what_runs_it(node: Node) -> None:
+    """CVE-2019-5736: a container's first process runs the monitor's interpreter until its exec."""
+    container_id = await node.started("sleep", "60")
+    for pid in (node.manager._monitors.spawner.pid, monitor_pid(node, container_id)):
+        assert os.statvfs(f"/proc/{pid}/exe").f_flag & os.ST_RDONLY
+        with pytest.raises(OSError, match="Read-only file system"):
+            os.close(os.open(f"/proc/{pid}/exe", os.O_WRONLY))
