@@ -1,0 +1,121 @@
+"""CNI: which configuration holds, what plugins are told, and what is kept for the DEL."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from highrt.cni import configuration
+from highrt.cni.errors import CniError, NotConfigured
+from highrt.cni.network import Attachment, Network, PortMapping
+
+_PLUGIN = """#!{python} -S
+import json, os, sys
+request = json.load(sys.stdin)
+name, command = os.path.basename(sys.argv[0]), os.environ["CNI_COMMAND"]
+with open("{record}", "a") as out:
+    out.write(json.dumps([name, command, request, dict(os.environ)]) + "\\n")
+if os.path.exists("{record}.fail-" + name + command):
+    print(json.dumps({{"cniVersion": "1.0.0", "code": 7, "msg": "it does not want", "details": "at all"}}))
+    sys.exit(1)
+if command == "ADD":
+    result = request.get("prevResult") or {{"cniVersion": "1.0.0", "ips": []}}
+    result["ips"].append({{"address": "10.1.2.%d/24" % (3 + len(result["ips"]))}})
+    print(json.dumps(result))
+"""
+
+
+class Plugins:
+    """Two executables that write down what they are told."""
+
+    def __init__(self, folder: Path) -> None:
+        self._record = folder / "calls"
+        self.conf, self.bin, self.cache = folder / "conf", folder / "bin", folder / "cache"
+        for path in (self.conf, self.bin):
+            path.mkdir()
+        for name in ("one", "two"):
+            path = self.bin / name
+            path.write_text(_PLUGIN.format(python=sys.executable, record=self._record))
+            path.chmod(0o755)
+        plugins = [{"type": "one", "capabilities": {"portMappings": True}}, {"type": "two"}]
+        config = {"cniVersion": "1.0.0", "name": "net", "plugins": plugins}
+        (self.conf / "10-net.conflist").write_text(json.dumps(config))
+        self.network = Network(self.conf, self.bin, {}, self.cache)
+
+    def fail(self, name: str, command: str) -> None:
+        Path(f"{self._record}.fail-{name}{command}").touch()
+
+    def calls(self) -> list[tuple[str, str, dict[str, Any], dict[str, str]]]:
+        found = [json.loads(line) for line in self._record.read_text().splitlines()]
+        self._record.unlink()
+        return [(name, command, request, environ) for name, command, request, environ in found]
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Plugins:
+    return Plugins(tmp_path)
+
+
+_POD = Attachment("pod1", "/ns/1", {"K8S_POD_NAME": "p"}, [PortMapping(80, 8080, "tcp")])
+
+
+async def test_an_attachment_from_add_to_del(plugins: Plugins) -> None:
+    assert await plugins.network.add(_POD) == ["10.1.2.3", "10.1.2.4"]
+    one, two = plugins.calls()
+    assert [(one[0], one[1]), (two[0], two[1])] == [("one", "ADD"), ("two", "ADD")]
+    assert one[2] == {
+        "type": "one", "cniVersion": "1.0.0", "name": "net",
+        "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]},
+    }  # fmt: skip
+    assert two[2]["prevResult"] == {"cniVersion": "1.0.0", "ips": [{"address": "10.1.2.3/24"}]}
+    wanted = {"CNI_CONTAINERID": "pod1", "CNI_NETNS": "/ns/1", "CNI_IFNAME": "eth0", "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=p"}
+    assert wanted.items() <= one[3].items()
+    await plugins.network.check(_POD)
+    assert [call[:2] for call in plugins.calls()] == [("one", "CHECK"), ("two", "CHECK")]
+    (plugins.conf / "10-net.conflist").unlink()
+    await plugins.network.delete(Attachment("pod1", ""))
+    two, one = plugins.calls()
+    assert [(two[0], two[1]), (one[0], one[1])] == [("two", "DEL"), ("one", "DEL")]
+    assert len(one[2]["prevResult"]["ips"]) == 2
+    assert (one[3]["CNI_NETNS"], one[3]["CNI_ARGS"]) == ("", "IgnoreUnknown=1;K8S_POD_NAME=p")
+    assert plugins.network.attached() == []
+    await plugins.network.delete(_POD)
+
+
+async def test_an_add_that_fails_is_undone_and_told(plugins: Plugins) -> None:
+    plugins.fail("two", "ADD")
+    with pytest.raises(CniError, match=r"plugin two \(ADD\): it does not want: at all") as caught:
+        await plugins.network.add(_POD)
+    assert caught.value.code == 7
+    assert [call[:2] for call in plugins.calls()] == [("one", "ADD"), ("two", "ADD"), ("two", "DEL"), ("one", "DEL")]
+    assert plugins.network.attached() == []
+
+
+async def test_a_del_that_fails_can_be_tried_again(plugins: Plugins) -> None:
+    await plugins.network.add(_POD)
+    plugins.fail("two", "DEL")
+    with pytest.raises(CniError):
+        await plugins.network.delete(_POD)
+    assert plugins.network.attached() == ["pod1"]
+
+
+def test_the_first_good_file_by_name_holds(plugins: Plugins) -> None:
+    (plugins.conf / "00-broken.conflist").write_text("{")
+    (plugins.conf / "01-other.conf").write_text(json.dumps({"cniVersion": "0.4.0", "name": "single", "type": "one"}))
+    (plugins.conf / "02-note.txt").write_text("no configuration")
+    found = configuration.load(plugins.conf)
+    assert (found.name, found.version, len(found.plugins)) == ("single", "0.4.0", 1)
+
+
+def test_what_is_missing_is_said(plugins: Plugins, tmp_path: Path) -> None:
+    with pytest.raises(NotConfigured, match="nowhere"):
+        configuration.load(tmp_path / "nowhere")
+    (plugins.bin / "two").unlink()
+    ready, why = plugins.network.status()
+    assert not ready
+    assert "no plugin two" in why
+    for bad in ([], {"name": "x"}, {"name": "x", "plugins": []}, {"name": "x", "plugins": [{"type": "../sh"}]}):
+        with pytest.raises(ValueError, match=r"must|missing|needs"):
+            configuration.parse(bad)
