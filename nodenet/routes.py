@@ -128,8 +128,8 @@ def reconcile(routes: Routes) -> bool:
 def _present(ipr: Any) -> Routes:
     routes = {}
     for message in ipr.get_routes(proto=PROTOCOL, table=254):
-        if message["proto"] == PROTOCOL and message.get("gateway"):
-            routes[f"{message.get('dst')}/{message['dst_len']}"] = message["gateway"]
+        if message["proto"] == PROTOCOL and (gateway := message.get("gateway")):
+            routes[f"{message.get('dst')}/{message['dst_len']}"] = gateway
     return routes
 
 
