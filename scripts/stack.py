@@ -258,9 +258,11 @@ def tell_what_next(stack: Stack, *, joined: bool) -> None:
             f"    controlplane token create --data-dir {stack.kubeconfig.parent}     # how another node joins",
             f"    scripts/down{f' --netns {stack.netns}' if stack.netns else ''}",
             "",
-            "with kubectl told where the cluster is:",
+            "kubectl must be told where the cluster is:",
             "",
             f"    export KUBECONFIG={stack.kubeconfig}",
+            "",
+            f"kubeconfig: {stack.kubeconfig}",
         ]
     print("\n".join(lines), flush=True)
 

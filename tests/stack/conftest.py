@@ -43,9 +43,7 @@ class Node:
         return done.stdout
 
     def down(self) -> None:
-        subprocess.run(
-            [REPOSITORY / "scripts/down", "--netns", self.name], check=True, stdin=subprocess.DEVNULL, timeout=120
-        )
+        subprocess.run([REPOSITORY / "scripts/down", "--netns", self.name], check=True, stdin=subprocess.DEVNULL, timeout=120)
 
     def inside(self, *argv: str | Path) -> list[str]:
         """The command line that runs argv in the node's network namespace."""

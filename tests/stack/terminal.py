@@ -9,7 +9,6 @@ import signal
 import struct
 import termios
 import time
-from types import TracebackType
 
 
 class Terminal:
@@ -33,7 +32,7 @@ class Terminal:
     def resize(self, *, rows: int, columns: int) -> None:
         self._set_size(self._master, rows, columns)  # the kernel sends SIGWINCH to the foreground group
 
-    def type(self, text: str) -> None:
+    def send(self, text: str) -> None:
         os.write(self._master, text.encode())
 
     def expect(self, pattern: str, *, seconds: float = 15) -> str:
@@ -47,7 +46,7 @@ class Terminal:
 
     def ask(self, text: str, pattern: str, *, seconds: float = 1) -> bool:
         """Types, and tells whether the pattern was shown within the time."""
-        self.type(text)
+        self.send(text)
         try:
             self.expect(pattern, seconds=seconds)
         except AssertionError:
@@ -78,7 +77,7 @@ class Terminal:
     def __enter__(self) -> "Terminal":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.status is None:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)

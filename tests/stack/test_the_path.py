@@ -115,16 +115,16 @@ def test_exec_passes_output_input_and_exit_code(cluster: Cluster) -> None:
 def test_exec_with_a_real_terminal_resizes_and_takes_ctrl_c_and_ctrl_d(cluster: Cluster) -> None:
     with Terminal(cluster.kubectl_argv("exec", "-it", "counter", "--", "sh"), rows=40, columns=100) as terminal:
         terminal.expect(r"[#$] $")
-        terminal.type("stty size\r")
+        terminal.send("stty size\r")
         terminal.expect(r"40 100\s")
         terminal.resize(rows=50, columns=132)
         wait_for(lambda: terminal.ask("stty size\r", r"50 132\s"), seconds=10, what="the new size to arrive")
-        terminal.type("sleep 1000\r")
+        terminal.send("sleep 1000\r")
         terminal.expect("sleep 1000")
-        terminal.type("\x03")
-        terminal.type("echo code $?\r")
+        terminal.send("\x03")
+        terminal.send("echo code $?\r")
         terminal.expect(r"code 130")
-        terminal.type("\x04")
+        terminal.send("\x04")
         assert terminal.wait() == 0  # the status of the shell's last command, the echo
 
 
@@ -170,9 +170,7 @@ def test_describe_and_the_output_formats(cluster: Cluster) -> None:
 
 def test_a_deployment_with_a_service_is_applied_scaled_and_reached_by_its_name(cluster: Cluster) -> None:
     cluster.kubectl("apply", "-f", "-", input=DEPLOYMENT)
-    assert "successfully rolled out" in cluster.kubectl(
-        "rollout", "status", "deployment/web", "--timeout=90s", seconds=100
-    )
+    assert "successfully rolled out" in cluster.kubectl("rollout", "status", "deployment/web", "--timeout=90s", seconds=100)
     cluster.kubectl("scale", "deployment/web", "--replicas=2")
     wait_for(lambda: cluster.get("deployment", "web")["status"].get("replicas") == 2, seconds=60, what="2 replicas")
     assert "hello from" in cluster.kubectl("exec", "counter", "--", "wget", "-qO-", "-T", "10", "http://web")
@@ -218,16 +216,12 @@ def test_the_spans_of_one_pod_make_one_tree_from_the_write_to_the_exec(cluster: 
     assert len(roots) == 1, [(s["service"], s["name"]) for s in roots]
     assert {s["service"] for s in spans} >= {"apiserver", "scheduler", "kubelet", "highrt", "monitor"}
     assert any("exec" in s["name"] for s in spans if s["service"] == "monitor")
-    drawn = subprocess.run(
-        [REPOSITORY / "scripts/spans", spans_folder, "--trace", trace], capture_output=True, text=True
-    )
+    drawn = subprocess.run([REPOSITORY / "scripts/spans", spans_folder, "--trace", trace], capture_output=True, text=True)
     assert "RunPodSandbox" in drawn.stdout
 
 
 def test_a_second_node_joins_by_the_printed_command_and_runs_a_pod(cluster: Cluster, names: dict[str, str]) -> None:
-    command = cluster.node.run(
-        "controlplane", "token", "create", "--data-dir", cluster.kubeconfig.parent
-    ).stdout.strip()
+    command = cluster.node.run("controlplane", "token", "create", "--data-dir", cluster.kubeconfig.parent).stdout.strip()
     assert command.startswith("kubelet join https://")
     second = Node(names["second"], arguments=("--link", names["link"], "--join", command))
     try:

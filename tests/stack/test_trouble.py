@@ -1,10 +1,12 @@
 """When things go wrong: daemons are killed while pods run, and pods fail in the ways that users know."""
 
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,15 @@ from tests.stack.conftest import Cluster
 HELLO = "127.0.0.1:5000/hello:latest"
 
 
-def apply_pod(cluster: Cluster, name: str, container: str, *, pod: str = "") -> None:
-    """Makes a pod; container and pod are further lines of YAML in flow style, without their braces."""
-    spec = f"restartPolicy: Always, terminationGracePeriodSeconds: 1, containers: [{{name: c, {container}}}]"
-    extra = f", {pod}" if pod else ""
-    manifest = f"{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{{spec}{extra}}}}}"
-    cluster.kubectl("apply", "-f", "-", input=manifest)
+def apply_pod(cluster: Cluster, name: str, container: dict[str, Any], **pod: Any) -> None:
+    """Makes a pod of one container; `container` and `pod` are further fields of theirs."""
+    spec = {
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": 1,
+        "containers": [{"name": "c", "image": HELLO, **container}],
+    }
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {**spec, **pod}}
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
 
 
 @pytest.fixture
@@ -51,21 +56,21 @@ def processes_of(cluster: Cluster, marker: str) -> list[int]:
 
 
 def test_a_missing_image_is_backed_off_and_named(cluster: Cluster, pod_name: str) -> None:
-    apply_pod(cluster, pod_name, 'image: "127.0.0.1:5000/nothing:here"')
+    apply_pod(cluster, pod_name, {"image": "127.0.0.1:5000/nothing:here"})
     state = cluster.wait_reason(pod_name, "ErrImagePull")
     assert "nothing" in state["message"]
     assert "127.0.0.1:5000/nothing:here" in cluster.wait_reason(pod_name, "ImagePullBackOff")["message"]
 
 
 def test_a_command_that_does_not_exist_is_named(cluster: Cluster, pod_name: str) -> None:
-    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [/no/such/program]')
+    apply_pod(cluster, pod_name, {"command": ["/no/such/program"]})
     state = cluster.wait_reason(pod_name, "RunContainerError", "StartError", "CreateContainerError")
     assert "/no/such/program" in state["message"]
     assert "no such file" in state["message"]
 
 
 def test_a_failing_program_is_backed_off(cluster: Cluster, pod_name: str) -> None:
-    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [sh, -c, "echo going down; exit 3"]')
+    apply_pod(cluster, pod_name, {"command": ["sh", "-c", "echo going down; exit 3"]})
     assert "back-off" in cluster.wait_reason(pod_name, "CrashLoopBackOff")["message"]
     status = cluster.get("pod", pod_name)["status"]["containerStatuses"][0]
     assert status["lastState"]["terminated"]["exitCode"] == 3
@@ -75,19 +80,13 @@ def test_a_failing_program_is_backed_off(cluster: Cluster, pod_name: str) -> Non
 
 def test_too_much_memory_is_told_as_oomkilled(cluster: Cluster, pod_name: str) -> None:
     hog = "x=a; while true; do x=$x$x; done"
-    apply_pod(
-        cluster, pod_name, f'image: "{HELLO}", command: [sh, -c, "{hog}"], resources: {{limits: {{memory: 20Mi}}}}'
-    )
+    apply_pod(cluster, pod_name, {"command": ["sh", "-c", hog], "resources": {"limits": {"memory": "20Mi"}}})
     assert cluster.wait_reason(pod_name, "OOMKilled")["exitCode"] == 137
 
 
 def test_a_volume_that_cannot_be_made_is_told_in_an_event(cluster: Cluster, pod_name: str) -> None:
-    apply_pod(
-        cluster,
-        pod_name,
-        f'image: "{HELLO}", volumeMounts: [{{name: v, mountPath: /v}}]',
-        pod="volumes: [{name: v, configMap: {name: not-there}}]",
-    )
+    mounted = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+    apply_pod(cluster, pod_name, mounted, volumes=[{"name": "v", "configMap": {"name": "not-there"}}])
 
     def told() -> bool:
         events = cluster.kubectl("get", "events", "--field-selector", f"involvedObject.name={pod_name}")
@@ -98,10 +97,10 @@ def test_a_volume_that_cannot_be_made_is_told_in_an_event(cluster: Cluster, pod_
 
 @pytest.mark.parametrize("daemon", ["highrt", "spawner", "kubelet", "controlplane", "controllers", "nodenet"])
 def test_a_killed_daemon_loses_nothing(cluster: Cluster, pod_name: str, daemon: str) -> None:
-    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [sh, -c, "i=0; while sleep 0.1; do echo $((i++)); done"]')
+    apply_pod(cluster, pod_name, {"command": ["sh", "-c", "i=0; while sleep 0.1; do echo $((i++)); done"]})
     before = cluster.wait_pod(pod_name)["status"]
     if daemon in ("spawner", "controllers"):
-        (pid,) = processes_of(cluster, "highrt.spawner" if daemon == "spawner" else "controlplane controllers")
+        (pid,) = processes_of(cluster, "highrt.spawner" if daemon == "spawner" else "controlplane.controllers")
     else:
         pid = daemon_pid(cluster, daemon)
     os.kill(pid, signal.SIGKILL)
@@ -132,11 +131,9 @@ def log_of(cluster: Cluster, pod: str) -> bytes:
 
 
 def test_a_killed_monitor_is_told_and_its_pod_is_made_again(cluster: Cluster, pod_name: str) -> None:
-    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [sleep, "100000"]')
+    apply_pod(cluster, pod_name, {"command": ["sleep", "100000"]})
     pod = cluster.wait_pod(pod_name)
-    container = (
-        pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://").removeprefix("highrt://")
-    )
+    container = pod["status"]["containerStatuses"][0]["containerID"].rpartition("//")[2]
     inside = container_pid(cluster, container)
     os.kill(parent_of(inside), signal.SIGKILL)
     wait_for(lambda: not os.path.exists(f"/proc/{inside}"), what="the container to be killed with its monitor")
@@ -149,9 +146,7 @@ def test_a_killed_monitor_is_told_and_its_pod_is_made_again(cluster: Cluster, po
 
 
 def container_pid(cluster: Cluster, container_id: str) -> int:
-    out = cluster.node.run(
-        "highrt", "--address", cluster.node.socket, "inspect", "--format", "{{.State.Pid}}", container_id
-    )
+    out = cluster.node.run("highrt", "--address", cluster.node.socket, "inspect", "--format", "{{.State.Pid}}", container_id)
     return int(out.stdout)
 
 
@@ -161,7 +156,7 @@ def parent_of(pid: int) -> int:
 
 
 def test_all_daemons_killed_at_once_come_back(cluster: Cluster, pod_name: str) -> None:
-    apply_pod(cluster, pod_name, f'image: "{HELLO}", command: [sleep, "100000"]')
+    apply_pod(cluster, pod_name, {"command": ["sleep", "100000"]})
     before = cluster.wait_pod(pod_name)["status"]["containerStatuses"][0]["containerID"]
     for daemon in ("kubelet", "highrt", "controlplane", "nodenet"):
         os.kill(daemon_pid(cluster, daemon), signal.SIGKILL)
@@ -172,10 +167,9 @@ def test_all_daemons_killed_at_once_come_back(cluster: Cluster, pod_name: str) -
 
 
 def test_a_request_that_makes_no_sense_gets_a_clear_answer(cluster: Cluster) -> None:
-    manifest = "{apiVersion: v1, kind: Pod, metadata: {name: Bad_Name}, spec: {containers: [{name: c}]}}"
-    done = subprocess.run(
-        cluster.kubectl_argv("apply", "-f", "-"), input=manifest, text=True, capture_output=True, timeout=30
-    )
+    bad: dict[str, Any] = {"metadata": {"name": "Bad_Name"}, "spec": {"containers": [{"name": "c"}]}}
+    manifest = json.dumps({"apiVersion": "v1", "kind": "Pod", **bad})
+    done = subprocess.run(cluster.kubectl_argv("apply", "-f", "-"), input=manifest, text=True, capture_output=True, timeout=30)
     assert done.returncode == 1
     assert 'The Pod "Bad_Name" is invalid' in done.stderr
     assert "metadata.name: Invalid value" in done.stderr
