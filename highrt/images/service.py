@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from highrt.images.content import ContentStore
-from highrt.images.errors import ImageError, ImageInUse, ImageNotFound, InvalidImage
+from highrt.images.errors import ImageError, ImageInUse, ImageNotFound, InvalidImage, InvalidReference
 from highrt.images.locks import KeyedLocks
 from highrt.images.metadata import Metadata
 from highrt.images.model import (
@@ -217,7 +217,7 @@ class ImageService:
 
             pull = _Pull(asyncio.create_task(self._pull(name, auth, wanted, report)), listeners)
             self._pulls[key] = pull
-            pull.task.add_done_callback(lambda _: self._pulls.pop(key, None))
+            pull.task.add_done_callback(lambda _: self._forget_pull(key, pull))
         if progress:
             pull.listeners.append(progress)
         pull.waiting += 1
@@ -229,7 +229,11 @@ class ImageService:
                 pull.listeners.remove(progress)
             if pull.waiting == 0 and not pull.task.done():
                 pull.task.cancel()  # nobody wants it any more
-                self._pulls.pop(key, None)
+                self._forget_pull(key, pull)
+
+    def _forget_pull(self, key: tuple[str, str, Auth], pull: _Pull) -> None:
+        if self._pulls.get(key) is pull:  # and not a later one of the same name
+            del self._pulls[key]
 
     async def _pull(self, name: Reference, auth: Auth | None, platform: Platform, report: Report) -> Image:
         try:
@@ -340,6 +344,8 @@ class ImageService:
         if image is None:
             raise ImageNotFound(f"image {reference} is not here: build or pull it first")
         name = parse(destination or reference)
+        if not destination and name.stored not in (*image.tags, *image.digests):
+            raise InvalidReference(f"{reference} does not say which registry to push to: tag the image first")
         report = progress or (lambda _: None)
         with span("push image", image=str(name)):
             async with self.working():

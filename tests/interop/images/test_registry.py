@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from highrt.images.errors import (
     DigestMismatch,
     ImageNotFound,
     InvalidImage,
+    InvalidReference,
     RegistryUnauthorized,
     RegistryUnavailable,
 )
@@ -77,6 +79,9 @@ async def test_what_was_pulled_is_pushed_and_copied_by_skopeo_and_unpacked_by_um
     service: ImageService, registry: DockerRegistry, tmp_path: Path
 ) -> None:
     image = await service.pull(f"{registry.address}/app:oci")
+    for unnamed in (image.id, image.id[7:19]):
+        with pytest.raises(InvalidReference, match="tag the image first"):
+            await service.push(unnamed)
     digest = await service.push(image.id, destination=f"{registry.address}/pushed:1")
     assert digest == remote_digest(registry.address, "pushed:1")
     assert f"{registry.address}/pushed@{digest}" in (service.resolve(image.id) or image).digests
@@ -476,6 +481,33 @@ def bcrypt(password: str) -> str:
     hashed = crypt.crypt(password, crypt.mksalt(crypt.METHOD_BLOWFISH, rounds=16))
     assert hashed.startswith("$2b$"), "the C library knows bcrypt"
     return hashed
+
+
+async def test_a_registry_that_wants_a_client_certificate(
+    service: ImageService, layout: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    certificate, key = openssl_certificate(tmp_path)
+    tls = f", tls: {{certificate: '{certificate}', key: '{key}', clientcas: ['{certificate}']}}"
+    strict = DockerRegistry(tmp_path_factory.mktemp("strict"), http=tls)
+    configured = tmp_path / "certs.d" / strict.address
+    configured.mkdir(parents=True)
+    shutil.copy(certificate, configured / "mine.cert")
+    shutil.copy(key, configured / "mine.key")
+    (configured / "hosts.toml").write_text(
+        f'server = "https://{strict.address}"\nskip_verify = true\nclient = [["mine.cert", "mine.key"]]\n'
+    )
+    known = ImageService(tmp_path / "known", tmp_path / "certs.d")
+    await known.open()
+    try:
+        strict.start()
+        copy = ("skopeo", "copy", "--dest-tls-verify=false", "--dest-cert-dir", configured)
+        run(*copy, f"oci:{layout}", f"docker://{strict.address}/app:1")
+        with pytest.raises(RegistryUnavailable):
+            await service.pull(f"{strict.address}/app:1")
+        await known.pull(f"{strict.address}/app:1")
+    finally:
+        await known.close()
+        strict.stop()
 
 
 async def test_mirrors_are_asked_first_and_the_registry_last(proxy: Proxy, registry: DockerRegistry, tmp_path: Path) -> None:
