@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from highrt.cli import formats
 from highrt.cli.connection import DaemonError, run
@@ -61,8 +59,7 @@ def push(ctx: click.Context, image: str, destination: str, quiet: bool, creds: s
 async def _show(stream: AsyncIterator[api.Progress], name: str, *, quiet: bool) -> str:
     """Bars in a terminal, a line for each change of a layer's phase elsewhere."""
     result = ""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet or not sys.stderr.isatty():
         phases: dict[str, str] = {}
         async for item in stream:
             if item.result:
@@ -72,6 +69,11 @@ async def _show(stream: AsyncIterator[api.Progress], name: str, *, quiet: bool) 
                 amount = f" ({formats.size(item.total_bytes)})" if item.total_bytes else ""
                 click.echo(f"{formats.short(item.layer) or name}: {item.phase}{amount}", err=True)
         return result
+    # late, because only bars need it
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(30), DownloadColumn(), TextColumn("[dim]{task.fields[phase]}"))
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
