@@ -189,7 +189,7 @@ class ApiServer:
             name = f"{verb} {target.resource.plural}" + (f"/{target.subresource}" if target.subresource else "")
             if verb == "watch" or target.subresource in CONNECT:
                 return await self._serve(request, user, verb, target, target.resource)
-            with spans.span(name, parent=request.headers.get(spans.METADATA_KEY), namespace=target.namespace, name_=target.name):
+            with spans.span(name, parent=self._parent_span(request, target), namespace=target.namespace, object=target.name):
                 return await self._serve(request, user, verb, target, target.resource)
         except StatusError as error:
             return self._failure(error)
@@ -198,6 +198,16 @@ class ApiServer:
         except Exception as error:
             log.exception("request failed", method=request.method, path=request.path)
             return self._failure(StatusError(500, "InternalError", f"Internal error occurred: {type(error).__name__}: {error}"))
+
+    def _parent_span(self, request: web.BaseRequest, target: Target) -> str | None:
+        """The client's span; where it has none, that in which the pod was created: a pod's spans are one tree."""
+        given = request.headers.get(spans.METADATA_KEY)
+        resource = target.resource
+        if given or not spans.enabled() or resource is None or resource.plural != "pods" or not target.name:
+            return given
+        entry = self.reader.of(resource).get(resource.key(target.namespace, target.name))
+        annotations = entry.decode()["metadata"].get("annotations") if entry else None
+        return (annotations or {}).get(spans.ANNOTATION)
 
     async def _authenticate(self, request: web.BaseRequest) -> UserInfo:
         if self._authenticator is None:
