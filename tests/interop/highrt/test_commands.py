@@ -20,13 +20,15 @@ def test_push_and_pull_by_tag_and_by_digest(daemon: Daemon, registry: DockerRegi
     )
     assert theirs.stdout.strip() == digest
     by_digest = f"{registry.address}/team/hello@{digest}"
-    daemon.out("rmi", name, by_digest)
+    daemon.out("rmi", name, IMAGE)  # the last names it had
+    assert daemon.out("images", "-q") == ""
     done = daemon.command("run", "--rm", "--network", "none", by_digest, "echo", "by digest")
     assert done.stdout == "by digest\n"
     assert "pulling" in done.stderr
+    daemon.out("tag", by_digest, IMAGE)
     pulled = daemon.command("pull", name)
     assert pulled.stdout.startswith("sha256:")
-    daemon.out("rmi", name, by_digest)
+    daemon.out("rmi", name)
     missing = daemon.command("pull", f"{registry.address}/team/none:1", check=False)
     assert missing.returncode == 1
     assert "team/none:1" in missing.stderr
