@@ -24,6 +24,10 @@ def allocate(request: Request) -> Result:
     """
     ipam, sets = _configuration(request)
     wanted = _wanted(request)
+    # Read before anything is reserved: what is wrong in here must not cost an address.
+    rest: Result = {"routes": _routes(ipam)}
+    if resolv := ipam.get("resolvConf"):
+        rest["dns"] = _resolv(Path(str(resolv)))
     ips: list[dict[str, Any]] = []
     with _leases(request, ipam) as leases:
         if leases.of(request.container_id, request.ifname):
@@ -42,10 +46,7 @@ def allocate(request: Request) -> Result:
         except BaseException:
             leases.release(request.container_id, request.ifname)
             raise
-    result: Result = {"ips": ips, "routes": _routes(ipam)}
-    if resolv := ipam.get("resolvConf"):
-        result["dns"] = _resolv(Path(str(resolv)))
-    return result
+    return {"ips": ips, **rest}
 
 
 def release(request: Request) -> None:
