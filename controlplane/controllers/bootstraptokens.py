@@ -1,7 +1,8 @@
 """Bootstrap tokens: expired ones go, and cluster-info carries a signature by each that may sign.
 
 A machine that is to join knows a token and nothing else. It reads kube-public/cluster-info, which everybody may, and trusts
-it if it is signed with its token: a JWS (RFC 7515, HS256, detached content) over the kubeconfig in it, whose key is the token.
+it if it is signed with its token: a JWS (RFC 7515, HS256, detached content) over the kubeconfig in it, whose key is the
+token's secret.
 https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/
 """
 
@@ -44,7 +45,7 @@ def expires_in(secret: Object) -> float | None:
 
 
 def signature(content: str, token_id: str, secret: str) -> str:
-    """The detached JWS of the content, with the whole token as the key."""
+    """The detached JWS of the content, with the token's secret as the key."""
     header = _encoded(orjson.dumps({"alg": "HS256", "kid": token_id}))
     digest = hmac.digest(secret.encode(), f"{header}.{_encoded(content.encode())}".encode(), hashlib.sha256)
     return f"{header}..{_encoded(digest)}"

@@ -1,6 +1,6 @@
 """The garbage collector: what belongs to others goes when they go (ownerReferences).
 
-It keeps a graph of all objects that own or are owned, made from the metadata of every resource that can be deleted. An
+It keeps a graph of all objects, made from the metadata of every resource that can be deleted. An
 object all of whose owners are gone is deleted. An owner that is deleted in the foreground (finalizer foregroundDeletion) stays
 until its dependents that block it are gone; one that is deleted with finalizer orphan has its dependents cut loose first.
 https://kubernetes.io/docs/concepts/architecture/garbage-collection/
@@ -62,14 +62,15 @@ class GarbageCollector(Controller[str]):
         self.nodes: dict[str, Node] = {}
         self.dependents: dict[str, set[str]] = defaultdict(set)
         self.kinds: dict[tuple[str, str], Resource] = {}
-        self.informers: dict[Resource, tuple[Informer, asyncio.Task[None]]] = {}
+        self.informers: dict[Resource, Informer] = {}
+        self.tasks: dict[Resource, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         watching = asyncio.create_task(self._watch_resources())
         try:
             await super().run()
         finally:
-            tasks = [watching, *(task for _, task in self.informers.values())]
+            tasks = [watching, *self.tasks.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -77,7 +78,8 @@ class GarbageCollector(Controller[str]):
     # --- the graph
 
     async def _watch_resources(self) -> None:
-        """Follows every resource that discovery knows, and looks for new ones now and then."""
+        """Follows every resource that discovery knows (by the informer that others have, if there is one), and looks for new
+        ones now and then."""
         while True:
             try:
                 found = await discovery.resources(self.client)
@@ -90,18 +92,21 @@ class GarbageCollector(Controller[str]):
             for resource in wanted:
                 if resource not in self.informers:
                     self._follow(resource)
-            for resource in [r for r in self.informers if r not in wanted]:
-                self.informers.pop(resource)[1].cancel()
+            for resource in [r for r in self.tasks if r not in wanted]:
+                self.tasks.pop(resource).cancel()
+                del self.informers[resource]
             await asyncio.sleep(_DISCOVERY_SECONDS)
 
     def _follow(self, resource: Resource) -> None:
-        informer = Informer(self.client, resource, metadata_only=True)
+        shared = self.context.informers.known(resource)
+        informer = self.informers[resource] = shared or Informer(self.client, resource, metadata_only=True)
         informer.add_handler(
             lambda obj: self._put(Node.of(resource, obj)),
             lambda _, obj: self._put(Node.of(resource, obj)),
             lambda obj: self._remove(obj["metadata"]["uid"]),
         )
-        self.informers[resource] = informer, asyncio.create_task(informer.run(), name=f"garbage {resource.plural}")
+        if shared is None:
+            self.tasks[resource] = asyncio.create_task(informer.run(), name=f"garbage {resource.plural}")
 
     def _put(self, node: Node) -> None:
         old = self.nodes.get(node.uid)
@@ -140,7 +145,7 @@ class GarbageCollector(Controller[str]):
         node = self.nodes.get(key)
         if node is None:
             return
-        if not all(informer.synced for informer, _ in self.informers.values()):
+        if not all(informer.synced for informer in self.informers.values()):
             self.queue.add_after(key, 0.2)
             return
         if node.is_going:

@@ -122,9 +122,6 @@ class Informer:
     def __iter__(self) -> Iterator[Object]:
         return iter(list(self._objects.values()))
 
-    def __len__(self) -> int:
-        return len(self._objects)
-
     # --- following
 
     async def run(self) -> None:
@@ -261,6 +258,10 @@ class Informers:
             if self._started:
                 self._run(informer)
         return informer
+
+    def known(self, resource: Resource) -> Informer | None:
+        """The informer of all of a resource, if somebody has asked for it."""
+        return self._informers.get((resource, None, ""))
 
     async def start(self) -> None:
         self._started = True

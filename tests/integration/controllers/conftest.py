@@ -5,10 +5,14 @@ import contextlib
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from controlplane.controllers import main
 from controlplane.controllers.frame import Settings
@@ -83,10 +87,12 @@ async def client(door: Door) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def controllers(client: Client) -> AsyncIterator[None]:
+async def controllers(client: Client, tmp_path: Path) -> AsyncIterator[Settings]:
     """The scheduler and all controllers, in this process."""
-    serving = asyncio.create_task(main.serve(client, Settings(node_grace_seconds=2, orphan_quarantine_seconds=1)))
-    yield
+    certificate, key = certificate_authority(tmp_path)
+    settings = Settings(certificate, certificate, key, node_grace_seconds=2, orphan_quarantine_seconds=1)
+    serving = asyncio.create_task(main.serve(client, settings))
+    yield settings
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
@@ -123,3 +129,17 @@ async def make_ready(client: Client, pod: dict[str, Any], address: str = "10.244
     condition = {"type": "Ready", "status": "True", "lastTransitionTime": times.now()}
     status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [condition]}
     await client.patch(PODS, pod["metadata"]["name"], {"status": status}, pod["metadata"]["namespace"], subresource="status")
+
+
+def certificate_authority(folder: Path) -> tuple[Path, Path]:
+    """A CA: its certificate's file and its key's."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ca")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=10))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate_file, key_file = folder / "ca.crt", folder / "ca.key"
+    certificate_file.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    form, encryption = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, encryption))
+    return certificate_file, key_file
