@@ -1,0 +1,237 @@
+"""The life of pods: run, stopped, removed; and what happens when a monitor dies."""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+
+from highrt.cni.errors import CniError
+from highrt.cni.network import Attachment, Network, PortMapping
+from highrt.monitor import record
+from highrt.monitor.client import MonitorError, MonitorGone
+from highrt.pods import pidspace, sandbox
+from highrt.pods.containers import Containers
+from highrt.pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
+from highrt.pods.metadata import NameTaken
+from highrt.pods.model import (
+    ContainerState,
+    EventKind,
+    Handler,
+    Owner,
+    Pod,
+)
+from highrt.pods.monitors import Monitors
+from highrt.pods.registry import Registry, new_id
+from highrt.pods.sandbox import Sandbox
+from strata.linux import cgroups
+from strata.protocols.cri_pb2 import (
+    NamespaceMode,
+    PodSandboxConfig,
+)
+from strata.protocols.cri_pb2 import Protocol as PortProtocol
+from strata.telemetry import logs
+from strata.telemetry.spans import span
+
+log = logs.get("highrt.pods")
+
+_SIGKILL = 9
+
+
+class Sandboxes:
+    """The life of pods, from `run` to `remove`."""
+
+    def __init__(
+        self, registry: Registry, monitors: Monitors, network: Network, handlers: Mapping[str, Handler], default_handler: str,
+        containers: Containers,
+    ) -> None:  # fmt: skip
+        self._registry, self._monitors, self._network, self._containers = registry, monitors, network, containers
+        self._handlers, self._default_handler = handlers, default_handler
+
+    async def run(self, config: PodSandboxConfig, *, handler: str = "", owner: Owner = Owner.KUBELET) -> Pod:
+        """Makes a pod: its namespaces, its network, its monitor. After an error nothing is left.
+
+        Raises InvalidArgument, AlreadyExists (the name is that of a pod that was not removed), PodError.
+        """
+        chosen = self._handlers.get(handler or self._default_handler)
+        if chosen is None:
+            raise InvalidArgument(f"runtime handler {handler!r} is not configured: {', '.join(sorted(self._handlers))} are")
+        _check(config)
+        pod_id = new_id()
+        box = Sandbox(self._registry.state, pod_id)
+        shared = box.namespaces(config)
+        pod = Pod(pod_id, owner, config, chosen.name, False, time.time_ns(), shared.get("network"))
+        meta = config.metadata
+        name = f"{owner}/{meta.namespace}/{meta.name}/{meta.uid}/{meta.attempt}"
+        try:
+            self._registry.metadata.reserve_pod(pod, name, self._registry.boot)
+        except NameTaken as taken:
+            raise AlreadyExists(
+                f"the pod {meta.namespace}/{meta.name} (uid {meta.uid}, attempt {meta.attempt}) exists already, as {taken}"
+            ) from None
+        with span("run pod", pod=meta.uid or pod_id, sandbox=pod_id):
+            try:
+                await self._make(pod, box, chosen)
+            except BaseException as error:
+                await asyncio.shield(self.undo(pod))
+                if isinstance(error, OSError | CniError | MonitorError | MonitorGone):
+                    raise PodError(f"cannot make the pod {meta.namespace}/{meta.name}: {error}") from error
+                raise
+        self._registry.publish(EventKind.STARTED, pod.id, pod.id)
+        log.info("pod runs", pod=meta.uid, sandbox=pod_id, name=meta.name, ips=",".join(pod.ips))
+        return pod
+
+    async def _make(self, pod: Pod, box: Sandbox, handler: Handler) -> None:
+        client = await self._monitors.start(pod.id, handler)
+        box.make(pod.config)
+        targets = box.namespaces(pod.config)
+        await client.request(
+            "namespaces",
+            targets=targets,
+            sysctls=dict(pod.config.linux.sysctls),
+            hostname=sandbox.hostname(pod.config) if "uts" in targets else "",
+        )
+        # CONTAINER, a network of its own: loopback and nothing else (CRI leaves its meaning for pods open)
+        if pod.netns and pod.config.linux.security_context.namespace_options.network != NamespaceMode.CONTAINER:
+            pod.ips = await self._network.add(attachment(pod))
+            box.write_hosts(pod.config, pod.ips)
+        if pidspace.shared(pod.config):
+            bundle = pidspace.make_bundle(box, self._registry.state, pod.config, self._registry.init_cgroup(pod))
+            created = await client.request("create", container=pod.id, bundle=str(bundle), cgroup=self._registry.init_cgroup(pod))
+            pidspace.pin(box, int(created["pid"]))
+            await client.request("start", container=pod.id)
+        pod.ready = True
+        self._registry.metadata.save_pod(pod)
+        self._registry.pods[pod.id] = pod
+
+    async def undo(self, pod: Pod) -> None:
+        """Takes away all of a pod that could not be made, or was half-made when a daemon died."""
+        await self._monitors.stop(pod.id)
+        try:
+            await self._network.delete(attachment(pod))
+        except CniError as error:
+            log.warning("the pod's network cannot be undone", sandbox=pod.id, error=str(error))
+        await asyncio.to_thread(self._registry.sandbox(pod.id).remove)
+        self._registry.remove_cgroup(pod)
+        self._registry.pods.pop(pod.id, None)
+        self._registry.metadata.remove_pod(pod.id)
+
+    async def stop(self, pod_id: str) -> None:
+        """Ends a pod's containers and frees its network, namespaces and monitor; its records stay. Idempotent.
+
+        Nothing happens for a pod that does not exist. Raises PodError where something cannot be freed; call it again then.
+        """
+        try:
+            pod = self._registry.pod(pod_id)
+        except NotFound:
+            return
+        async with self._registry.lock(pod.id):
+            with span("stop pod", pod=pod.config.metadata.uid, sandbox=pod.id):
+                await self._stop(pod)
+
+    async def _stop(self, pod: Pod) -> None:
+        was_ready, pod.ready = pod.ready, False
+        self._registry.metadata.save_pod(pod)
+        members = self._registry.members(pod)
+        await asyncio.gather(*(self._containers.end(c, 0.0) for c in members if c.state == ContainerState.RUNNING))
+        await self._monitors.stop(pod.id)
+        try:
+            await self._network.delete(attachment(pod))
+        except CniError as error:
+            raise PodError(f"the network of pod {pod.id} cannot be freed: {error}") from error
+        for container in members:
+            self._containers.unmount(container)
+        try:
+            await asyncio.to_thread(self._registry.sandbox(pod.id).release)
+        except OSError as error:
+            raise PodError(f"the namespaces of pod {pod.id} cannot be freed: {error}") from error
+        self._registry.remove_cgroup(pod)
+        if was_ready:
+            self._registry.publish(EventKind.STOPPED, pod.id, pod.id)
+            log.info("pod stopped", pod=pod.config.metadata.uid, sandbox=pod.id)
+
+    async def remove(self, pod_id: str) -> None:
+        """Stops a pod and removes it with its containers. Nothing happens for a pod that does not exist."""
+        try:
+            pod = self._registry.pod(pod_id)
+        except NotFound:
+            return
+        async with self._registry.lock(pod.id):
+            await self._stop(pod)
+            for container in self._registry.members(pod):
+                await self._containers.discard(container)
+            await asyncio.to_thread(self._registry.sandbox(pod.id).remove)
+            self._registry.metadata.remove_pod(pod.id)
+            self._registry.pods.pop(pod.id, None)
+        self._registry.forget_lock(pod.id)
+        self._registry.publish(EventKind.DELETED, pod.id, pod.id)
+
+    async def bury(self, pod: Pod) -> None:
+        """Ends a pod whose monitor has died, and reports it dead; its network stays until it is stopped."""
+        log.error("the pod's monitor died: ending the pod", pod=pod.config.metadata.uid, sandbox=pod.id)
+        was_ready, pod.ready = pod.ready, False
+        self._registry.metadata.save_pod(pod)
+        if pidspace.shared(pod.config):
+            await self._delete_from_runtime(pod, pod.id, self._registry.init_cgroup(pod))
+        for container in self._registry.members(pod):
+            await self._delete_from_runtime(pod, container.id, container.cgroup)
+            if container.state == ContainerState.RUNNING:
+                ended = record.read(str(self._registry.folder(container)))
+                if ended and ended["boot_id"] == self._registry.boot:
+                    self._containers.apply_exit(container, ended)
+                else:
+                    self._containers.note_exit(
+                        container, 128 + _SIGKILL, "Error", "its pod's monitor died, and it was killed with it"
+                    )
+        await self._monitors.stop(pod.id)
+        if was_ready:
+            self._registry.publish(EventKind.STOPPED, pod.id, pod.id)
+
+    async def _delete_from_runtime(self, pod: Pod, container_id: str, cgroup: str) -> None:
+        """Ends a container by its cgroup and the runtime's command, where there is no monitor to do it."""
+        await asyncio.to_thread(cgroups.open_cgroup(cgroup).kill)
+        handler = self._handlers.get(pod.handler)
+        if handler is None:
+            return
+        process = await asyncio.create_subprocess_exec(
+            handler.path, *handler.args, "--root", handler.root, "delete", "--force", container_id,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, trouble = await process.communicate()
+        if process.returncode and b"does not exist" not in trouble:
+            log.warning("the runtime cannot delete a container", container=container_id, error=trouble.decode(errors="replace"))
+
+    def lose_pid_namespace(self, pod: Pod | None) -> None:
+        """The first process of a shared PID namespace has ended, and the kernel has killed all the others with it."""
+        if pod and pod.ready:
+            pod.ready = False
+            self._registry.metadata.save_pod(pod)
+            log.error("the process that holds the pod's PID namespace has ended", sandbox=pod.id)
+            self._registry.publish(EventKind.STOPPED, pod.id, pod.id)
+
+
+def _check(config: PodSandboxConfig) -> None:
+    if not config.metadata.name:
+        raise InvalidArgument("a pod needs a name (metadata.name)")
+    if len(config.hostname) > 64:
+        raise InvalidArgument(f"host name {config.hostname!r}: 64 characters at most")
+    parent = config.linux.cgroup_parent
+    if parent and (not parent.startswith("/") or ".." in parent.split("/")):
+        raise InvalidArgument(f"cgroup_parent {parent!r}: must be an absolute path like /kubepods/pod1 (the cgroupfs driver's)")
+    sandbox.check_sysctls(config)
+
+
+def attachment(pod: Pod) -> Attachment:
+    """The pod as the network knows it."""
+    meta, config = pod.config.metadata, pod.config
+    names = {PortProtocol.TCP: "tcp", PortProtocol.UDP: "udp", PortProtocol.SCTP: "sctp"}
+    ports = [
+        PortMapping(m.host_port, m.container_port, names[m.protocol], m.host_ip) for m in config.port_mappings if m.host_port > 0
+    ]
+    dns = config.dns_config
+    lists = {"servers": list(dns.servers), "searches": list(dns.searches), "options": list(dns.options)}
+    arguments = {
+        "K8S_POD_NAMESPACE": meta.namespace, "K8S_POD_NAME": meta.name, "K8S_POD_UID": meta.uid,
+        "K8S_POD_INFRA_CONTAINER_ID": pod.id,
+    }  # fmt: skip
+    there = pod.netns if pod.netns and os.path.exists(pod.netns) else ""
+    return Attachment(pod.id, there, arguments, ports, {key: value for key, value in lists.items() if value})
