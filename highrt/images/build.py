@@ -85,7 +85,7 @@ async def build(
                 stages=stages,
                 build_args=dict(build_args or {}),
                 say=say,
-                run_step=run_step or runtime_step(say),
+                run_step=run_step or runtime_step(say, folder=service.steps),
                 use_cache=not no_cache,
             )
             plan.global_arguments(arguments)

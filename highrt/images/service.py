@@ -36,6 +36,7 @@ from highrt.images.offload import Workers
 from highrt.images.reference import Reference, parse, parse_id
 from highrt.images.registry import Manifest, Registry, Repository, checked_manifest
 from highrt.images.snapshots import Rootfs, Snapshots, chain_ids
+from highrt.images.steps import drop_steps
 from strata.linux import mounts
 from strata.telemetry import logs
 from strata.telemetry.spans import span
@@ -68,6 +69,7 @@ class ImageService:
         self.content = ContentStore(root / "content")
         self.registry = Registry(registry_config)
         self.workers = Workers()
+        self.steps = root / "steps"
         self._images: dict[str, Image] = {}
         self._pulls: dict[tuple[str, str, Auth], _Pull] = {}
         self._downloads = asyncio.Semaphore(_PARALLEL_DOWNLOADS)
@@ -84,6 +86,7 @@ class ImageService:
         self.content.drop_cut_downloads(time.time() - _CUT_DOWNLOAD_SECONDS)
         await asyncio.to_thread(self.snapshots.open)
         self._load()
+        await drop_steps(self.steps)
         await self._drop_temporary()
         await self._collect(keep_seconds=_CUT_DOWNLOAD_SECONDS)
 

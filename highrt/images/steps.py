@@ -19,6 +19,9 @@ from typing import Any
 from highrt.images.errors import BuildError
 from highrt.images.rooted import RootedTree
 from highrt.images.users import User, find_user
+from strata.telemetry import logs
+
+log = logs.get("highrt.build")
 
 RunStep = Callable[[Path, Sequence[str], Sequence[str], str, str], Awaitable[int]]
 """run_step(rootfs, argv, env, cwd, user) → the exit code. env: KEY=VALUE texts; user: as USER has it."""
@@ -36,14 +39,18 @@ _MASKED = [
     "/proc/sched_debug",
     "/sys/firmware",
 ]
+_RUNTIME = "runtime"
+"""A file in a bundle that names the command and the container, for those who clean up."""
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
-def runtime_step(output: Callable[[str], None], *, runtime: str = "lowrt", cgroup_parent: str = "") -> RunStep:
+def runtime_step(
+    output: Callable[[str], None], *, runtime: str = "lowrt", folder: Path | None = None, cgroup_parent: str = ""
+) -> RunStep:
     """A RunStep that runs containers with a command that has runc's options.
 
-    output: gets each line that a step prints. cgroup_parent: below which the step's cgroup is made, the runtime's choice by
-    default.
+    output: gets each line that a step prints. folder: where bundles are made, for `drop_steps` to find them after a crash (a
+    temporary folder by default). cgroup_parent: below which the step's cgroup is made, the runtime's choice by default.
     """
 
     async def run(rootfs: Path, argv: Sequence[str], env: Sequence[str], cwd: str, user: str) -> int:
@@ -51,8 +58,11 @@ def runtime_step(output: Callable[[str], None], *, runtime: str = "lowrt", cgrou
         with RootedTree(str(rootfs)) as tree:
             who = find_user(tree, user)
         name = f"build-{uuid.uuid4().hex[:12]}"
-        bundle = Path(tempfile.mkdtemp(prefix="highrt-build-"))
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        bundle = Path(tempfile.mkdtemp(prefix="highrt-build-", dir=folder))
         try:
+            (bundle / _RUNTIME).write_text(f"{command}\n{name}")
             spec = _spec(rootfs, argv, env, cwd, who)
             if cgroup_parent:
                 spec["linux"]["cgroupsPath"] = f"{cgroup_parent}/{name}"
@@ -62,6 +72,18 @@ def runtime_step(output: Callable[[str], None], *, runtime: str = "lowrt", cgrou
             shutil.rmtree(bundle, ignore_errors=True)
 
     return run
+
+
+async def drop_steps(folder: Path) -> None:
+    """Ends the containers of steps whose daemon was killed, and removes their bundles."""
+    for bundle in folder.iterdir() if folder.is_dir() else ():
+        try:
+            command, name = (bundle / _RUNTIME).read_text().split("\n")
+            await _delete([command, "--root", str(bundle / "state")], name)
+        except (OSError, ValueError) as error:
+            # It was killed before the container could be begun, or the runtime is gone.
+            log.info("nothing to end for a build's step", bundle=str(bundle), error=str(error))
+        shutil.rmtree(bundle, ignore_errors=True)
 
 
 def _command(runtime: str) -> str:
