@@ -114,7 +114,7 @@ def test_exec_passes_output_input_and_exit_code(cluster: Cluster) -> None:
 
 def test_exec_with_a_real_terminal_resizes_and_takes_ctrl_c_and_ctrl_d(cluster: Cluster) -> None:
     with Terminal(cluster.kubectl_argv("exec", "-it", "counter", "--", "sh"), rows=40, columns=100) as terminal:
-        terminal.expect(r"[#$] $")
+        terminal.expect(r"[#$] ")
         terminal.send("stty size\r")
         terminal.expect(r"40 100\s")
         terminal.resize(rows=50, columns=132)
@@ -173,9 +173,9 @@ def test_a_deployment_with_a_service_is_applied_scaled_and_reached_by_its_name(c
     assert "successfully rolled out" in cluster.kubectl("rollout", "status", "deployment/web", "--timeout=90s", seconds=100)
     cluster.kubectl("scale", "deployment/web", "--replicas=2")
     wait_for(lambda: cluster.get("deployment", "web")["status"].get("replicas") == 2, seconds=60, what="2 replicas")
-    assert "hello from" in cluster.kubectl("exec", "counter", "--", "wget", "-qO-", "-T", "10", "http://web")
+    assert "hello from" in cluster.kubectl("exec", "counter", "--", "timeout", "10", "wget", "-qO-", "http://web")
     full = "http://web.default.svc.cluster.local"
-    pages = {cluster.kubectl("exec", "counter", "--", "wget", "-qO-", "-T", "10", full) for _ in range(12)}
+    pages = {cluster.kubectl("exec", "counter", "--", "timeout", "10", "wget", "-qO-", full) for _ in range(12)}
     assert len(pages) == 2, f"both pods answer: {pages}"
     cluster_ip = cluster.get("service", "web")["spec"]["clusterIP"]
     assert "hello from" in cluster.node.run("curl", "-sS", "--max-time", "10", f"http://{cluster_ip}/").stdout
@@ -247,7 +247,7 @@ def test_a_second_node_joins_by_the_printed_command_and_runs_a_pod(cluster: Clus
         assert cluster.kubectl("logs", "far") == "far away\n"
         assert cluster.kubectl("exec", "far", "--", "hostname") == "far\n"
         # A pod there reaches pods here, through the Service and its name.
-        assert "hello from" in cluster.kubectl("exec", "far", "--", "wget", "-qO-", "-T", "10", "http://web")
+        assert "hello from" in cluster.kubectl("exec", "far", "--", "timeout", "10", "wget", "-qO-", "http://web")
         cluster.kubectl("delete", "pod", "far", "--wait")
     finally:
         second.down()
