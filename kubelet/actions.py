@@ -45,13 +45,20 @@ def restarts(pod: dict[str, Any], container: dict[str, Any], exit_code: int, *, 
 def compute(
     pod: dict[str, Any], state: PodState, health: Mapping[str, Health], failing: Mapping[str, str] | None = None
 ) -> Actions:
-    """The next actions.
+    """The next actions. Ephemeral containers start, once, whenever there is a sandbox (KEP-277).
 
     health: probes' results by container ID. failing: containers (by ID) that a liveness or startup probe gave up, with why.
     """
+    actions = _compute(pod, state, health, failing or {})
+    if not (actions.new_sandbox or actions.done):
+        ephemeral = pod["spec"].get("ephemeralContainers") or []
+        actions.start += [c for c in ephemeral if state.latest(c["name"]) is None]
+    return actions
+
+
+def _compute(pod: dict[str, Any], state: PodState, health: Mapping[str, Health], failing: Mapping[str, str]) -> Actions:
     spec = pod["spec"]
     inits, mains = spec.get("initContainers") or [], spec.get("containers", [])
-    failing = failing or {}
     sandbox = state.ready_sandbox
     ready = [s for s in state.sandboxes if s.state == cri.SANDBOX_READY]
     if sandbox is None or len(ready) > 1 or (not spec.get("hostNetwork") and not sandbox.network.ip):

@@ -1,6 +1,7 @@
 """The `kubelet` command: `run` against any Kubernetes API server, `join` a cluster by a token and run."""
 
 import asyncio
+import atexit
 import os
 import signal
 import sys
@@ -85,6 +86,13 @@ def _begin(options: dict[str, Any]) -> None:
     if pid_file := options.pop("pid_file"):
         pid_file.parent.mkdir(parents=True, exist_ok=True)
         pid_file.write_text(f"{os.getpid()}\n")
+        atexit.register(_remove_pid, pid_file)
+
+
+def _remove_pid(file: Path) -> None:
+    """Takes away the PID file at the end, unless another kubelet has written its own by then."""
+    if file.exists() and file.read_text().strip() == str(os.getpid()):
+        file.unlink()
 
 
 def _configuration(options: dict[str, Any], *, kubeconfig: Path, node_name: str | None) -> Config:

@@ -45,8 +45,15 @@ class StartError(Exception):
 
 def field_path(pod: dict[str, Any], name: str) -> str:
     """How events name a container of a pod."""
-    kind = "initContainers" if any(c["name"] == name for c in pod["spec"].get("initContainers") or []) else "containers"
-    return f"spec.{kind}{{{name}}}"
+    for kind in ("initContainers", "ephemeralContainers"):
+        if any(c["name"] == name for c in pod["spec"].get(kind) or []):
+            return f"spec.{kind}{{{name}}}"
+    return f"spec.containers{{{name}}}"
+
+
+def all_containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """The containers of a pod's specification, whatever their kind."""
+    return [c for kind in ("containers", "initContainers", "ephemeralContainers") for c in pod["spec"].get(kind) or []]
 
 
 def sandbox_config(context: Context, pod: dict[str, Any], attempt: int) -> cri.PodSandboxConfig:
@@ -91,6 +98,7 @@ async def start(
     sandbox_id: str,
     sandbox: cri.PodSandboxConfig,
     pod_ips: tuple[str, ...],
+    target_id: str = "",
 ) -> str:
     """Pulls the image where needed, makes a container and starts it; its ID.
 
@@ -112,7 +120,7 @@ async def start(
             tell("Warning", "Failed", f"Error: {error.reason}")
         raise StartError(error.reason, error.message) from error
     try:
-        config = await _config(context, pod, container, image, attempt, pod_ips)
+        config = await _config(context, pod, container, image, attempt, pod_ips, target_id)
     except (EnvError, VolumeError, security.NotAllowed) as error:
         raise failed("CreateContainerConfigError", str(error)) from error
     except OSError as error:
@@ -146,7 +154,13 @@ async def start(
 
 
 async def _config(
-    context: Context, pod: dict[str, Any], container: dict[str, Any], image: Any, attempt: int, pod_ips: tuple[str, ...]
+    context: Context,
+    pod: dict[str, Any],
+    container: dict[str, Any],
+    image: Any,
+    attempt: int,
+    pod_ips: tuple[str, ...],
+    target_id: str,
 ) -> cri.ContainerConfig:
     meta, name = pod["metadata"], container["name"]
     variables = await environment(pod, container, context.objects, context.facts(pod_ips), context.services())
@@ -173,7 +187,7 @@ async def _config(
         tty=bool(container.get("tty")),
         linux=cri.LinuxContainerConfig(
             resources=resources.container_resources(pod, container, context.memory_bytes),
-            security_context=security.container_context(pod, container, image_uid, image.username),
+            security_context=security.container_context(pod, container, image_uid, image.username, target_id),
         ),
     )
     for key, value in variables.items():

@@ -55,10 +55,6 @@ class Context:
     def facts(self, pod_ips: tuple[str, ...]) -> Facts:
         return Facts(self.node_name, self.node_ip, pod_ips, self.cpu_milli, self.memory_bytes, self.ephemeral_bytes)
 
-    def handler(self, pod: dict[str, Any]) -> str:
-        """The runtime handler of the pod's RuntimeClass; empty for the default one."""
-        return ""
-
     def log_folder(self, pod: dict[str, Any]) -> Path:
         meta = pod["metadata"]
         return self.pod_logs / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"

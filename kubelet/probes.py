@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from kubelet.checks import Result, check
@@ -47,7 +48,12 @@ class Prober:
         self._started = asyncio.Event()
         if health.started:
             self._started.set()
-        self._tasks = {kind: asyncio.create_task(self._run(kind, container[kind])) for kind in KINDS if container.get(kind)}
+        self._tasks = {
+            # A context of their own: what they do belongs to no trace of the pod's start.
+            kind: asyncio.create_task(self._run(kind, container[kind]), context=Context())
+            for kind in KINDS
+            if container.get(kind)
+        }
 
     def stop(self) -> None:
         for task in self._tasks.values():

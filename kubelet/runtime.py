@@ -216,9 +216,14 @@ class Runtime:
                 return None
             raise
         state = ContainerState(answer.status, sandbox_id)
-        if state.exited:
+        if state.exited and sandbox_id:
             self._exited[container_id] = state
         return state
+
+    async def is_running(self, container_id: str) -> bool:
+        """Whether a container runs now; one that is gone does not."""
+        state = await self._container_state(container_id, "")
+        return state is not None and state.running
 
     async def stop_container(self, container_id: str, grace_seconds: int) -> None:
         """Stops a container: SIGTERM (or the image's signal), and SIGKILL after the grace period."""

@@ -67,10 +67,11 @@ def sandbox_context(pod: dict[str, Any]) -> cri.LinuxSandboxSecurityContext:
 
 
 def container_context(
-    pod: dict[str, Any], container: dict[str, Any], image_uid: int | None, image_user: str
+    pod: dict[str, Any], container: dict[str, Any], image_uid: int | None, image_user: str, target_id: str = ""
 ) -> cri.LinuxContainerSecurityContext:
     """What CRI is told for a container.
 
+    target_id: the container whose PID namespace an ephemeral one joins.
     image_uid, image_user: the user that the image names, as a number or by name (then image_uid is None).
     Raises NotAllowed where runAsNonRoot is set and the container would run as root, or it cannot be told.
     """
@@ -98,6 +99,8 @@ def container_context(
         no_new_privs=own.get("allowPrivilegeEscalation") is False,
         seccomp=seccomp(None if privileged else own.get("seccompProfile")),
     )
+    if target_id:
+        context.namespace_options.pid, context.namespace_options.target_id = cri.TARGET, target_id
     if of_pod.get("supplementalGroupsPolicy") == "Strict":
         context.supplemental_groups_policy = cri.Strict
     capabilities = own.get("capabilities") or {}

@@ -16,15 +16,20 @@ from kubelet import certificates, stats
 from kubelet.access import Access
 from kubelet.config import Config
 from kubelet.containerlogs import LogOptions, read
+from kubelet.containers import all_containers
 from kubelet.context import Context
 from kubelet.node import Node
 from kubelet.pods import Pods
 from kubelet.runtime import ContainerState, RuntimeCallError, RuntimeUnavailable
+from kubelet.status import container_statuses
 from strata.protocols import cri_pb2 as cri
 from strata.protocols.splice import splice
 from strata.telemetry import logs
 
 log = logs.get("kubelet.server")
+
+ALIVE_SECONDS = 0.3
+"""How often a follower of a log asks whether its container still runs."""
 
 
 class Server:
@@ -135,9 +140,13 @@ class Server:
         container = await self._log_container(pod, name, previous=previous)
         path = Path(container.status.log_path)
 
+        alive, asked_at = True, 0.0
+
         async def running() -> bool:
-            state = await self._context.runtime.pod_state(pod["metadata"]["uid"])
-            return any(c.id == container.id and c.running for c in state.containers)
+            nonlocal alive, asked_at
+            if alive and time.monotonic() - asked_at > ALIVE_SECONDS:
+                alive, asked_at = await self._context.runtime.is_running(container.id), time.monotonic()
+            return alive
 
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         begun = False
@@ -157,9 +166,8 @@ class Server:
         return response
 
     async def _log_container(self, pod: dict[str, Any], name: str, *, previous: bool) -> ContainerState:
-        spec, pod_name = pod["spec"], pod["metadata"]["name"]
-        known = [*spec.get("containers", []), *(spec.get("initContainers") or []), *(spec.get("ephemeralContainers") or [])]
-        if not any(c["name"] == name for c in known):
+        pod_name = pod["metadata"]["name"]
+        if not any(c["name"] == name for c in all_containers(pod)):
             raise web.HTTPNotFound(text=f"container {name} is not valid for pod {pod_name}\n")
         state = await self._context.runtime.pod_state(pod["metadata"]["uid"])
         history = state.of(name)
@@ -184,7 +192,7 @@ class Server:
 
     def _waiting_reason(self, pod: dict[str, Any], name: str) -> str:
         status = self._current(pod).get("status") or {}
-        for container in [*(status.get("containerStatuses") or []), *(status.get("initContainerStatuses") or [])]:
+        for container in container_statuses(status):
             if container["name"] == name:
                 return str(((container.get("state") or {}).get("waiting") or {}).get("reason") or "")
         return "ContainerCreating"
@@ -205,7 +213,7 @@ class Server:
         _need_upgrade(request)
         container = await self._running(request)
         streams = _streams(request)
-        spec = next(c for c in _containers(self._pod(request)) if c["name"] == container.name)
+        spec = next(c for c in all_containers(self._pod(request)) if c["name"] == container.name)
         streams["tty"] = bool(spec.get("tty"))
         streams["stderr"] = streams["stderr"] and not streams["tty"]
         answer = await self._context.runtime.call("Attach", cri.AttachRequest(container_id=container.id, **streams))
@@ -259,11 +267,6 @@ class Server:
         if not container.running:
             raise web.HTTPNotFound(text=f'container not running ("{name}")\n')
         return container
-
-
-def _containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
-    spec = pod["spec"]
-    return [*spec.get("containers", []), *(spec.get("initContainers") or [])]
 
 
 def _need_upgrade(request: web.Request) -> None:

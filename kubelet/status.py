@@ -71,6 +71,8 @@ def pod_status(pod: dict[str, Any], state: PodState, inputs: Inputs) -> dict[str
     if init_statuses:
         status["initContainerStatuses"] = init_statuses
     status["containerStatuses"] = statuses
+    if ephemeral := spec.get("ephemeralContainers"):
+        status["ephemeralContainerStatuses"] = [_container_status(pod, c, state, inputs, init=False) for c in ephemeral]
     if pod["metadata"].get("generation"):
         status["observedGeneration"] = pod["metadata"]["generation"]
     status["conditions"] = _conditions(pod, state, phase, init_statuses, statuses, inputs)
@@ -155,9 +157,15 @@ def _waiting(reason: tuple[str, str]) -> dict[str, str]:
     return {"reason": reason[0], **({"message": reason[1]} if reason[1] else {})}
 
 
+def container_statuses(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The statuses of all containers of a pod, whatever their kind."""
+    kinds = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
+    return [container for kind in kinds for container in status.get(kind) or []]
+
+
 def _old_status(pod: dict[str, Any], name: str) -> dict[str, Any]:
     old = pod.get("status") or {}
-    for status in [*(old.get("containerStatuses") or []), *(old.get("initContainerStatuses") or [])]:
+    for status in container_statuses(old):
         if status["name"] == name:
             return dict(status)
     return {}

@@ -23,6 +23,7 @@ _OWNED = (
     "observedGeneration",
     "containerStatuses",
     "initContainerStatuses",
+    "ephemeralContainerStatuses",
 )
 
 

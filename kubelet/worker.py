@@ -23,7 +23,7 @@ from kubelet.hooks import run_hook
 from kubelet.probes import KINDS, Prober
 from kubelet.resources import is_sidecar
 from kubelet.runtime import TERMINATION_POLICY, ContainerState, PodState, RuntimeCallError, RuntimeUnavailable
-from kubelet.status import CONDITIONS, Health, Inputs, pod_ips, pod_status
+from kubelet.status import CONDITIONS, Health, Inputs, container_statuses, pod_ips, pod_status
 from kubelet.volumes.errors import VolumeError
 from strata.kubeclient import resources
 from strata.kubeclient.errors import ApiError
@@ -73,6 +73,8 @@ class PodWorker:
         self._refreshed = 0.0
         self._admitted = False
         self._mounted = False
+        # Spans tell how a pod came to run; looks at it later would only fill them.
+        self._settled = pod is None
         if pod is None:
             self._end.set()
         self._task = asyncio.create_task(self._run(), name=f"pod {uid}")
@@ -124,7 +126,6 @@ class PodWorker:
     # --- the loop
 
     async def _run(self) -> None:
-        parent = (self.pod or {}).get("metadata", {}).get("annotations", {}).get(spans.ANNOTATION) if self.pod else None
         delay = 0.0
         while True:
             try:
@@ -135,8 +136,11 @@ class PodWorker:
                 pass
             self._wake.clear()
             try:
-                with span("sync pod", parent=parent, pod=self.uid):
+                if self._settled:
                     delay = await self._step()
+                else:
+                    with span("sync pod", parent=self._traceparent, pod=self.uid):
+                        delay = await self._step()
             except _Interrupted:
                 delay = 0.0
             except RuntimeUnavailable as error:
@@ -154,6 +158,12 @@ class PodWorker:
             if delay < 0:
                 self._gone(self.uid)
                 return
+
+    @property
+    def _traceparent(self) -> str | None:
+        """The trace that the pod's creation began."""
+        annotations = self.pod["metadata"].get("annotations") if self.pod else None
+        return (annotations or {}).get(spans.ANNOTATION)
 
     async def _step(self) -> float:
         """Does what is next; seconds until it is to be looked at again, negative when nothing is left of the pod."""
@@ -207,6 +217,7 @@ class PodWorker:
             delay = await self._start(state, container)
             if delay:
                 delays.append(delay)
+        self._settled = not todo.start and all(state.latest(c["name"]) for c in self.pod["spec"].get("containers", []))
         if todo.start:
             state = await self._context.runtime.pod_state(self.uid)
             await self._observe(state)
@@ -257,7 +268,9 @@ class PodWorker:
         except VolumeError as error:
             self._context.tell(self.pod, "Warning", "FailedMount", str(error))
             self._log.warning("a volume could not be made", error=error)
-            return self._later("volumes")
+            if not self._mounted:
+                return self._later("volumes")
+            # It was made before and stays as it was: what uses it may run on, and be restarted.
         except OSError as error:
             self._context.tell(self.pod, "Warning", "FailedCreatePodContainer", f"unable to ensure pod container exists: {error}")
             self._log.warning("the pod's cgroup could not be made", error=error)
@@ -287,10 +300,11 @@ class PodWorker:
         config = containers.sandbox_config(self._context, self.pod, attempt)
         self._context.log_folder(self.pod).mkdir(parents=True, exist_ok=True)
         try:
+            handler = await self._handler()
             with span("run sandbox", pod=self.uid):
                 await self._context.runtime.call(
                     "RunPodSandbox",
-                    cri.RunPodSandboxRequest(config=config, runtime_handler=self._context.handler(self.pod)),
+                    cri.RunPodSandboxRequest(config=config, runtime_handler=handler),
                     seconds=240,
                 )
         except RuntimeUnavailable:
@@ -301,6 +315,17 @@ class PodWorker:
             return self._later("sandbox")
         self._backoff.forget("sandbox")
         return 0.0
+
+    async def _handler(self) -> str:
+        """The runtime handler that the pod's RuntimeClass names; empty for the default one. Raises RuntimeCallError."""
+        assert self.pod is not None
+        name = self.pod["spec"].get("runtimeClassName")
+        if not name:
+            return ""
+        try:
+            return str((await self._context.client.get(resources.RUNTIMECLASSES, name))["handler"])
+        except ApiError as error:
+            raise RuntimeCallError("RunPodSandbox", f'failed to get the RuntimeClass "{name}": {error.message}') from error
 
     async def _start(self, state: PodState, container: dict[str, Any]) -> float:
         """Starts a container, unless it must still wait; the seconds for that, else 0."""
@@ -323,17 +348,19 @@ class PodWorker:
         config = containers.sandbox_config(context, self.pod, sandbox.metadata.attempt)
         ips = pod_ips(self.pod, state, context.node_ip)
         try:
-            container_id = await self._interruptible(
-                containers.start(
-                    context,
-                    self.pod,
-                    container,
-                    attempt=_next_attempt(self.pod, latest, name),
-                    sandbox_id=sandbox.id,
-                    sandbox=config,
-                    pod_ips=ips,
+            with span("bring up container", parent=self._traceparent if self._settled else None, container=name):
+                container_id = await self._interruptible(
+                    containers.start(
+                        context,
+                        self.pod,
+                        container,
+                        attempt=_next_attempt(self.pod, latest, name),
+                        sandbox_id=sandbox.id,
+                        sandbox=config,
+                        pod_ips=ips,
+                        target_id=target.id if (target := state.latest(container.get("targetContainerName") or "")) else "",
+                    )
                 )
-            )
         except StartError as error:
             self._waiting[name] = (error.reason, error.message)
             self._log.warning("a container was not started", name=name, reason=error.reason, error=error.message)
@@ -396,7 +423,7 @@ class PodWorker:
         for container_id in [i for i in self._health if i not in running]:
             self._health.pop(container_id)
             self._failing.pop(container_id, None)
-        specs = {c["name"]: c for c in [*self.pod["spec"].get("containers", []), *(self.pod["spec"].get("initContainers") or [])]}
+        specs = {c["name"]: c for c in containers.all_containers(self.pod)}
         ips = pod_ips(self.pod, state, self._context.node_ip)
         for container in state.running:
             if container.id not in self._health and container.name in specs:
@@ -498,8 +525,7 @@ class PodWorker:
         return grace
 
     def _spec_of(self, name: str) -> dict[str, Any]:
-        spec = (self.pod or {}).get("spec") or {}
-        for container in [*spec.get("containers", []), *(spec.get("initContainers") or [])]:
+        for container in containers.all_containers(self.pod) if self.pod else ():
             if container["name"] == name:
                 return dict(container)
         return {"name": name}
@@ -630,8 +656,7 @@ def _matters(pod: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _api_status(pod: dict[str, Any], name: str) -> dict[str, Any]:
-    status = pod.get("status") or {}
-    for known in [*(status.get("containerStatuses") or []), *(status.get("initContainerStatuses") or [])]:
+    for known in container_statuses(pod.get("status") or {}):
         if known["name"] == name:
             return dict(known)
     return {}

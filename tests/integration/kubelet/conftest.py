@@ -40,7 +40,7 @@ Pod = dict[str, Any]
 
 
 class Stack:
-    """A running node. `kubectl` talks to the API as a user does; `restart_kubelet` kills the kubelet and starts it again."""
+    """A running node. `kubectl` talks to the API as a user does; `restart` kills a daemon and starts it again."""
 
     def __init__(self, folder: Path, exits: ExitStack) -> None:
         self.folder, self._exits = folder, exits
@@ -49,7 +49,8 @@ class Stack:
         self.runtime = os.environ.get("STRATA_TEST_RUNTIME", "containerd")
         self.root, self.pod_logs = folder / "kubelet", folder / "logs"
         self.cgroup_root = f"/strata/test-{self.name}"
-        self._kubelet: subprocess.Popen[bytes] | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._argv: dict[str, tuple[Any, ...]] = {}
 
     # --- making it
 
@@ -75,8 +76,18 @@ class Stack:
     def _process(self, name: str, *argv: Any) -> "subprocess.Popen[bytes]":
         log = (self.folder / f"{name}.log").open("ab")
         process = subprocess.Popen(self.inside(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY)
+        self._processes[name], self._argv[name] = process, argv
         self._exits.callback(_end, process)
         return process
+
+    def restart(self, name: str) -> None:
+        """Kills a daemon and starts it again."""
+        self.kill(name)
+        self._process(name, *self._argv[name])
+
+    def kill(self, name: str) -> None:
+        self._processes[name].send_signal(signal.SIGKILL)
+        self._processes[name].wait()
 
     def _runtime(self) -> None:
         conf = self.folder / "cni"
@@ -209,7 +220,7 @@ bin_dir = "/usr/lib/cni"
         )
 
     def start_kubelet(self) -> None:
-        self._kubelet = self._process("kubelet", *self.kubelet_argv())
+        self._process("kubelet", *self.kubelet_argv())
 
     def kubelet_argv(self) -> list[Any]:
         return [
@@ -222,15 +233,6 @@ bin_dir = "/usr/lib/cni"
             "--root-dir", self.root, "--container-runtime-endpoint", self.endpoint, "--node-ip", NODE_IP,
             "--cgroup-root", self.cgroup_root, "--pod-log-dir", self.pod_logs,
         ]  # fmt: skip
-
-    def kill_kubelet(self) -> None:
-        assert self._kubelet is not None
-        self._kubelet.send_signal(signal.SIGKILL)
-        self._kubelet.wait()
-
-    def restart_kubelet(self) -> None:
-        self.kill_kubelet()
-        self.start_kubelet()
 
     # --- using it
 
@@ -245,8 +247,7 @@ bin_dir = "/usr/lib/cni"
         return done.stdout
 
     def _ready(self) -> bool:
-        assert self._kubelet is not None
-        assert self._kubelet.poll() is None, (self.folder / "kubelet.log").read_text()[-3000:]
+        assert self._processes["kubelet"].poll() is None, (self.folder / "kubelet.log").read_text()[-3000:]
         done = self.try_kubectl("get", "node", self.name, "-o", "json")
         if done.returncode:
             return False

@@ -12,7 +12,7 @@ from cryptography import x509
 
 from kubelet.join import kubeconfig
 from tests.conftest import wait_for
-from tests.integration.kubelet.conftest import COMMANDS, JoinedStack, state_of
+from tests.integration.kubelet.conftest import COMMANDS, IMAGE, JoinedStack, state_of
 
 
 @pytest.fixture
@@ -59,6 +59,30 @@ curl -sS --max-time 10 http://127.0.0.1:$port/p
     assert done.stdout == "page\n", done.stderr
 
 
+def test_a_pod_is_run_and_attached_to(joined: JoinedStack, pod: str) -> None:
+    overrides = {"spec": {"nodeName": joined.name, "terminationGracePeriodSeconds": 1}}
+    done = joined.try_kubectl(
+        "run", pod, "-i", "--image", IMAGE, "--restart=Never", "--image-pull-policy=IfNotPresent", "--quiet",
+        "--overrides", json.dumps(overrides), "--command", "--", "sh", "-c", "read line; echo got $line", input="this\n",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "got this\n"
+
+
+def test_an_ephemeral_container_looks_into_a_running_pod(joined: JoinedStack, pod: str) -> None:
+    joined.create(pod, {"command": ["sleep", "4321"]})
+    joined.wait_ready(pod)
+    ps = "for f in /proc/[0-9]*/cmdline; do cat $f; echo; done"
+    joined.kubectl(
+        "debug", pod, "--image", IMAGE, "--image-pull-policy=IfNotPresent", "--target=c", "-c", "dbg", "--", "sh", "-c", ps
+    )
+    status = joined.wait(pod, lambda s: "terminated" in str(s.get("ephemeralContainerStatuses")), what="debugged")["status"]
+    (shown,) = status["ephemeralContainerStatuses"]
+    assert (shown["name"], shown["state"]["terminated"]["exitCode"]) == ("dbg", 0)
+    assert "sleep4321" in joined.kubectl("logs", pod, "-c", "dbg").replace("\0", "")
+    assert status["phase"] == "Running"
+
+
 def test_a_service_account_token_and_the_root_ca_are_projected(joined: JoinedStack, pod: str) -> None:
     folder = "/var/run/secrets/kubernetes.io/serviceaccount"
     joined.create(pod, {"command": ["sh", "-c", f"cat {folder}/token; echo; cat {folder}/ca.crt {folder}/namespace; sleep 1000"]},
@@ -75,7 +99,7 @@ def test_a_second_start_with_the_join_command_just_runs(joined: JoinedStack, pod
     before = (joined.root / "pki/kubelet-client.pem").read_bytes()
     joined.create(pod, {"command": ["sleep", "1000"]})
     first = state_of(joined.wait_ready(pod)["status"])["containerID"]
-    joined.restart_kubelet()
+    joined.restart("kubelet")
     joined.create(f"{pod}-b", {"command": ["sleep", "1000"]})
     joined.wait_ready(f"{pod}-b", seconds=30)
     assert state_of(joined.pod(pod)["status"])["containerID"] == first

@@ -2,6 +2,7 @@
 
 import os
 
+from strata.protocols import cri_pb2 as cri
 from tests.conftest import wait_for
 from tests.integration.kubelet.conftest import NODE_IP, Stack, condition, state_of
 
@@ -167,7 +168,7 @@ def test_a_killed_kubelet_finds_its_pods_and_restarts_nothing(stack: Stack, name
     probe = {"exec": {"command": ["true"]}, "periodSeconds": 1}
     stack.create(name, {"command": ["sh", "-c", "i=0; while sleep 0.1; do echo $((i++)); done"], "readinessProbe": probe})
     before = stack.wait_ready(name)["status"]
-    stack.restart_kubelet()
+    stack.restart("kubelet")
     stack.create(f"{name}-after", {"command": ["sleep", "1000"]})
     stack.wait_ready(f"{name}-after", seconds=30)
     after = stack.pod(name)["status"]
@@ -181,7 +182,7 @@ def test_a_killed_kubelet_finds_its_pods_and_restarts_nothing(stack: Stack, name
 def test_a_pod_that_was_deleted_while_no_kubelet_ran_is_taken_away(stack: Stack, name: str) -> None:
     stack.create(name, {"command": ["sleep", "1000"]})
     uid = stack.wait_ready(name)["metadata"]["uid"]
-    stack.kill_kubelet()
+    stack.kill("kubelet")
     stack.kubectl("delete", "pod", name, "--force", "--grace-period=0")
     stack.start_kubelet()
     wait_for(
@@ -206,3 +207,45 @@ def test_a_failing_post_start_hook_is_told(stack: Stack, name: str) -> None:
     stack.create(name, {"command": ["sleep", "1000"], "lifecycle": hook})
     stack.wait(name, lambda s: state_of(s).get("restartCount", 0) >= 1 or "PostStartHookError" in str(s), what="hook error")
     wait_for(lambda: any(r == "FailedPostStartHook" for r, _ in stack.events(name)), what="the event")
+
+
+def test_a_killed_runtime_and_api_server_lose_nothing(stack: Stack, name: str) -> None:
+    stack.create(name, {"command": ["sh", "-c", "i=0; while sleep 0.1; do echo $((i++)); done"]})
+    before = stack.wait_ready(name)["status"]
+    for daemon in (stack.runtime, "apiserver"):
+        stack.restart(daemon)
+        wait_for(lambda: stack.try_kubectl("get", "pods").returncode == 0, what="the API server to answer")
+        stack.create(f"{name}-after", {"command": ["sleep", "1000"]})
+        stack.wait_ready(f"{name}-after", seconds=30)
+        stack.delete(f"{name}-after")
+        after = stack.pod(name)["status"]
+        assert state_of(after)["containerID"] == state_of(before)["containerID"]
+        assert state_of(after)["restartCount"] == 0
+        assert condition(after, "Ready") == "True"
+
+
+def test_a_sandbox_that_is_gone_is_made_again(stack: Stack, name: str) -> None:
+    stack.create(name, {"command": ["sleep", "1000"]}, init=[{"command": ["true"]}])
+    uid = stack.wait_ready(name)["metadata"]["uid"]
+    found = stack.runtime_call("ListPodSandbox", cri.ListPodSandboxRequest())
+    (sandbox,) = [s.id for s in found.items if s.metadata.uid == uid]
+    stack.runtime_call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=sandbox))
+    status = stack.wait(name, lambda s: state_of(s).get("restartCount") == 1 and condition(s, "Ready") == "True", what="back")[
+        "status"
+    ]
+    assert state_of(status)["lastState"]["terminated"]["exitCode"] in (137, 143)
+    assert state_of(status, "i0")["restartCount"] == 1
+    assert any(reason == "SandboxChanged" for reason, _ in stack.events(name))
+
+
+def test_logs_are_rotated_and_none_is_lost_to_a_follower(stack: Stack, name: str) -> None:
+    line = "x" * 1000
+    stack.create(name, {"command": ["sh", "-c", f"i=0; while [ $i -lt 3000 ]; do echo $i {line}; i=$((i+1)); done; sleep 1000"]})
+    uid = stack.wait_ready(name)["metadata"]["uid"]
+    folder = stack.pod_logs / f"default_{name}_{uid}/c"
+    wait_for(lambda: len(list(folder.iterdir())) > 1, seconds=30, what="a rotation")
+    wait_for(lambda: (folder / "0.log").exists(), what="the runtime to open the log again")
+    numbers = [
+        int(text.split(" ")[3]) for file in sorted(folder.iterdir(), reverse=True) for text in file.read_text().splitlines()
+    ]
+    assert sorted(numbers) == list(range(3000))
