@@ -150,8 +150,20 @@ def _deployment(obj: Object) -> None:
     _template(obj)
 
 
-@_for("apps", "v1", "ReplicaSet")
 @_for("", "v1", "ReplicationController")
+def _replication_controller(obj: Object) -> None:
+    spec = obj.setdefault("spec", {})
+    spec.setdefault("replicas", 1)
+    labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels")
+    if labels:
+        if not spec.get("selector"):
+            spec["selector"] = dict(labels)
+        if not obj["metadata"].get("labels"):
+            obj["metadata"]["labels"] = dict(labels)
+    _template(obj)
+
+
+@_for("apps", "v1", "ReplicaSet")
 def _replica_set(obj: Object) -> None:
     obj.setdefault("spec", {}).setdefault("replicas", 1)
     _template(obj)

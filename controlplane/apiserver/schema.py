@@ -136,7 +136,8 @@ class Schemas:
 
     def _compile_object(self, schema: Schema) -> Checker:
         checkers = {key: self._compile(property_) for key, property_ in schema["properties"].items()}
-        required = tuple(schema.get("required", ()))
+        # A list that is not there is an empty one; whether it may be empty is for validation to say.
+        required = tuple(name for name in schema.get("required", ()) if not _is_list(schema["properties"].get(name, {})))
 
         def check_object(value: Any, path: str, check: Check) -> Any:
             if value is None:
@@ -190,6 +191,10 @@ class Schemas:
             return value
 
         return check_list
+
+
+def _is_list(schema: Schema) -> bool:
+    return "array" in (schema.get("type") or ())
 
 
 @cache

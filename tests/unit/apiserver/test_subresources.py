@@ -1,5 +1,12 @@
 """scale, binding, eviction, approval, and the questions that are only answered."""
 
+import base64
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
 from tests.unit.apiserver.client import Api
 from tests.unit.apiserver.objects import DEPLOYMENTS, PODS, deployment, pod
 
@@ -69,7 +76,11 @@ async def test_an_eviction_asks_the_disruption_budgets(api: Api) -> None:
 
 async def test_approval_and_status_of_a_csr_are_apart(api: Api) -> None:
     path = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
-    spec = {"request": "LS0tLS0=", "signerName": "example.com/signer", "usages": ["client auth"]}
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    encoded = base64.b64encode(request.public_bytes(serialization.Encoding.PEM)).decode()
+    spec = {"request": encoded, "signerName": "example.com/signer", "usages": ["client auth"]}
     made = await api.create(path, {"metadata": {"name": "c"}, "spec": spec})
     made["status"] = {"conditions": [{"type": "Approved", "status": "True", "reason": "test"}], "certificate": "LS0tLS0="}
     approved = (await api.request("PUT", f"{path}/c/approval", made)).body
