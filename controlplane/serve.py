@@ -25,6 +25,7 @@ from controlplane.apiserver.auth.serviceaccounts import ServiceAccounts
 from controlplane.apiserver.connect import Connect
 from controlplane.apiserver.server import ApiServer
 from controlplane.pki.authority import ADMIN_GROUP, Authority
+from controlplane.pki.tls import server_context
 from controlplane.store.sqlite import SqliteStore
 from strata.telemetry import logs
 
@@ -86,7 +87,7 @@ async def serve(options: Options) -> None:
         api, connect = _api_server(options, authority, store)
         await api.start()
         await bootstrap.bootstrap(api, cluster)
-        tls = _tls_context(authority)
+        tls = server_context(authority.folder / "apiserver.crt", authority.folder / "apiserver.key", authority.ca_file)
         runner = web.ServerRunner(
             web.Server(api.handler(), access_log=None, handler_cancellation=True), shutdown_timeout=_SHUTDOWN_SECONDS
         )
@@ -133,17 +134,6 @@ def _api_server(options: Options, authority: Authority, store: SqliteStore) -> t
         documents={"/.well-known/openid-configuration": accounts.discovery, "/openid/v1/jwks": accounts.key_set},
     )
     return api, connect
-
-
-def _tls_context(authority: Authority) -> ssl.SSLContext:
-    """Serves the API server's certificate; clients may show one of the cluster's CA."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(authority.folder / "apiserver.crt", authority.folder / "apiserver.key")
-    context.load_verify_locations(authority.ca_file)
-    context.verify_mode = ssl.CERT_OPTIONAL
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 async def _renew(options: Options, authority: Authority, tls: ssl.SSLContext) -> None:
