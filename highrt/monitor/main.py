@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 from highrt.monitor import record, wire
 from highrt.monitor.loop import Loop
@@ -27,6 +28,8 @@ def run(entry: "Entry | None", connection: int) -> int:
     """
     _detach(connection)
     sock = descriptors.Socket(fileno=connection)
+    # An upgrade may replace the files under a monitor that runs: what is imported late would be of another version.
+    sys.path.clear()
     settings = _settings(sock)
     boot = record.boot_id()
     environ: dict[str, str] = settings.get("environ") or {}

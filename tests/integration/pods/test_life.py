@@ -9,7 +9,7 @@ import pytest
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.manager import default_handlers
 from highrt.pods.model import ContainerState, EventKind, Handler, Owner, Stdio
-from strata.protocols.cri_pb2 import LinuxContainerResources, Mount, NamespaceMode
+from strata.protocols.cri_pb2 import LinuxContainerResources, Mount, NamespaceMode, SecurityProfile
 
 from .conftest import Node, collect, ended, read_all
 
@@ -328,3 +328,25 @@ async def test_another_runtime_runs_under_the_same_monitor(node: Node) -> None:
     assert node.log("t") == ["stdout F tty\r"]
     await node.manager.stop_pod(pod.id)
     assert not list((node.folder / "runc").glob("*"))
+
+
+async def test_the_default_seccomp_profile_holds_a_container_back(node: Node) -> None:
+    pod = await node.manager.run_pod(node.pod())
+    config = node.container("sh", "-c", "cat /proc/self/status | grep Seccomp:; mount -t tmpfs none /tmp || echo refused")
+    config.linux.security_context.seccomp.profile_type = SecurityProfile.RuntimeDefault
+    config.linux.security_context.no_new_privs = True
+    container = await node.manager.create_container(pod.id, config)
+    await node.manager.start_container(container.id)
+    await ended(node.manager, container.id)
+    assert node.log()[0] == "stdout F Seccomp:\t2"
+    assert node.log()[-1] == "stdout F refused"
+
+
+async def test_a_privileged_container_sees_the_hosts_devices(node: Node) -> None:
+    pod = await node.manager.run_pod(node.pod())
+    config = node.container("sh", "-c", "mount -t tmpfs none /tmp && echo mounted; test -c /dev/kmsg && echo kmsg")
+    config.linux.security_context.privileged = True
+    container = await node.manager.create_container(pod.id, config)
+    await node.manager.start_container(container.id)
+    await ended(node.manager, container.id)
+    assert node.log() == ["stdout F mounted", "stdout F kmsg"]
