@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,8 @@ class Daemon:
 
     folder: Path
     process: subprocess.Popen[bytes] | None = None
-    options: list[str] = field(default_factory=list)
+    prefix: list[str] = field(default_factory=list)
+    """What the daemon's command is run by."""
 
     @property
     def name(self) -> str:
@@ -41,9 +42,8 @@ class Daemon:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "highrt.cli.main", "serve", "--name", self.name, "--listen", self.address,
+                    *self.prefix, sys.executable, "-m", "highrt.cli.main", "serve", "--name", self.name, "--listen", self.address,
                     "--root", self.folder / "root", "--state", self.folder / "s", "--cni-conf-dir", self.folder / "cni",
-                    *self.options,
                 ],
                 stdout=log,
                 stderr=log,
@@ -112,7 +112,14 @@ class Daemon:
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrt", dir="/tmp")))
+    with started() as daemon:
+        yield daemon
+
+
+@contextlib.contextmanager
+def started(prefix: Sequence[str] = ()) -> Iterator[Daemon]:
+    """A daemon with the image `hello:test`. prefix: what its command is run by."""
+    daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrt", dir="/tmp")), prefix=[*prefix])
     try:
         daemon.start()
         subprocess.run(
