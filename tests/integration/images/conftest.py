@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from highrt.images.hosts import is_loopback
 from highrt.images.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Image
 from highrt.images.reference import parse
 from highrt.images.service import ImageService, Rootfs
@@ -89,3 +91,16 @@ async def service(tmp_path: Path) -> AsyncIterator[ImageService]:
     await service.open()
     yield service
     await service.close()
+
+
+@pytest.fixture(autouse=True)
+def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may look a name up: a typing error in an image's name would be a packet to a public registry."""
+    real = socket.getaddrinfo
+
+    def local(host: str | None, *arguments: Any, **options: Any) -> Any:
+        if host and not is_loopback(host if ":" not in host else f"[{host}]"):
+            raise socket.gaierror(socket.EAI_NONAME, f"{host} is not this machine")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", local)

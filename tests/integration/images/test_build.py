@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import subprocess
+import sys
 import tarfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from highrt.images.model import Image
 from highrt.images.service import ImageService
 from highrt.images.steps import runtime_step
 from strata.linux import mounts
+from tests.conftest import wait_for
 from tests.integration.images.conftest import file as entry
 from tests.integration.images.conftest import mounted, tar_of, tree
 
@@ -296,6 +298,48 @@ async def test_a_build_that_is_cut_off_ends_its_step(
     assert running.stdout == ""
 
 
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from highrt.images.build import build
+from highrt.images.service import ImageService
+
+async def main():
+    service = ImageService(Path(sys.argv[1]))
+    await service.open()
+    await build(service, Path(sys.argv[2]), build_contexts={"host": Path("/")}, progress=lambda line: print(line, flush=True))
+
+asyncio.run(main())
+"""
+
+
+async def test_the_step_of_a_killed_daemon_is_ended_by_the_next_one(context: Path, tmp_path: Path) -> None:
+    mark = f"{os.getpid()}123"  # sleeps that long, to be found again
+    (context / "Containerfile").write_text(
+        "FROM scratch\nCOPY --from=host /bin/busybox /busybox\n"
+        f'RUN ["/busybox", "sh", "-c", "echo begun; busybox sleep {mark}; true"]\n'
+    )
+    command: list[str | Path] = [sys.executable, "-c", KILLED, tmp_path / "images", context]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220
+        assert process.stdout is not None
+        assert "begun\n" in process.stdout
+        process.kill()
+
+    def running() -> list[str]:
+        return subprocess.run(["pgrep", "-f", f"^busybox sleep {mark}"], capture_output=True, text=True).stdout.split()
+
+    wait_for(running, what="the step to sleep")
+    service = ImageService(tmp_path / "images")
+    await service.open()
+    try:
+        wait_for(lambda: not running(), what="the step to end")
+        assert [mount for mount in mounts.mountinfo() if str(tmp_path) in mount.target] == []
+        assert list((tmp_path / "images/steps").iterdir()) == []
+        assert [row for row in service.metadata.snapshots() if row.kind == "rootfs"] == []
+    finally:
+        await service.close()
+
+
 async def test_the_image_hello_is_built_and_says_hello(service: ImageService, tmp_path: Path, lines: list[str]) -> None:
     step = runtime_step(lines.append, runtime="runc")
     image = await build(
@@ -351,3 +395,8 @@ async def test_images_build_stages_a_program_that_answers(service: ImageService,
     assert "hello from build" in lines
     assert any('"GET / HTTP/1.1" 200' in line for line in lines)
     assert lines[-1] == "ended 0"
+
+
+async def test_what_names_no_stage_is_looked_for_in_a_registry(make: Build) -> None:
+    with pytest.raises(BuildError, match=r"line 2: .*docker.io/library/nothing.*is not this machine"):
+        await make("FROM scratch\nCOPY --from=nothing / /\n")

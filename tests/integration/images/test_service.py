@@ -1,6 +1,7 @@
 """Snapshots and the service over them: shared layers, idempotence, collection, and what a killed process leaves."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -167,7 +168,9 @@ async def test_a_worker_that_is_killed_fails_its_layer_only(service: ImageServic
 
 
 def is_worker(pid: str) -> bool:
-    return b"highrt.images.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return b"highrt.images.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 async def test_workers_end_when_they_are_idle(service: ImageService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from highrt.images.hosts import is_loopback
 from highrt.images.service import ImageService
 from tests.conftest import wait_for
 
@@ -214,3 +216,16 @@ def docker_config(folder: Path, registry: str, user: str, password: str) -> Path
     path.write_text(json.dumps({"auths": {registry: {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}}}))
     os.chmod(path, 0o600)
     return path
+
+
+@pytest.fixture(autouse=True)
+def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may look a name up: a typing error in an image's name would be a packet to a public registry."""
+    real = socket.getaddrinfo
+
+    def local(host: str | None, *arguments: Any, **options: Any) -> Any:
+        if host and not is_loopback(host if ":" not in host else f"[{host}]"):
+            raise socket.gaierror(socket.EAI_NONAME, f"{host} is not this machine")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", local)
