@@ -1,6 +1,6 @@
 """What the steps of a request's chain share: who asks, for what, and the answer of the steps that guard it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -104,6 +104,9 @@ class AdmissionRequest:
 class Authenticator(Protocol):
     async def authenticate(self, headers: Mapping[str, str], peer_certificate: x509.Certificate | None) -> UserInfo | None:
         """The user, None where this authenticator finds no credentials of its kind; `unauthorized` for bad ones."""
+
+    def review(self, token: str, audiences: Sequence[str] = ...) -> tuple[UserInfo, tuple[str, ...]]:
+        """Whose token it is and which of the audiences (left away: the API server) it is for; `unauthorized` for none."""
 
 
 class Authorizer(Protocol):

@@ -171,7 +171,7 @@ class Verbs:
         defaults.apply(resource.gvk, obj)
         self._track(operation, obj, None)
         problems = strategies.prepare(resource.group, resource.plural, obj, None, self._context) if _well_formed(obj) else []
-        await self._admit(operation, "CREATE", obj, None)
+        await self.admit(operation, "CREATE", obj, None)
         defaults.apply(resource.gvk, obj)
         if "spec" in obj:
             metadata["generation"] = 1
@@ -338,7 +338,7 @@ class Verbs:
                 if new["spec"] != old["spec"] and "generation" in before:
                     metadata["generation"] = before["generation"] + 1
             self._track(operation, new, old)
-            await self._admit(operation, "UPDATE", new, old)
+            await self.admit(operation, "UPDATE", new, old)
             return
         if resource.status:
             new.pop("status", None)
@@ -347,7 +347,7 @@ class Verbs:
         defaults.apply(resource.gvk, new)
         self._track(operation, new, old)
         problems = strategies.prepare(resource.group, resource.plural, new, old, self._context) if _well_formed(new) else []
-        await self._admit(operation, "UPDATE", new, old)
+        await self.admit(operation, "UPDATE", new, old)
         if new.get("spec") != old.get("spec") and "generation" in before:
             metadata["generation"] = before["generation"] + 1
         problems = [
@@ -370,7 +370,7 @@ class Verbs:
             entry = self.get(operation)
             obj = entry.decode()
             self._check_preconditions(operation, obj, options.get("preconditions") or {})
-            await self._admit(operation, "DELETE", None, obj, options)
+            await self.admit(operation, "DELETE", None, obj, options)
             updated = _marked_for_deletion(resource, obj, options)
             if operation.dry_run:
                 return entry, updated is None
@@ -602,9 +602,10 @@ class Verbs:
                 why = f"Precondition failed: {label} in precondition: {wanted[name]}, {label} in object meta: {metadata[name]}"
                 raise errors.conflict(operation.resource, operation.name, why)
 
-    async def _admit(
+    async def admit(
         self, operation: Operation, verb: str, obj: Object | None, old: Object | None, options: Mapping[str, Any] | None = None
     ) -> None:
+        """Asks the admission plugins, which may change the object. Raises StatusError."""
         if not self.admission:
             return
         resource = operation.resource

@@ -7,12 +7,13 @@ import base64
 import datetime
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from urllib.parse import unquote
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from controlplane.apiserver.auth.serviceaccounts import ServiceAccounts
+from controlplane.apiserver.auth.serviceaccounts import ISSUER, ServiceAccounts
 from controlplane.apiserver.request import Attributes, Authorizer, Reader, StatusError, UserInfo, unauthorized
 
 AUTHENTICATED = "system:authenticated"
@@ -34,9 +35,17 @@ class Authenticators:
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             return None
+        user, _ = self.review(token)
+        return user
+
+    def review(self, token: str, audiences: Sequence[str] = (ISSUER,)) -> tuple[UserInfo, tuple[str, ...]]:
+        """Whose token it is, and for which of the audiences it was made. Raises `unauthorized` where it is for none of them."""
         if match := _BOOTSTRAP_TOKEN.fullmatch(token):
-            return _authenticated(self._bootstrap(match[1], match[2]))
-        return _authenticated(self._service_accounts.authenticate(token))
+            if ISSUER not in audiences:
+                raise unauthorized()
+            return _authenticated(self._bootstrap(match[1], match[2])), (ISSUER,)
+        user, found = self._service_accounts.authenticate(token, audiences)
+        return _authenticated(user), found
 
     def _bootstrap(self, token_id: str, secret: str) -> UserInfo:
         """A bootstrap token, kept as the Secret kube-system/bootstrap-token-ID (KEP-130)."""
@@ -75,11 +84,11 @@ def impersonated(user: UserInfo, headers: "Mapping[str, str]", authorizer: Autho
     """Who the Impersonate-* headers say the user wants to be, if they may. Raises StatusError (403, or 400 for half a wish)."""
     name = headers.get("Impersonate-User")
     get_all = getattr(headers, "getall", None)
-    groups = tuple(get_all("Impersonate-Group", ())) if get_all else ()
+    groups = asked_groups = tuple(get_all("Impersonate-Group", ())) if get_all else ()
     extra: dict[str, tuple[str, ...]] = {}
     for header in headers:
         if header.lower().startswith("impersonate-extra-"):
-            extra[header[len("impersonate-extra-") :].lower()] = tuple(get_all(header)) if get_all else (headers[header],)
+            extra[unquote(header[len("impersonate-extra-") :]).lower()] = tuple(get_all(header)) if get_all else (headers[header],)
     uid = headers.get("Impersonate-Uid", "")
     if not name:
         if groups or extra or uid:
@@ -90,7 +99,8 @@ def impersonated(user: UserInfo, headers: "Mapping[str, str]", authorizer: Autho
         _, _, namespace, account = name.split(":")
         wanted = [("", "serviceaccounts", account, namespace)]
         groups = groups or ("system:serviceaccounts", f"system:serviceaccounts:{namespace}")
-    wanted += [("", "groups", group, "") for group in groups]
+    # The groups that an account is always in come with the account.
+    wanted += [("", "groups", group, "") for group in asked_groups]
     wanted += [("authentication.k8s.io", "uids", uid, "")] if uid else []
     for key, values in extra.items():
         wanted += [("authentication.k8s.io", f"userextras/{key}", value, "") for value in values]

@@ -61,7 +61,7 @@ class NodeAuthorizer:
             return attributes.verb in _READ and bool(attributes.name) and self._uses(node, attributes)
         if attributes.group == "" and attributes.resource == "serviceaccounts" and attributes.subresource == "token":
             return attributes.verb == "create" and any(
-                (pod["spec"].get("serviceAccountName") or "default") == attributes.name
+                pod["spec"].get("serviceAccountName") == attributes.name
                 for pod in self._pods(node, attributes.namespace)
             )
         if attributes.group == "" and attributes.resource in ("persistentvolumeclaims", "persistentvolumes"):

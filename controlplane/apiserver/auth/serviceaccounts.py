@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,11 @@ class ServiceAccounts:
             raise StatusError(409, "Conflict", f"the UID in the bound object reference ({given}) does not match the UID in"
                               " record. The object might have been deleted and then recreated")  # fmt: skip
         if kind == "Pod":
-            if (found["spec"].get("serviceAccountName") or "default") != account:
-                raise StatusError(
-                    400, "BadRequest", f"cannot bind token for serviceaccount {account!r} to pod running with another"
-                )
+            # No default: a mirror pod, which a node makes on its own word, has no account, and gets no token.
+            running_as = found["spec"].get("serviceAccountName") or ""
+            if running_as != account:
+                why = f'cannot bind token for serviceaccount "{account}" to pod running with different serviceaccount name.'
+                raise StatusError(400, "BadRequest", why)
             if node_name := found["spec"].get("nodeName"):
                 node = self._reader.get("", "nodes", node_name)
                 claims["node"] = {"name": node_name, **({"uid": node["metadata"]["uid"]} if node else {})}
@@ -113,9 +114,16 @@ class ServiceAccounts:
 
     # --- checking
 
-    def authenticate(self, token: str) -> UserInfo:
-        """Whose token it is. Raises `unauthorized` where it is not, or no longer, good."""
+    def authenticate(self, token: str, audiences: Sequence[str] = (ISSUER,)) -> tuple[UserInfo, tuple[str, ...]]:
+        """Whose token it is, and which of these audiences it was made for.
+
+        Raises `unauthorized` where it is not, or no longer, good, or for none of them.
+        """
         claims = self._claims(token)
+        given = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
+        meant = tuple(audience for audience in audiences if audience in given)
+        if not meant:
+            raise unauthorized()
         bound = claims.get("kubernetes.io") or {}
         namespace, account = bound.get("namespace", ""), bound.get("serviceaccount") or {}
         self._expect("serviceaccounts", account, namespace)
@@ -125,6 +133,9 @@ class ServiceAccounts:
         for claim, plural in (("pod", "pods"), ("secret", "secrets")):
             if reference := bound.get(claim):
                 self._expect(plural, reference, namespace)
+        # A pod's token names the pod's node too; only one that is bound to the node alone ends with it.
+        if "pod" not in bound and (reference := bound.get("node")):
+            self._expect("nodes", reference, "")
         for claim in ("pod", "node"):
             if reference := bound.get(claim):
                 extra[f"authentication.kubernetes.io/{claim}-name"] = (reference["name"],)
@@ -132,7 +143,7 @@ class ServiceAccounts:
                     extra[f"authentication.kubernetes.io/{claim}-uid"] = (reference["uid"],)
         name = f"system:serviceaccount:{namespace}:{account['name']}"
         groups = ("system:serviceaccounts", f"system:serviceaccounts:{namespace}")
-        return UserInfo(name, account["uid"], groups, extra)
+        return UserInfo(name, account["uid"], groups, extra), meant
 
     def _claims(self, token: str) -> dict[str, Any]:
         now = time.time()
@@ -140,7 +151,13 @@ class ServiceAccounts:
         if cached and cached[0] > now and cached[1]["exp"] > now:
             return cached[1]
         try:
-            claims: dict[str, Any] = jwt.decode(token, self._public, algorithms=["RS256"], audience=ISSUER, issuer=ISSUER)
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                self._public,
+                algorithms=["RS256"],
+                issuer=ISSUER,
+                options={"verify_aud": False, "require": ["aud", "exp", "sub"]},  # who asks says for whom it must be
+            )
         except jwt.PyJWTError:
             raise unauthorized() from None
         if len(self._verified) >= _CACHE_SIZE:
