@@ -347,8 +347,9 @@ class ApiServer:
             case "token", "create":
                 if self._tokens is None:
                     raise StatusError(501, "NotImplemented", "this server issues no tokens")
-                account = self._verbs.get(operation).decode()
-                issued = await self._tokens.issue(target.namespace, target.name, account, await self._json(request))
+                account, wish = self._verbs.get(operation).decode(), await self._json(request)
+                await self._verbs.admit(operation, "CREATE", wish, None)
+                issued = await self._tokens.issue(target.namespace, target.name, account, wish)
                 return self._answer(orjson.dumps(issued), operation, 201)
             case "finalize", "update":
                 return self._answer(
