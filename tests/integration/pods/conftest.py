@@ -55,6 +55,11 @@ class BusyboxImages:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._base = folder, folder / "base"
+        none = Descriptor("", "", 0)
+        config = ImageConfig(env=("PATH=/bin", "FROM=image"), cmd=("sh", "-c", "echo default"))
+        self.image = Image("sha256:" + "b" * 64, ("busybox:test",), (), 1, config, False, "", none, (), "linux/amd64")
+        if self._base.exists():  # of a daemon before this one
+            return
         for name in ("bin", "etc", "proc", "dev", "sys", "tmp", "root"):
             (self._base / name).mkdir(parents=True)
         shutil.copy2("/usr/bin/busybox", self._base / "bin" / "busybox")
@@ -62,10 +67,6 @@ class BusyboxImages:
             (self._base / "bin" / name).symlink_to("busybox")
         (self._base / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nann:x:1001:1002::/home/ann:/bin/sh\n")
         (self._base / "etc/group").write_text("root:x:0:\nann:x:1002:\nwheel:x:10:ann\n")
-        config = ImageConfig(env=("PATH=/bin", "FROM=image"), cmd=("sh", "-c", "echo default"))
-        self.image = Image(
-            "sha256:" + "b" * 64, ("busybox:test",), (), 1, config, False, "", Descriptor("", "", 0), (), "linux/amd64"
-        )
 
     def resolve(self, reference_or_id: str) -> Image | None:
         return self.image if reference_or_id in ("busybox:test", self.image.id) else None
@@ -115,8 +116,12 @@ class Node:
         )  # fmt: skip
 
     async def reopen(self) -> PodManager:
-        """A daemon that was killed and started anew, as far as the manager is concerned."""
+        """A daemon that ended and was started anew, as far as the manager is concerned."""
         await self.manager.close()
+        return await self.manager_again()
+
+    async def manager_again(self) -> PodManager:
+        """The next manager, after the one before was closed."""
         self.manager = self.new_manager()
         await self.manager.open()
         return self.manager
