@@ -280,6 +280,8 @@ class ApiServer:
         self, request: web.BaseRequest, user: UserInfo, verb: str, target: Target, resource: Resource
     ) -> web.StreamResponse:
         operation = Operation(user, resource, target.namespace, target.name, target.subresource, dict(request.query))
+        if resource.storage and verb in ("create", "update", "patch"):
+            operation.resource = self._stored_as(resource)
         operation.user_agent = request.headers.get("User-Agent", "")
         if (dry_run := operation.query.get("dryRun", "All")) != "All":
             problem = fields.unsupported("dryRun", dry_run, ("All",))
@@ -302,14 +304,14 @@ class ApiServer:
                     operation.query["fieldSelector"] = f"metadata.name={target.name}"  # type: ignore[index]
                 return await watch.serve(request, operation, self.reader, encoder)
             case "create":
-                obj = await self._object(request, operation)
+                obj = await self._object(request, operation, resource)
                 if resource.verbs == ("create",):
                     return self._answer(orjson.dumps(await self._reviews.answer(operation, obj)), operation, 201)
                 return self._answer(
                     encoder.one(await self._verbs.create(operation, obj)), operation, 201, media_type=encoder.media_type
                 )
             case "update":
-                entry, created = await self._verbs.update(operation, await self._object(request, operation))
+                entry, created = await self._verbs.update(operation, await self._object(request, operation, resource))
                 return self._answer(encoder.one(entry), operation, 201 if created else 200, media_type=encoder.media_type)
             case "patch":
                 return await self._patch(request, operation, encoder)
@@ -371,7 +373,7 @@ class ApiServer:
             case _, "get":
                 return self._answer(encoder.one(self._verbs.get(operation)), operation, media_type=encoder.media_type)
             case _, "update":
-                entry, _ = await self._verbs.update(operation, await self._object(request, operation))
+                entry, _ = await self._verbs.update(operation, await self._object(request, operation, resource))
                 return self._answer(encoder.one(entry), operation, media_type=encoder.media_type)
             case _, "patch":
                 return await self._patch(request, operation, encoder)
@@ -379,6 +381,7 @@ class ApiServer:
 
     async def _patch(self, request: web.BaseRequest, operation: Operation, encoder: tables.Encoder) -> web.Response:
         kind, body = await self._patch_body(request)
+        body = tables.patch_to_stored(encoder.resource, body)
         if kind == patches.APPLY:
             entry, created = await self._verbs.apply(operation, body)
             return self._answer(encoder.one(entry), operation, 201 if created else 200, media_type=encoder.media_type)
@@ -445,14 +448,14 @@ class ApiServer:
             operation.strictly(problems)
         return parsed
 
-    async def _object(self, request: web.BaseRequest, operation: Operation) -> Object:
-        resource = operation.resource
+    async def _object(self, request: web.BaseRequest, operation: Operation, requested: Resource) -> Object:
+        """The object of a create or an update, in the form in which it is stored."""
         obj = await self._json(request, operation)
-        if resource.storage and obj.get("apiVersion") == resource.api_version:
-            obj = tables.from_events_v1(obj)
-            stored = self.registry.preferred("", resource.plural)
-            return {**obj, "apiVersion": stored.api_version if stored else "v1"}
-        return obj
+        return tables.to_stored(requested, obj)
+
+    def _stored_as(self, resource: Resource) -> Resource:
+        """The resource whose objects these are, where two groups serve the same ones."""
+        return next((r for r in self.registry.resources if r.prefix == resource.prefix and not r.storage), resource)
 
     async def _delete_options(self, request: web.BaseRequest, operation: Operation) -> Object:
         """The DeleteOptions of the body, or of the query. A dry run may be asked for in either."""

@@ -138,7 +138,30 @@ def to_events_v1(obj: Object) -> Object:
     return {**{_EVENT_NAMES.get(k, k): v for k, v in obj.items()}, "apiVersion": "events.k8s.io/v1"}
 
 
-def from_events_v1(obj: Object) -> Object:
-    """An events.k8s.io/v1 Event as it is stored."""
-    names = {new: old for old, new in _EVENT_NAMES.items()}
-    return {**{names.get(k, k): v for k, v in obj.items()}, "apiVersion": "v1"}
+_STORED_NAMES = {new: old for old, new in _EVENT_NAMES.items()}
+
+
+def to_stored(resource: Resource, obj: Object) -> Object:
+    """An object (or a patch of it) as it is stored: an events.k8s.io/v1 Event as core/v1 names its fields."""
+    if not resource.storage or obj.get("apiVersion", resource.api_version) != resource.api_version:
+        return obj
+    return {**{_STORED_NAMES.get(k, k): v for k, v in obj.items()}, "apiVersion": "v1"}
+
+
+def patch_to_stored(resource: Resource, patch: Any) -> Any:
+    """A patch of an object as a patch of what is stored."""
+    if isinstance(patch, dict):
+        return to_stored(resource, patch)
+    if not resource.storage or not isinstance(patch, list):
+        return patch
+    return [_operation_to_stored(one) if isinstance(one, dict) else one for one in patch]
+
+
+def _operation_to_stored(operation: Object) -> Object:
+    """An operation of a JSON patch whose paths begin with a stored name."""
+    renamed = dict(operation)
+    for name in ("path", "from"):
+        if isinstance(operation.get(name), str):
+            _, *steps = operation[name].split("/")
+            renamed[name] = "/".join(["", *(_STORED_NAMES.get(step, step) if n == 0 else step for n, step in enumerate(steps))])
+    return renamed

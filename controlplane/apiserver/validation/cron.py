@@ -24,7 +24,7 @@ def cron_schedule(schedule: str, time_zone: str | None) -> Errors:
     if time_zone is not None:
         try:
             ZoneInfo(time_zone)
-        except (ValueError, OSError):
+        except (ValueError, OSError, KeyError):
             errors.append(fields.invalid("spec.timeZone", time_zone, f"unknown time zone {time_zone}"))
     return errors
 

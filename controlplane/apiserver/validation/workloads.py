@@ -291,6 +291,12 @@ def _replication_controller(obj: Object, old: Object | None) -> Errors:
     return errors + _pod_spec(template.get("spec") or {}, "spec.template.spec")
 
 
+_STATEFUL_SET_FREE = (
+    "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+)  # fmt: skip
+
+
 @validates("apps", "v1", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet")
 def _workload(obj: Object, old: Object | None) -> Errors:
     spec = obj.get("spec") or {}
@@ -303,6 +309,12 @@ def _workload(obj: Object, old: Object | None) -> Errors:
         errors.append(fields.invalid("spec.replicas", spec["replicas"], "must be greater than or equal to 0"))
     if old is not None and old["spec"].get("selector") != spec.get("selector"):
         errors.append(fields.invalid("spec.selector", spec.get("selector"), IMMUTABLE))
+    if old is not None and obj["kind"] == "StatefulSet":
+        fixed = {name: value for name, value in spec.items() if name not in _STATEFUL_SET_FREE}
+        if fixed != {name: value for name, value in old["spec"].items() if name not in _STATEFUL_SET_FREE}:
+            listed = ", ".join(f"'{name}'" for name in _STATEFUL_SET_FREE[:-1])
+            text = f"updates to statefulset spec for fields other than {listed} and '{_STATEFUL_SET_FREE[-1]}' are forbidden"
+            errors.append(fields.forbidden("spec", text))
     rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
     if (
         obj["kind"] == "Deployment"
