@@ -32,6 +32,11 @@ def list_table(family: str, table: str) -> list[dict[str, Any]] | None:
     return objects
 
 
+def has_table(family: str, table: str) -> bool:
+    """Whether there is such a table. Raises NftError."""
+    return f"table {family} {table}\n" in _run("list", "tables", family)
+
+
 def delete_table(family: str, table: str) -> None:
     """Removes a table; nothing happens where there is none."""
     apply(f"add table {family} {table}\ndelete table {family} {table}\n")

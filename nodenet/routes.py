@@ -25,6 +25,7 @@ PROTOCOL = 83
 """Our number among routing protocols (rtnetlink(7)); 83 is given to nobody."""
 TABLE = "strata-masquerade"
 _RETRY_SECONDS = 10.0
+_CHECK_SECONDS = 30.0
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 _log = logs.get("nodenet.routes")
 
@@ -70,19 +71,19 @@ class Router:
     network: ClusterNetwork
     node: str
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _masquerading: str = ""
 
     async def run(self) -> None:
         nodes = self.informers.of(resources.NODES)
         nodes.add_handler(self._changed, self._updated, self._changed)
         await nodes.wait_synced()
         await asyncio.to_thread(prepare_kernel)
-        await self._masquerade()
         while True:
             self._wake.clear()
-            done = await asyncio.to_thread(reconcile, wanted(nodes.list(), self.node))
-            # A gateway that is not on our link yet, or a route that somebody removed: looked at again now and then.
+            done = await asyncio.to_thread(self._reconcile, nodes.list())
+            # A gateway that is not on our link yet, or what somebody removed: looked at again now and then.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), None if done else _RETRY_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), _CHECK_SECONDS if done else _RETRY_SECONDS)
 
     def _changed(self, _: dict[str, Any]) -> None:
         self._wake.set()
@@ -92,14 +93,17 @@ class Router:
         if (pod_cidrs(old), internal_ips(old)) != (pod_cidrs(new), internal_ips(new)):
             self._wake.set()
 
-    async def _masquerade(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(nft.apply, masquerade_script(self.network))
-                return
-            except nft.NftError as error:
-                _log.error("nft refused the masquerade rule", error=error)
-                await asyncio.sleep(_RETRY_SECONDS)
+    def _reconcile(self, nodes: list[dict[str, Any]]) -> bool:
+        done = reconcile(wanted(nodes, self.node))
+        try:
+            # The first time it is replaced: it may be that of another range.
+            if not self._masquerading or not nft.has_table(self._masquerading, TABLE):
+                nft.apply(masquerade_script(self.network))
+                self._masquerading = "ip" if self.network.cluster[0].version == 4 else "ip6"
+        except nft.NftError as error:
+            _log.error("nft refused the masquerade rule", error=error)
+            return False
+        return done
 
 
 def reconcile(routes: Routes) -> bool:

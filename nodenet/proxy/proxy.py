@@ -2,10 +2,11 @@
 
 Handlers only note which Services changed. One task waits for such notes, gathers those of the next few milliseconds, reads the
 noted Services anew and applies the difference in one transaction. The first one after a start replaces the table, also
-in one transaction: connections that are there stay as they are.
+in one transaction: connections that are there stay as they are. So does one that finds the table gone: somebody flushed it.
 """
 
 import asyncio
+import contextlib
 from typing import Any
 
 from nodenet import nft
@@ -20,6 +21,7 @@ from strata.telemetry import logs
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 _GATHER_SECONDS = 0.01
+_CHECK_SECONDS = 30.0
 _FAMILIES = (4, 6)
 _log = logs.get("nodenet.proxy")
 
@@ -46,7 +48,7 @@ class Proxy:
         self._slices.add_handler(self._note_slice, self._note_slices, self._note_slice)
         self._noted: set[Key] = set()
         self._wake = asyncio.Event()
-        self._ports: dict[Key, list[ServicePort]] = {}
+        self._ports: dict[Key, list[tuple[ServicePort, Fragment]]] = {}
         self._applied: dict[int, Fragment] = {}
         self.synced = asyncio.Event()
 
@@ -83,8 +85,11 @@ class Proxy:
                 self._applied.clear()
                 await backoff.sleep()
                 continue
-            await self._wake.wait()
-            await asyncio.sleep(_GATHER_SECONDS)
+            try:
+                await asyncio.wait_for(self._wake.wait(), _CHECK_SECONDS)
+                await asyncio.sleep(_GATHER_SECONDS)
+            except TimeoutError:
+                await self._check()
 
     async def _sync(self) -> None:
         self._wake.clear()
@@ -96,7 +101,8 @@ class Proxy:
                 self._ports.pop((namespace, name), None)
                 continue
             slices = self._slices.by_index("service", f"{namespace}/{name}")
-            self._ports[namespace, name] = service_ports(service, slices, self._node)
+            ports = service_ports(service, slices, self._node)
+            self._ports[namespace, name] = [(port, build(port)) for port in ports]
         for family in _FAMILIES:
             await self._apply(family, len(noted))
         gone = before - {endpoint for key in noted for endpoint in _udp_endpoints(self._ports.get(key, []))}
@@ -104,12 +110,20 @@ class Proxy:
             if stale := {(address, port) for version, address, port in gone if version == family}:
                 await self._forget(stale, family)
 
+    async def _check(self) -> None:
+        for family in list(self._applied):
+            name = ruleset.family_name(family)
+            with contextlib.suppress(nft.NftError):  # the next change tells more
+                if not await asyncio.to_thread(nft.has_table, name, ruleset.TABLE):
+                    _log.warning("the table of the Services was removed by somebody: made anew", family=name)
+                    del self._applied[family]
+
     async def _apply(self, family: int, services: int) -> None:
         wanted = Fragment()
         for ports in self._ports.values():
-            for port in ports:
+            for port, fragment in ports:
                 if port.family == family:
-                    wanted.merge(build(port))
+                    wanted.merge(fragment)
         known = self._applied.get(family)
         if known is None:
             # A family that the cluster's network does not have gets no table.
@@ -133,10 +147,10 @@ class Proxy:
         _log.debug("ended UDP flows", flows=count, endpoints=len(endpoints))
 
 
-def _udp_endpoints(ports: list[ServicePort]) -> set[tuple[int, str, int]]:
+def _udp_endpoints(ports: list[tuple[ServicePort, Fragment]]) -> set[tuple[int, str, int]]:
     return {
         (port.family, endpoint.address, endpoint.port)
-        for port in ports
+        for port, _ in ports
         if port.protocol == "udp"
         for endpoint in (*port.endpoints, *port.local_endpoints)
     }

@@ -59,7 +59,8 @@ class Namespace:
 
     def serve_tcp(self, port: int, answer: str, host: str = "0.0.0.0") -> None:
         """A server that says `ANSWER PEER` to each connection and closes it."""
-        server = self.inside(socket.create_server, (host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        server = self.inside(socket.create_server, (host, port), family=family, dualstack_ipv6=host == "::")
         self._sockets.append(server)
 
         def loop() -> None:

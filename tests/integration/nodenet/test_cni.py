@@ -200,3 +200,43 @@ def test_the_executable_does_the_same_under_the_plugin_s_name(node: Node) -> Non
         assert call("VERSION")["supportedVersions"][-1] == "1.1.0"
         assert call("DEL") == {}
         assert _leases(node) == set()
+
+
+def test_a_pod_with_two_families(node: Node) -> None:
+    ranges = [[{"subnet": POD_CIDR}], [{"subnet": "fd00:7::/64"}]]
+    routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    ipam = {**node.bridge_config()["ipam"], "ranges": ranges, "routes": routes}
+    with closing(Pod(node, ipam=ipam)) as one, closing(Pod(node, ipam=ipam)) as other:
+        assert [item["gateway"] for item in one.result["ips"]] == ["10.244.7.1", "fd00:7::1"]
+        other.serve_tcp(80, "other", "::")
+        for item in other.result["ips"]:
+            assert one.get_tcp(item["address"].split("/")[0], 80).startswith("other"), "at once, without waiting for duplicates"
+        assert node.cni("CHECK", {**one.config, "prevResult": one.result}, one.id, one.path) == {}
+
+
+def test_executables_side_by_side_share_a_bridge_that_none_has_made_yet(node: Node) -> None:
+    spaces = [Namespace() for _ in range(4)]
+    try:
+
+        def start(space: Namespace) -> subprocess.Popen[bytes]:
+            environ = {"PATH": os.environ["PATH"], "CNI_COMMAND": "ADD", "CNI_CONTAINERID": space.name, "CNI_NETNS": space.path,
+                       "CNI_IFNAME": "eth0"}  # fmt: skip
+            argv = [sys.executable, "-m", "nodenet.cli", "cni"]
+            return node.popen(*argv, env=environ, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+        config = json.dumps(node.bridge_config(ipMasq=True)).encode()
+        running = [start(space) for space in spaces]
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.write(config)
+            process.stdin.close()
+            process.stdin = None
+        outputs = [process.communicate(timeout=30)[0] for process in running]
+        assert [process.returncode for process in running] == [0] * 4, outputs
+        assert len({json.loads(output)["ips"][0]["address"] for output in outputs}) == 4
+        for space in spaces:
+            assert "ips" not in node.cni("DEL", node.bridge_config(), space.name, space.path)
+        assert _links(node) == {"lo", "dead0", "dead1", "strata0"}
+    finally:
+        for space in spaces:
+            space.close()

@@ -1,8 +1,10 @@
 """The proxy's rules, seen by the packets that they are for: a real API server, real pods, a default route to nowhere."""
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.integration.nodenet.harness import Cluster, Pod, eventually
+from tests.integration.nodenet.harness import Cluster, Namespace, Pod, closing, eventually
 
 TCP = [{"port": 8080, "protocol": "TCP"}]
 
@@ -116,6 +118,50 @@ def test_local_policies_use_this_node_s_endpoints_only(cluster: Cluster, pods: l
     cluster.endpoints("local", [elsewhere, _endpoint(pods[1])], TCP)
     eventually(lambda: pods[2].get_tcp("10.96.1.8", 80), "the Service answers")
     assert {pods[2].get_tcp("10.96.1.8", 80, 1.0) for _ in range(12)} == {f"web1 {pods[2].address}"}
+
+
+@pytest.fixture(scope="module")
+def outside(cluster: Cluster) -> Iterator[Namespace]:
+    """A machine that is not in the cluster, on a link with the node, which is 198.51.100.1 there."""
+    with closing(Namespace()) as space:
+        cluster.node.shell(
+            f"ip link add out0 type veth peer name eth0 netns {space.name}; ip addr add 198.51.100.1/24 dev out0; "
+            "ip link set out0 up"
+        )
+        space.shell("ip addr add 198.51.100.9/24 dev eth0; ip link set eth0 up; ip route add default via 198.51.100.1")
+        yield space
+
+
+def test_from_outside_a_policy_decides_whether_the_client_is_seen(cluster: Cluster, pods: list[Pod], outside: Namespace) -> None:
+    spec = {"type": "NodePort", "externalIPs": ["203.0.113.5"]}
+    cluster.service("open", {**spec, "clusterIP": "10.96.1.20", "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30090}]})
+    cluster.endpoints("open", [_endpoint(pods[0])], TCP)
+    eventually(lambda: outside.get_tcp("198.51.100.1", 30090) == "web0 10.244.7.1", "masqueraded, by node port")
+    assert outside.get_tcp("203.0.113.5", 80) == "web0 10.244.7.1"
+    elsewhere = {"addresses": ["10.244.99.9"], "conditions": {"ready": True}, "nodeName": "n2"}
+    cluster.change_endpoints("open", [elsewhere, _endpoint(pods[0])])
+    cluster.request("PATCH", "/api/v1/namespaces/default/services/open", {"spec": {"externalTrafficPolicy": "Local"}})
+    eventually(lambda: outside.get_tcp("198.51.100.1", 30090) == "web0 198.51.100.9", "the client's own address")
+    assert {outside.get_tcp("203.0.113.5", 80, 1.0) for _ in range(8)} == {"web0 198.51.100.9"}, "only endpoints of this node"
+    cluster.change_endpoints("open", [elsewhere])
+
+    def dropped() -> bool:
+        try:
+            outside.get_tcp("198.51.100.1", 30090, 0.3)
+        except TimeoutError:
+            return True
+        return False
+
+    eventually(dropped, "without one of its own the node does not answer")
+
+
+def test_rules_that_somebody_flushed_come_back_with_the_next_change(cluster: Cluster, pods: list[Pod]) -> None:
+    cluster.service("flushed", {"clusterIP": "10.96.1.21", "ports": [{"port": 80, "targetPort": 8080}]})
+    cluster.endpoints("flushed", [_endpoint(pods[0])], TCP)
+    eventually(lambda: pods[2].get_tcp("10.96.1.21", 80), "the Service answers")
+    cluster.node.shell("nft delete table ip strata-proxy")
+    cluster.change_endpoints("flushed", [_endpoint(pods[1])])
+    eventually(lambda: pods[2].get_tcp("10.96.1.21", 80, 0.5).startswith("web1"), "the whole table is there again")
 
 
 def test_rules_stay_when_the_daemon_is_killed_and_are_taken_over(cluster: Cluster, pods: list[Pod]) -> None:
