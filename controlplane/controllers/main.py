@@ -10,10 +10,12 @@ from pathlib import Path
 from controlplane.controllers.bootstraptokens import BootstrapSigner, TokenCleaner
 from controlplane.controllers.csrapproving import CsrApprovingController
 from controlplane.controllers.csrsigning import CsrSigningController
+from controlplane.controllers.daemonset import DaemonSetController
 from controlplane.controllers.deployment import DeploymentController
 from controlplane.controllers.endpointslice import EndpointsController, EndpointSliceController
 from controlplane.controllers.frame import Context, Controller, Settings
 from controlplane.controllers.garbagecollector import GarbageCollector
+from controlplane.controllers.job import JobController
 from controlplane.controllers.namespace import NamespaceController
 from controlplane.controllers.nodeipam import NodeIpamController
 from controlplane.controllers.nodelifecycle import NodeLifecycleController
@@ -32,6 +34,8 @@ CONTROLLERS: tuple[type[Controller], ...] = (  # type: ignore[type-arg]
     ReplicaSetController,
     ReplicationControllerController,
     DeploymentController,
+    DaemonSetController,
+    JobController,
     EndpointSliceController,
     EndpointsController,
     NodeIpamController,

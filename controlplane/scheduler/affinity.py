@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.scheduler import nodeselection
+from controlplane import nodeselection
 from controlplane.scheduler.cache import NodeInfo
 from strata.kubeclient.selectors import Selector, parse_label_selector
 

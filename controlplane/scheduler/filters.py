@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from controlplane import taints
-from controlplane.scheduler import nodeselection
+from controlplane import nodeselection, taints
 from controlplane.scheduler.affinity import Neighbours
 from controlplane.scheduler.cache import NodeInfo, PodInfo
 

@@ -7,8 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from controlplane import taints
-from controlplane.scheduler import nodeselection
+from controlplane import nodeselection, taints
 from controlplane.scheduler.affinity import Neighbours
 from controlplane.scheduler.cache import NodeInfo, PodInfo
 

@@ -19,7 +19,8 @@ from controlplane.controllers.frame import Settings
 from strata.kubeclient import times
 from strata.kubeclient.client import Client
 from strata.kubeclient.errors import ApiError
-from strata.kubeclient.resources import NODES, PODS
+from strata.kubeclient.informer import Informer
+from strata.kubeclient.resources import LEASES, NODES, PODS
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], what: str, *, seconds: float = 10.0) -> Any:
@@ -143,3 +144,50 @@ def certificate_authority(folder: Path) -> tuple[Path, Path]:
     form, encryption = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, encryption))
     return certificate_file, key_file
+
+
+@pytest.fixture
+async def kubelet(client: Client) -> AsyncIterator[Informer]:
+    """What a kubelet does to pods that have a node: they become ready, and end when they are deleted; and nodes are never silent."""
+    work: set[asyncio.Task[None]] = set()
+    numbers = iter(range(2, 250))
+    seen: set[str] = set()
+    pods = Informer(client, PODS)
+
+    def look(pod: dict[str, Any]) -> None:
+        metadata = pod["metadata"]
+        if metadata.get("deletionTimestamp"):
+            doing: Any = client.delete(PODS, metadata["name"], metadata["namespace"], grace_period_seconds=0)
+        elif pod["spec"].get("nodeName") and metadata["uid"] not in seen and "unready" not in (metadata.get("labels") or {}):
+            seen.add(metadata["uid"])
+            doing = make_ready(client, pod, f"10.244.0.{next(numbers)}")
+        else:
+            return
+        task = asyncio.create_task(doing)
+        work.add(task)
+        task.add_done_callback(lambda done: (work.discard(done), done.cancelled() or done.exception()))
+
+    async def renew() -> None:
+        while True:
+            for node in (await client.list(NODES))["items"]:
+                await renew_lease(client, node["metadata"]["name"])
+            await asyncio.sleep(0.5)
+
+    pods.add_handler(look, lambda _, pod: look(pod))
+    await add_node(client, "one")
+    running = [asyncio.create_task(pods.run()), asyncio.create_task(renew())]
+    yield pods
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, *work, return_exceptions=True)
+
+
+async def renew_lease(client: Client, node: str) -> None:
+    """The node's sign of life."""
+    spec = {"holderIdentity": node, "renewTime": times.now_micro()}
+    try:
+        await client.patch(LEASES, node, {"spec": spec}, "kube-node-lease", kind="merge")
+    except ApiError as error:
+        if not error.is_not_found:
+            raise
+        await client.create(LEASES, {"metadata": {"name": node, "namespace": "kube-node-lease"}, "spec": spec})

@@ -1,7 +1,5 @@
 """ReplicaSets, Deployments and their Services' endpoints, against a real API server; pods are made ready as a kubelet would."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -9,38 +7,9 @@ import pytest
 from strata.kubeclient.client import Client
 from strata.kubeclient.informer import Informer
 from strata.kubeclient.resources import DEPLOYMENTS, ENDPOINTS, ENDPOINTSLICES, PODS, REPLICASETS, SERVICES
-from tests.integration.controllers.conftest import add_node, add_pod, eventually, make_ready, pod_spec
+from tests.integration.controllers.conftest import add_pod, eventually, pod_spec
 
 pytestmark = pytest.mark.usefixtures("controllers")
-
-
-@pytest.fixture
-async def kubelet(client: Client) -> AsyncIterator[Informer]:
-    """What a kubelet does to pods that have a node: they become ready, and end when they are deleted."""
-    work: set[asyncio.Task[None]] = set()
-    numbers = iter(range(2, 250))
-    seen: set[str] = set()
-    pods = Informer(client, PODS)
-
-    def look(pod: dict[str, Any]) -> None:
-        metadata = pod["metadata"]
-        if metadata.get("deletionTimestamp"):
-            doing: Any = client.delete(PODS, metadata["name"], metadata["namespace"], grace_period_seconds=0)
-        elif pod["spec"].get("nodeName") and metadata["uid"] not in seen and "unready" not in (metadata.get("labels") or {}):
-            seen.add(metadata["uid"])
-            doing = make_ready(client, pod, f"10.244.0.{next(numbers)}")
-        else:
-            return
-        task = asyncio.create_task(doing)
-        work.add(task)
-        task.add_done_callback(lambda done: (work.discard(done), done.cancelled() or done.exception()))
-
-    pods.add_handler(look, lambda _, pod: look(pod))
-    await add_node(client, "one")
-    running = asyncio.create_task(pods.run())
-    yield pods
-    running.cancel()
-    await asyncio.gather(running, *work, return_exceptions=True)
 
 
 def deployment(replicas: int, **more: Any) -> dict[str, Any]:
