@@ -40,11 +40,13 @@ class PersonContainers:
         for entry in folder.iterdir() if folder.exists() else ():
             if entry.name not in kept:
                 flags.PersonFiles(self._root, entry.name).remove()
+        self._spawn(self._watch())
+        await asyncio.sleep(0)  # it listens from here on: nothing ends unseen
         for pod in self._pods.pods(Owner.PERSON):
             found = self._in(pod)
-            if found is None or found.state in _ENDED:
+            # one that was only created has lost the client that would have started it
+            if found is None or found.state is not ContainerState.RUNNING:
                 self._spawn(self._settle(pod.id))
-        self._spawn(self._watch())
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -179,10 +181,11 @@ class PersonContainers:
         """After a container's end: gives its network back, and removes it where --rm said so."""
         try:
             pod = self._pods.pod(pod_id)
-            if flags.AUTO_REMOVE not in pod.config.annotations:
-                await self._pods.stop_pod(pod_id)
-                return
             found = self._in(pod)
+            if found and flags.AUTO_REMOVE not in pod.config.annotations:
+                if found.state in _ENDED:
+                    await self._pods.stop_pod(pod_id)
+                return
             for _ in range(_SESSION_WAIT_SECONDS * 50):
                 if found is None or found.id not in self._sessions:
                     break

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from highrt.person.peer import GrpcPeer
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, ContainerState, Owner, Stdio
+from highrt.streaming import pipes
 from highrt.streaming.commands import AttachedContainer, ExecutedCommand
 from highrt.streaming.relay import ClientGone, Running, relay
 from strata.protocols import cri_pb2 as cri
@@ -124,40 +125,40 @@ class PersonService(HighrtBase):
             yield event
 
     async def Load(self, stream: Any) -> None:
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        with os.fdopen(reading, "rb") as archive_end:
-            feeding = asyncio.create_task(self._feed(stream, writing))
+        async with AsyncExitStack() as owned:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            source = owned.enter_context(os.fdopen(reading, "rb"))
+            feeding = asyncio.create_task(_feed(stream, await pipes.writer(writing, owned)))
             try:
                 with worded():
-                    images = await archive.load(self._images, archive_end)
+                    images = await archive.load(self._images, source)
             finally:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
         await stream.send_message(api.LoadResponse(images=[_image(image) for image in images]))
 
-    async def _feed(self, stream: Any, writing: int) -> None:
-        with suppress(OSError), os.fdopen(writing, "wb", 0) as pipe:
-            while (chunk := await stream.recv_message()) is not None:
-                await asyncio.to_thread(pipe.write, chunk.data)
-
     @streaming
     async def Save(self, request: api.SaveRequest) -> AsyncIterator[api.Chunk]:
         require(request.images, "save: name an image")
-        reading, writing = os.pipe2(os.O_CLOEXEC)
+        async with AsyncExitStack() as owned:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            target = os.fdopen(writing, "wb")
 
-        async def work() -> None:
-            with os.fdopen(writing, "wb") as pipe:
-                await archive.save(self._images, list(request.images), pipe)
+            async def work() -> None:
+                with target:
+                    await archive.save(self._images, list(request.images), target)
 
-        task = asyncio.create_task(work())
-        try:
-            with os.fdopen(reading, "rb", 0) as pipe:
-                while data := await asyncio.to_thread(pipe.read, _CHUNK):
+            task = asyncio.create_task(work())
+            try:
+                source = await pipes.reader(reading, owned)
+                while data := await source.read(_CHUNK):
                     yield api.Chunk(data=data)
-            await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+                await task
+            finally:
+                task.cancel()
+                # closed first, else the archive's writer waits for a reader for ever
+                await owned.aclose()
+                await asyncio.gather(task, return_exceptions=True)
 
     def _image(self, reference: str) -> Image:
         require(reference, "no image is named")
@@ -347,6 +348,15 @@ class PersonService(HighrtBase):
         if container.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {reference} is not running ({container.state.value})")
         return container
+
+
+async def _feed(stream: Any, pipe: asyncio.StreamWriter) -> None:
+    """Passes an archive's chunks on."""
+    with suppress(OSError):
+        while (chunk := await stream.recv_message()) is not None:
+            pipe.write(chunk.data)
+            await pipe.drain()
+        pipe.close()
 
 
 async def _first(stream: Any) -> Any:

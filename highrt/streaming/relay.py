@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack, suppress
 from typing import Protocol
 
 from highrt.pods.model import Stdio
+from highrt.streaming import pipes
 from strata.protocols.remotecommand import STDERR, STDOUT, Peer, Resize, Stdin, StdinClosed
 
-_CHUNK = 32 * 1024
 _IDLE_SECONDS = 0.5
 
 
@@ -50,11 +50,11 @@ async def relay(
         try:
             if stdin:
                 theirs[0], ours = os.pipe2(os.O_CLOEXEC)
-                writer = await _writer(ours, owned)
+                writer = await pipes.writer(ours, owned)
             for channel, wanted in ((STDOUT, stdout), (STDERR, stderr)):
                 if wanted:
                     ours, theirs[channel] = os.pipe2(os.O_CLOEXEC)
-                    readers[channel] = await _reader(ours, owned)
+                    readers[channel] = await pipes.reader(ours, owned)
         except BaseException:
             for descriptor in theirs:
                 if descriptor is not None:
@@ -99,7 +99,7 @@ class _Pump:
 
     async def run(self) -> None:
         with suppress(OSError):
-            while data := await self._reader.read(_CHUNK):
+            while data := await self._reader.read(pipes.READ_LIMIT_BYTES):
                 self.chunks += 1
                 self.sending = True
                 await self._peer.send(self._channel, data)
@@ -136,26 +136,3 @@ async def _inputs(peer: Peer, running: Running, writer: asyncio.StreamWriter | N
         elif isinstance(message, StdinClosed):
             writer.close()
             writer = None
-
-
-async def _reader(descriptor: int, owned: AsyncExitStack) -> asyncio.StreamReader:
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=_CHUNK)
-    pipe = os.fdopen(descriptor, "rb", 0)
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    owned.callback(transport.close)
-    return reader
-
-
-async def _writer(descriptor: int, owned: AsyncExitStack) -> asyncio.StreamWriter:
-    loop = asyncio.get_running_loop()
-    pipe = os.fdopen(descriptor, "wb", 0)
-    transport, protocol = await loop.connect_write_pipe(lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), pipe)
-
-    def end() -> None:
-        # abort, not close: what nobody reads would hold the pipe open; but one that is closed already bears no abort
-        if transport.get_write_buffer_size() or not transport.is_closing():
-            transport.abort()
-
-    owned.callback(end)
-    return asyncio.StreamWriter(transport, protocol, None, loop)
