@@ -15,6 +15,7 @@ import hashlib
 import os
 import random
 import ssl
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from highrt.images.errors import (
     RegistryUnauthorized,
     RegistryUnavailable,
 )
-from highrt.images.hosts import PULL, PUSH, RESOLVE, Host, hosts_for
+from highrt.images.hosts import PULL, PUSH, RESOLVE, Host, hosts_for, is_loopback
 from highrt.images.model import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -187,7 +188,9 @@ class Registry:
         async def exchange(url: URL) -> aiohttp.ClientResponse:
             tls = self.tls(host) if url.scheme == "https" else False
             data = body() if body else None
-            return await self.session.request(method, url, headers=headers, data=data, ssl=tls, allow_redirects=False)
+            return await self.session.request(
+                method, url, headers=headers, data=data, ssl=tls, proxy=_proxy(url), allow_redirects=False
+            )
 
         try:
             return await exchange(url)
@@ -441,6 +444,13 @@ async def _read_document(response: aiohttp.ClientResponse) -> bytes:
         if len(data) > MAX_DOCUMENT:
             raise InvalidImage(f"the manifest is larger than {MAX_DOCUMENT} bytes")
     return bytes(data)
+
+
+def _proxy(url: URL) -> str | None:
+    """The proxy that the environment names for a URL (HTTPS_PROXY, HTTP_PROXY, NO_PROXY); never one for loopback."""
+    if not url.host or is_loopback(url.raw_authority) or urllib.request.proxy_bypass(url.host):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
 
 
 def _continues(response: aiohttp.ClientResponse, offset: int) -> bool:

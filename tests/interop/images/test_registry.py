@@ -540,6 +540,25 @@ async def test_mirrors_are_asked_first_and_the_registry_last(proxy: Proxy, regis
         await service.close()
 
 
+async def test_the_proxy_of_the_environment_is_asked(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "certs.d/reg.example"
+    folder.mkdir(parents=True)
+    (folder / "hosts.toml").write_text('server = "http://reg.example"\n')
+    service = ImageService(tmp_path / "proxied", tmp_path / "certs.d")
+    await service.open()
+    try:
+        with pytest.raises(RegistryUnavailable, match="not this machine"):
+            await service.pull("reg.example/app:oci")
+        monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
+        await service.pull("reg.example/app:oci")
+        assert {request.host for request in proxy.seen} == {"reg.example"}
+        monkeypatch.setenv("no_proxy", ".example")
+        with pytest.raises(RegistryUnavailable, match="not this machine"):
+            await service.pull("reg.example/app:docker")
+    finally:
+        await service.close()
+
+
 async def test_a_private_digest_is_not_given_to_those_without_credentials(service: ImageService, proxy: Proxy) -> None:
     server = TokenServer()
     proxy.rules.append(server.rule)
