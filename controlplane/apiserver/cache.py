@@ -71,6 +71,12 @@ class Change:
     new: Entry | None
     deleted: Entry | None = None
 
+    @property
+    def key(self) -> str:
+        entry = self.new or self.old
+        assert entry is not None  # a change is from something or to something
+        return entry.key
+
 
 @dataclass(eq=False)
 class Subscription:
@@ -111,6 +117,19 @@ class ResourceCache:
         start = bisect_right(self._keys, after) if after else bisect_left(self._keys, prefix)
         end = bisect_left(self._keys, prefix[:-1] + chr(ord(prefix[-1]) + 1))
         return [self._entries[key] for key in self._keys[start:end]]
+
+    def range_at(self, prefix: str, after: str, revision: int) -> list[Entry]:
+        """As `range`, but as it was at a revision. Raises Expired where the changes since then are no longer here."""
+        if revision + 1 < self._complete_from:
+            raise Expired
+        then: dict[str, Entry | None] = {}
+        for change in reversed(self._history):
+            if change.revision <= revision:
+                break
+            then[change.key] = change.old
+        found = [entry for entry in self.range(prefix, after) if entry.key not in then]
+        found += [old for key, old in then.items() if old is not None and key.startswith(prefix) and key > after]
+        return sorted(found, key=lambda entry: entry.key) if then else found
 
     def apply(self, event: StoreEvent) -> None:
         old = self._entries.get(event.key)
@@ -174,6 +193,8 @@ class Cache:
             if "get" in resource.verbs:
                 self._by_prefix.setdefault(resource.prefix, ResourceCache(resource))
         self.revision = 0
+        self.compacted = 0
+        """What was before this revision is no longer told, though it may still be here."""
 
     def of(self, resource: Resource) -> ResourceCache:
         return self._by_prefix[resource.prefix]

@@ -55,11 +55,19 @@ class StatusError(Exception):
     """A request's failure as a Kubernetes Status (metav1.Status).
 
     code: the HTTP status; reason: a metav1.StatusReason (NotFound, AlreadyExists, Conflict, Invalid, Forbidden, …);
-    details: {name, group, kind, causes: [{reason, message, field}], retryAfterSeconds}.
+    details: {name, group, kind, causes: [{reason, message, field}], retryAfterSeconds}; metadata: a ListMeta ({continue}).
     """
 
-    def __init__(self, code: int, reason: str, message: str, details: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        details: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.metadata = metadata or {}
         self.code, self.reason, self.message, self.details = code, reason, message, details
 
     def status(self) -> dict[str, Any]:
@@ -67,7 +75,7 @@ class StatusError(Exception):
         body: dict[str, Any] = {
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": self.metadata,
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,

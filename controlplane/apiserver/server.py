@@ -149,6 +149,7 @@ class ApiServer:
             revision = self._store.revision
             await asyncio.sleep(COMPACTION_SECONDS)
             try:
+                self.reader.compacted = revision
                 await self._store.compact(revision)
             except Exception as error:  # a full disk: the next round may do better
                 log.warning("could not compact the store", error=error)

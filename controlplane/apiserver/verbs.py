@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from controlplane.apiserver import defaults, errors, fields, fieldsets, managers, patches, strategies, validation
-from controlplane.apiserver.cache import Cache, Entry, encode, with_revision
+from controlplane.apiserver.cache import Cache, Entry, Expired, encode, with_revision
 from controlplane.apiserver.request import Admission, AdmissionRequest, StatusError, UserInfo
 from controlplane.apiserver.resources import Object, Registry, Resource
 from controlplane.apiserver.schema import Schemas
@@ -106,23 +106,22 @@ class Verbs:
         return entry
 
     def list(self, operation: Operation) -> Page:
-        resource, query = operation.resource, operation.query
+        """A list, or a page of one. Pages that follow show the state of the first one's revision."""
+        resource = operation.resource
         prefix, labels, fields_ = selection(operation)
-        limit, after = operation.number("limit") or 0, ""
-        if token := query.get("continue"):
-            try:
-                after = orjson.loads(base64.urlsafe_b64decode(token))["after"]
-            except (ValueError, KeyError, TypeError):
-                raise errors.bad_request("continue key is not valid") from None
-        wanted = query.get("resourceVersion") or "0"
-        if not wanted.isdigit():
-            raise errors.bad_request(f"resourceVersion: Invalid value: {wanted!r}: must be a number")
-        if int(wanted) > self._cache.revision:
-            raise StatusError(504, "Timeout", f"Too large resource version: {wanted}, current: {self._cache.revision}")
+        limit = operation.number("limit") or 0
+        revision, after = self._starting_point(operation)
         cache = self._cache.of(resource)
-        if "=" in query.get("fieldSelector", "") and (name := _exact_name(fields_)):
-            entry = cache.get(resource.key(operation.namespace, name)) if operation.namespace or not resource.namespaced else None
-            found = [entry] if entry else cache.range(prefix, after) if resource.namespaced and not operation.namespace else []
+        if revision < self._cache.revision:
+            try:
+                if revision < self._cache.compacted:
+                    raise Expired
+                found = cache.range_at(prefix, after, revision)
+            except Expired:
+                raise self._too_old(operation, revision, after) from None
+        elif (name := _exact_name(fields_)) and (operation.namespace or not resource.namespaced):
+            entry = cache.get(resource.key(operation.namespace, name))
+            found = [entry] if entry and entry.key > after else []
         else:
             found = cache.range(prefix, after)
         if labels or fields_:
@@ -130,9 +129,47 @@ class Verbs:
         if limit and len(found) > limit:
             rest = len(found) - limit
             found = found[:limit]
-            token = base64.urlsafe_b64encode(orjson.dumps({"after": found[-1].key})).decode()
-            return Page(found, self._cache.revision, token, rest if not (labels or fields_) else 0)
-        return Page(found, self._cache.revision)
+            return Page(found, revision, _token(revision, found[-1].key), rest if not (labels or fields_) else 0)
+        return Page(found, revision)
+
+    def _starting_point(self, operation: Operation) -> tuple[int, str]:
+        """The revision that a list is to show, and the key after which it begins."""
+        query, newest = operation.query, self._cache.revision
+        if token := query.get("continue"):
+            try:
+                given = orjson.loads(base64.urlsafe_b64decode(token))
+                revision, after = int(given["revision"]), str(given["after"])
+            except (ValueError, KeyError, TypeError):
+                raise errors.bad_request("continue key is not valid") from None
+            return (revision if revision > 0 else newest), after
+        wanted, match = operation.number("resourceVersion") or 0, query.get("resourceVersionMatch", "")
+        if match and match not in ("Exact", "NotOlderThan"):
+            problem = fields.unsupported("resourceVersionMatch", match, ("Exact", "NotOlderThan"))
+            raise errors.invalid("ListOptions", "meta.k8s.io", "", [problem])
+        if match == "Exact" and not wanted:
+            text = "resourceVersionMatch is forbidden unless resourceVersion is provided"
+            raise errors.invalid("ListOptions", "meta.k8s.io", "", [fields.forbidden("resourceVersionMatch", text)])
+        if wanted > newest:
+            cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+            raise StatusError(
+                504,
+                "Timeout",
+                f"Too large resource version: {wanted}, current: {newest}",
+                {"retryAfterSeconds": 1, "causes": [cause]},
+            )
+        return (wanted if match == "Exact" else newest), ""
+
+    def _too_old(self, operation: Operation, revision: int, after: str) -> StatusError:
+        """The answer to a list of a past that is gone; a page gets a token to go on with the present."""
+        if not operation.query.get("continue"):
+            return errors.expired(f"The resourceVersion for the provided list is too old: {revision} ({self._cache.compacted})")
+        text = (
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without "
+            "the continue parameter, or use the continue token in this response to retrieve the remainder of the results. "
+            "Continuing with the provided token results in an inconsistent list - objects that were created, modified, or "
+            "deleted between the time the first chunk was returned and now may show up in the list."
+        )
+        return StatusError(410, "Expired", text, metadata={"continue": _token(0, after)})
 
     # --- writing
 
@@ -638,6 +675,11 @@ def selection(operation: Operation) -> tuple[str, Selector, Selector]:
         if requirement.key not in known:
             raise errors.bad_request(f"field label not supported: {requirement.key}")
     return prefix, labels, fields_
+
+
+def _token(revision: int, after: str) -> str:
+    """A continue token; revision 0 stands for the newest one."""
+    return base64.urlsafe_b64encode(orjson.dumps({"revision": revision, "after": after})).decode()
 
 
 def _exact_name(selector: Selector) -> str | None:

@@ -103,18 +103,44 @@ async def test_a_selector_that_cannot_be_read(api: Api, selector: str) -> None:
     assert (answer.code, answer.reason) == (400, "BadRequest")
 
 
-async def test_pages(api: Api) -> None:
+async def test_pages_show_one_revision(api: Api) -> None:
     for n in range(7):
-        await api.create(CONFIG_MAPS, config_map(f"c{n}"))
+        await api.create(CONFIG_MAPS, config_map(f"c{n}", n="old"))
     first = (await api.get(CONFIG_MAPS, limit=3)).body
     assert (names(first), first["metadata"]["remainingItemCount"]) == (["c0", "c1", "c2"], 4)
     await api.request("DELETE", f"{CONFIG_MAPS}/c3")
+    await api.patch(f"{CONFIG_MAPS}/c4", {"data": {"n": "new"}})
+    await api.create(CONFIG_MAPS, config_map("c45"))
     second = (await api.get(CONFIG_MAPS, **{"limit": 3, "continue": first["metadata"]["continue"]})).body
-    assert names(second) == ["c4", "c5", "c6"]
-    assert "continue" not in second["metadata"]
-    wrong = await api.get(CONFIG_MAPS, **{"limit": 3, "continue": "!!!"})
-    assert (wrong.code, wrong.reason) == (400, "BadRequest")
-    assert (await api.get(CONFIG_MAPS, limit="many")).code == 400
+    assert names(second) == ["c3", "c4", "c5"]
+    assert second["items"][1]["data"] == {"n": "old"}
+    assert second["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    third = (await api.get(CONFIG_MAPS, **{"limit": 3, "continue": second["metadata"]["continue"]})).body
+    assert names(third) == ["c6"]
+    assert "continue" not in third["metadata"]
+    exact = await api.get(CONFIG_MAPS, resourceVersion=first["metadata"]["resourceVersion"], resourceVersionMatch="Exact")
+    assert names(exact.body) == [f"c{n}" for n in range(7)]
+    assert names((await api.get(CONFIG_MAPS)).body) == ["c0", "c1", "c2", "c4", "c45", "c5", "c6"]
+
+
+async def test_a_page_of_a_forgotten_revision_goes_on_with_the_present(api: Api) -> None:
+    for n in range(4):
+        await api.create(CONFIG_MAPS, config_map(f"c{n}"))
+    first = (await api.get(CONFIG_MAPS, limit=2)).body
+    await api.request("DELETE", f"{CONFIG_MAPS}/c2")
+    api.server.reader.compacted = api.server.reader.revision
+    late = await api.get(CONFIG_MAPS, **{"limit": 2, "continue": first["metadata"]["continue"]})
+    assert (late.code, late.reason) == (410, "Expired")
+    rest = await api.get(CONFIG_MAPS, **{"limit": 2, "continue": late.body["metadata"]["continue"]})
+    assert names(rest.body) == ["c3"]
+
+
+async def test_a_page_that_cannot_be(api: Api) -> None:
+    for query in ({"limit": 3, "continue": "!!!"}, {"limit": "many"}, {"resourceVersion": "new"}):
+        answer = await api.get(CONFIG_MAPS, **query)
+        assert (answer.code, answer.reason) == (400, "BadRequest")
+    for query in ({"resourceVersionMatch": "Exact"}, {"resourceVersionMatch": "Nearly", "resourceVersion": 1}):
+        assert (await api.get(CONFIG_MAPS, **query)).code == 422
 
 
 async def test_a_revision_of_the_future(api: Api) -> None:
