@@ -65,7 +65,7 @@ class Ipam:
 
     def _execute(self, command: str) -> bytes:
         request = self._request
-        path = os.environ.get("CNI_PATH") or DEFAULT_PATH
+        path = request.path or DEFAULT_PATH
         executable = next((file for folder in path.split(":") if (file := Path(folder, self._kind)).is_file()), None)
         if executable is None:
             raise CniError(INVALID_CONFIG, f"ipam plugin {self._kind!r} is in no folder of CNI_PATH", path)

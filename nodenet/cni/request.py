@@ -18,7 +18,7 @@ _IFNAME_LENGTH = 15
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call. netns is "" where the spec lets it be missing; config is the decoded standard input."""
+    """One call. netns is "" where the spec lets it be missing; config is the decoded standard input; path is CNI_PATH."""
 
     command: str
     container_id: str
@@ -26,6 +26,7 @@ class Request:
     netns: str
     config: dict[str, Any]
     arguments: dict[str, str]
+    path: str
 
     @property
     def version(self) -> str:
@@ -116,7 +117,8 @@ def parse(environ: Mapping[str, str], config: dict[str, Any]) -> Request:
             raise CniError(INVALID_ENVIRONMENT, f"CNI_IFNAME {ifname!r} is no valid interface name")
         if command != "DEL" and not netns:
             raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS is missing; {command} needs it")
-    return Request(command, container_id, ifname, netns, config, _arguments(environ.get("CNI_ARGS", "")))
+    arguments = _arguments(environ.get("CNI_ARGS", ""))
+    return Request(command, container_id, ifname, netns, config, arguments, environ.get("CNI_PATH", ""))
 
 
 def _arguments(text: str) -> dict[str, str]:

@@ -132,9 +132,15 @@ class Node(Namespace):
         """How many packets went out of the default route, asking for the gateway's address among them."""
         return int(json.loads(self.shell("ip -j -s link show dev dead0"))[0]["stats64"]["tx"]["packets"])
 
-    def cni(self, command: str, config: dict[str, Any], container: str = "", netns: str = "", ifname: str = "eth0") -> Any:
+    def cni(self, command: str, config: dict[str, Any], container: str = "", netns: str = "", path: str = "") -> Any:
         """The decoded result of a plugin ({} for none), or (code, message)."""
-        environ = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": ifname, "CNI_PATH": ""}
+        environ = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": netns,
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": path,
+        }
         status, output = self.inside(run_cni, environ, json.dumps(config).encode())
         body = json.loads(output or b"{}")
         return (body["code"], body["msg"]) if status else body

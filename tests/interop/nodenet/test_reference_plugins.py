@@ -63,7 +63,7 @@ class Chain:
                                     capture_output=True)  # fmt: skip
             assert done.returncode == 0, (command, config["type"], done.stdout, done.stderr)
             return json.loads(done.stdout or b"{}")
-        answer = self.node.cni(command, config, "chained", space.path)
+        answer = self.node.cni(command, config, "chained", space.path, environ["CNI_PATH"])
         assert isinstance(answer, dict), (command, config["type"], answer)
         return answer
 
@@ -75,7 +75,9 @@ def space() -> Iterator[Namespace]:
 
 
 @pytest.mark.parametrize(
-    "reference", [{"portmap"}, {"bridge"}, {"bridge", "host-local"}, {"bridge", "portmap"}], ids=lambda s: "+".join(sorted(s))
+    "reference",
+    [{"portmap"}, {"host-local"}, {"bridge"}, {"bridge", "host-local"}, {"bridge", "portmap"}],
+    ids=lambda s: "+".join(sorted(s)),
 )
 def test_a_chain_of_ours_and_theirs(node: Node, space: Namespace, reference: set[str]) -> None:
     chain = Chain(node, reference)
