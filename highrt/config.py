@@ -7,7 +7,7 @@ The file is YAML:
       crun: {path: /usr/bin/crun, args: []}     # run as a process
     default_handler: lowrt
     cni:
-      bridge: "nodenet.cni.main:run"            # plugins that a warm helper calls, in place of executables
+      bridge: "nodenet.cni.warm:run"            # plugins that a warm helper calls, in place of executables
 
 Other packages appear here as dotted names only: any runtime or plugin can take their place.
 """
@@ -22,7 +22,7 @@ import yaml
 from highrt.pods.manager import default_handlers
 from highrt.pods.model import Handler
 
-_CNI_ENTRY = "nodenet.cni.main:run"
+_CNI_ENTRY = "nodenet.cni.warm:run"
 _CNI_TYPES = ("bridge", "host-local", "portmap", "loopback")
 
 
