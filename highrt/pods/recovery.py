@@ -44,10 +44,12 @@ class Recovery:
         if boot != self._registry.boot:
             await self._after_reboot(pod, members)
             return
-        known = await self._monitors.find(pod.id) if pod.ready else None
+        # A pod that is not ready may have been killed in the middle of its stop, with containers that still run.
+        wanted = pod.ready or any(container.state == ContainerState.RUNNING for container in members)
+        known = await self._monitors.find(pod.id) if wanted else None
         if known:
             self._learn(pod, members, known)
-        elif pod.ready:
+        elif wanted:
             await self._sandboxes.bury(pod)
         for container in members:
             if container.state == ContainerState.CREATED and not (self._registry.folder(container) / "config.json").exists():

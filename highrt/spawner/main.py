@@ -12,6 +12,10 @@ import signal
 from highrt.spawner import loading
 from strata.linux import descriptors, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 VERSION = 1
 _PR_SET_NAME = 15
 
@@ -28,26 +32,32 @@ def run(entry_name: str, monitor_name: str, socket: int) -> None:
     # What is there now is shared with every monitor: it must never be touched by a collection.
     gc.collect()
     gc.freeze()
-    sock.send(bytes([VERSION]))
-    while True:
-        try:
-            message, found = descriptors.receive(sock)
-        except OSError:  # highrt was killed with messages unread
-            return
-        if not message:
-            return
-        if message[0] != VERSION or len(found) != 1:
-            for descriptor in found:
-                os.close(descriptor)
-            sock.send(bytes([VERSION]) + bytes(4))
+    try:
+        sock.send(bytes([VERSION]))
+        while _serve(sock, entry, monitor):
             continue
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                status = monitor(entry, found[0])
-            finally:
-                os._exit(status)
-        os.close(found[0])
-        sock.send(bytes([VERSION]) + pid.to_bytes(4, "big"))
+    except OSError:  # highrt was killed with messages unread
+        return
+
+
+def _serve(sock: descriptors.Socket, entry: "Any", monitor: "Any") -> bool:
+    """Answers one message; False at the end of the stream."""
+    message, found = descriptors.receive(sock)
+    if not message:
+        return False
+    if message[0] != VERSION or len(found) != 1:
+        for descriptor in found:
+            os.close(descriptor)
+        sock.send(bytes([VERSION]) + bytes(4))
+        return True
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            status = monitor(entry, found[0])
+        finally:
+            os._exit(status)
+    os.close(found[0])
+    sock.send(bytes([VERSION]) + pid.to_bytes(4, "big"))
+    return True

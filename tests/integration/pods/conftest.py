@@ -13,9 +13,10 @@ import pytest
 
 from highrt.images.model import Descriptor, Image, ImageConfig
 from highrt.images.snapshots import Rootfs
+from highrt.pods.errors import PodError
 from highrt.pods.manager import PodManager
 from highrt.pods.model import ContainerState
-from strata.linux import cgroups
+from strata.linux import cgroups, mounts
 from strata.protocols.cri_pb2 import ContainerConfig, ContainerMetadata, ImageSpec, NamespaceMode, PodSandboxConfig
 
 _NAMES = """
@@ -94,8 +95,6 @@ class LocalRootfs(Rootfs):
     """The same mount with whole paths: this image's base is no snapshot of the service's."""
 
     def mount(self, target: str | Path) -> None:
-        from strata.linux import mounts
-
         data = f"lowerdir={self.lower[0]},upperdir={self.upper},workdir={self.work}"
         mounts.mount("overlay", str(target), "overlay", 0, data)
 
@@ -125,6 +124,24 @@ class Node:
         self.manager = self.new_manager()
         await self.manager.open()
         return self.manager
+
+    async def end(self) -> None:
+        """Takes everything away, also after a test that failed."""
+        try:
+            for pod in self.manager.pods():
+                with contextlib.suppress(PodError):
+                    await self.manager.remove_pod(pod.id)
+            await self.manager.close()
+        finally:
+            group = cgroups.open_cgroup(f"/strata/{self.name}")
+            group.kill()
+            with contextlib.suppress(OSError):
+                group.remove()
+            for hierarchy in cgroups.open_cgroup("/strata").folders():
+                with contextlib.suppress(OSError):  # other stacks' groups are in it
+                    os.rmdir(hierarchy)
+            mounts.umount_below(str(self.folder))
+            shutil.rmtree(self.folder)
 
     def log(self, name: str = "c") -> list[str]:
         """The lines of a container's log without their times."""
@@ -164,12 +181,4 @@ async def node() -> AsyncIterator[Node]:
         await node.manager.open()
         yield node
     finally:
-        for pod in node.manager.pods():
-            await node.manager.remove_pod(pod.id)
-        await node.manager.close()
-        with contextlib.suppress(OSError):
-            cgroups.open_cgroup(f"/strata/{node.name}").remove()
-        for hierarchy in cgroups.open_cgroup("/strata").folders():
-            with contextlib.suppress(OSError):  # other stacks' groups are in it
-                os.rmdir(hierarchy)
-        shutil.rmtree(folder)
+        await node.end()

@@ -4,7 +4,6 @@ usage: unshare --net python -m tests.integration.pods.network_scenario nodenet|r
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 from highrt.pods.manager import PodManager
-from strata.linux import cgroups
 from strata.protocols.cri_pb2 import NamespaceMode, PodSandboxConfig
 
 from .conftest import Node, ended
@@ -108,12 +106,7 @@ async def main(plugins: str) -> None:
         await node.manager.open()
         await scenario(node)
     finally:
-        for pod in node.manager.pods():
-            await node.manager.remove_pod(pod.id)
-        await node.manager.close()
-        with contextlib.suppress(OSError):
-            cgroups.open_cgroup(f"/strata/{name}").remove()
-        shutil.rmtree(folder)
+        await node.end()
     print("all well")
 
 
