@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from grpclib.client import Channel, UnaryUnaryMethod
@@ -13,6 +14,7 @@ from kubelet.runtime import Runtime, RuntimeCallError, RuntimeUnavailable
 
 USER_AGENT = "kube-probe/1.36"
 BODY_LIMIT_BYTES = 10 * 1024
+REDIRECT_LIMIT = 10
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,30 @@ async def http_get(action: dict[str, Any], container: dict[str, Any], pod_ip: st
     connector = aiohttp.TCPConnector(ssl=_unverified(), force_close=True)
     timeout = aiohttp.ClientTimeout(total=seconds)
     try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.get(url, headers=headers) as answer,
-        ):
-            body = (await answer.content.read(BODY_LIMIT_BYTES)).decode(errors="replace")
-            if 200 <= answer.status < 400:
-                return Result(True, body)
-            return Result(False, f"HTTP probe failed with statuscode: {answer.status}")
+        async with asyncio.timeout(seconds), aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            return await _get(session, url, headers)
     except TimeoutError:
         return Result(False, f'Get "{url}": context deadline exceeded (Client.Timeout exceeded while awaiting headers)')
     except (aiohttp.ClientError, OSError, ValueError) as error:
         return Result(False, f'Get "{url}": {_words(error)}')
+
+
+async def _get(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> Result:
+    """Follows redirects on the same host; one to another host is an answer like any (it must not lead the kubelet away)."""
+    for _ in range(REDIRECT_LIMIT):
+        async with session.get(url, headers=headers, allow_redirects=False) as answer:
+            location = answer.headers.get("Location")
+            if answer.status in (301, 302, 303, 307, 308) and location:
+                target = urljoin(url, location)
+                if urlsplit(target).hostname != urlsplit(url).hostname:
+                    return Result(True, "Probe terminated redirects, Response body: ")
+                url = target
+                continue
+            body = (await answer.content.read(BODY_LIMIT_BYTES)).decode(errors="replace")
+            if 200 <= answer.status < 400:
+                return Result(True, body)
+            return Result(False, f"HTTP probe failed with statuscode: {answer.status}")
+    return Result(False, f"stopped after {REDIRECT_LIMIT} redirects")
 
 
 def _unverified() -> ssl.SSLContext:

@@ -185,6 +185,7 @@ async def _config(
         stdin=bool(container.get("stdin")),
         stdin_once=bool(container.get("stdinOnce")),
         tty=bool(container.get("tty")),
+        stop_signal=_signal((container.get("lifecycle") or {}).get("stopSignal")),
         linux=cri.LinuxContainerConfig(
             resources=resources.container_resources(pod, container, context.memory_bytes),
             security_context=security.container_context(pod, container, image_uid, image.username, target_id),
@@ -200,6 +201,14 @@ async def _config(
     config.mounts.add(container_path=config.annotations[TERMINATION_PATH], host_path=str(message))
     await asyncio.to_thread((context.log_folder(pod) / name).mkdir, parents=True, exist_ok=True)
     return config
+
+
+def _signal(name: str | None) -> cri.Signal:
+    """A stop signal (`SIGUSR1`, `SIGRTMIN+3`) in CRI's words; the runtime's own choice where none is given (KEP-4960)."""
+    if not name:
+        return cri.SIGNAL_RUNTIME_DEFAULT
+    found: cri.Signal = getattr(cri, "SIGNAL_" + name.replace("+", "PLUS").replace("-", "MINUS"))
+    return found
 
 
 def _managed_hosts(

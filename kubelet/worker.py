@@ -75,8 +75,8 @@ class PodWorker:
         self._mounted = False
         # Spans tell how a pod came to run; looks at it later would only fill them.
         self._settled = pod is None
-        if pod is None:
-            self._end.set()
+        if pod is None or pod["metadata"].get("deletionTimestamp"):
+            self._begin_ending()
         self._task = asyncio.create_task(self._run(), name=f"pod {uid}")
 
     # --- what others tell it
@@ -577,7 +577,7 @@ class PodWorker:
                     stopping.cancel()
                     await asyncio.gather(stopping, return_exceptions=True)
             state = await runtime.pod_state(self.uid)
-        await asyncio.gather(*(runtime.stop_sandbox(s.id) for s in state.sandboxes if s.state == cri.SANDBOX_READY))
+        await asyncio.gather(*(runtime.stop_sandbox(s.id) for s in state.sandboxes))
         state = await runtime.pod_state(self.uid)
         for prober in self._probers.values():
             prober.stop()

@@ -11,7 +11,12 @@ from strata.linux import mounts
 
 
 def make_empty_dir(path: Path, source: dict[str, Any], memory_limit_bytes: int, group: int | None) -> None:
-    """Makes an emptyDir, on disk or (medium Memory) as a tmpfs no larger than its size limit and the pod's memory limit."""
+    """Makes an emptyDir, on disk or (medium Memory) as a tmpfs no larger than its size limit and the pod's memory limit.
+
+    Raises VolumeError for another medium.
+    """
+    if source.get("medium") not in (None, "", "Memory"):
+        raise VolumeError(f"emptyDir medium {source['medium']} is not supported by this kubelet")
     path.mkdir(parents=True, exist_ok=True)
     if source.get("medium") == "Memory" and not os.path.ismount(path):
         limits = [to_bytes(source.get("sizeLimit") or 0), memory_limit_bytes]

@@ -192,6 +192,15 @@ def test_a_pod_that_was_deleted_while_no_kubelet_ran_is_taken_away(stack: Stack,
     )
 
 
+def test_a_deletion_that_began_while_no_kubelet_ran_is_finished(stack: Stack, name: str) -> None:
+    stack.create(name, {"command": ["sleep", "1000"]})
+    stack.wait_ready(name)
+    stack.kill("kubelet")
+    stack.kubectl("delete", "pod", name, "--wait=false")
+    stack.start_kubelet()
+    wait_for(lambda: stack.try_kubectl("get", "pod", name).returncode != 0, seconds=20, what="the pod to go")
+
+
 def test_a_pod_that_runs_too_long_is_failed(stack: Stack, name: str) -> None:
     stack.create(name, {"command": ["sleep", "1000"]}, activeDeadlineSeconds=2)
     assert stack.wait_phase(name, "Failed")["status"]["reason"] == "DeadlineExceeded"
