@@ -97,6 +97,8 @@ class Zone:
         if not _headless(service):
             return [_address(ip) for ip in cluster_ips(service)] + self._all_ports(service)
         addresses = [address for _, endpoint in self._endpoints(service) for address in endpoint["addresses"]]
+        if not addresses:
+            return None  # 2.4.1: without a ready endpoint the name does not exist
         return [_address(ip) for ip in dict.fromkeys(addresses)] + self._all_ports(service)
 
     def _hostname(self, namespace: str, name: str, hostname: str) -> list[Record] | None:

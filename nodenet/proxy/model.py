@@ -8,6 +8,8 @@ from typing import Any
 from nodenet.network import cluster_ips
 
 PROTOCOLS = {"TCP": "tcp", "UDP": "udp"}
+_NOT_OURS = {"service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"}
+"""Labels of Services that another proxy serves, or none (well-known labels)."""
 _DEFAULT_AFFINITY_SECONDS = 10800
 
 
@@ -38,11 +40,13 @@ class ServicePort:
 
 def service_ports(service: dict[str, Any], slices: Iterable[dict[str, Any]], node: str) -> list[ServicePort]:
     """The entries of a Service with its EndpointSlices, as node sees them; none for a headless one and an ExternalName."""
+    metadata = service["metadata"]
     spec = service.get("spec") or {}
+    if (metadata.get("labels") or {}).keys() & _NOT_OURS:
+        return []
     addresses = cluster_ips(service)
     slices = list(slices)
     ports = []
-    metadata = service["metadata"]
     for family in (4, 6):
         own = tuple(address for address in addresses if _version(address) == family)
         if not own:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.integration.nodenet.harness import CLUSTER_CIDR, DNS_IP, POD_CIDR, ROOT, Cluster, Namespace, closing, eventually
+from tests.integration.nodenet.harness import CLUSTER_CIDR, DNS_IP, POD_CIDR, ROOT, Cluster, Namespace, Pod, closing, eventually
 
 
 def _run(cluster: Cluster, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -77,9 +77,8 @@ def test_a_range_that_is_none_is_a_clear_error(cluster: Cluster, cidr: str) -> N
 
 def test_cleanup_leaves_nothing() -> None:
     with closing(Cluster()) as cluster:
-        with closing(cluster.pod()):
+        with closing(Pod(cluster.node)):
             pass
-        cluster._close.pop()  # the pod, which is closed
         cluster.nodenet.close()
         done = _run(cluster, "cleanup", "--cni-conf-dir", str(cluster.node.folder / "net.d"))
         assert done.returncode == 0, done.stderr

@@ -26,6 +26,8 @@ def pod(cluster: Cluster) -> Pod:
         {"addresses": ["10.244.3.3"], "conditions": {"ready": False}},
     ]
     cluster.endpoints("bare", endpoints, [{"name": "http", "port": 8080, "protocol": "TCP"}])
+    cluster.service("idle", {"clusterIP": "None", "selector": {"a": "b"}, "ports": [{"port": 80}]})
+    cluster.endpoints("idle", endpoints[2:], [{"port": 80, "protocol": "TCP"}])
     many = [{"addresses": [f"10.244.4.{i}"], "conditions": {"ready": True}} for i in range(1, 90)]
     cluster.service("many", {"clusterIP": "None", "selector": {"a": "b"}, "ports": [{"port": 80}]})
     cluster.endpoints("many", many, [{"port": 80, "protocol": "TCP"}])
@@ -77,6 +79,7 @@ def test_srv_ptr_txt_pod_names_and_aliases(pod: Pod) -> None:
     ("name", "kind", "status"),
     [
         ("nobody.default.svc.cluster.local", "A", "NXDOMAIN"),
+        ("idle.default.svc.cluster.local", "A", "NXDOMAIN"),
         ("web.nowhere.svc.cluster.local", "A", "NXDOMAIN"),
         ("a.b.c.d.web.default.svc.cluster.local", "A", "NXDOMAIN"),
         ("1-2-3.default.pod.cluster.local", "A", "NXDOMAIN"),

@@ -51,6 +51,13 @@ def test_services_without_an_address_have_no_rules(spec: dict[str, Any]) -> None
     assert service_ports(service(**spec), [piece(endpoint("10.1.0.1"))], "n1") == []
 
 
+@pytest.mark.parametrize("label", ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"])
+def test_services_that_are_another_proxy_s_have_no_rules(label: str) -> None:
+    made = service()
+    made["metadata"]["labels"] = {label: "x"}
+    assert service_ports(made, [piece(endpoint("10.1.0.1"))], "n1") == []
+
+
 def test_a_change_back_and_forth_is_no_change() -> None:
     one = build(only(service_ports(service(), [piece(endpoint("10.1.0.1"))], "n1")))
     two = build(only(service_ports(service(), [piece(endpoint("10.1.0.2"))], "n1")))
