@@ -34,6 +34,7 @@ DAEMONS = ("kubelet", "nodenet", "highrt", "controlplane", "registry")  # in the
 REGISTRY = "127.0.0.1:5000"
 NODE_NETWORK = "172.30.0"
 GATEWAY = f"{NODE_NETWORK}.1"  # nobody has it: look-ups of a route succeed, and no packet gets anywhere
+KUBELET_PORT = 10250
 READY_SECONDS = 120
 
 REGISTRY_CONFIG = """version: 0.1
@@ -133,6 +134,8 @@ def up(arguments: argparse.Namespace) -> None:
         if not arguments.image:
             push_hello(stack, clock)
         kubeconfig = stack.kubeconfig if arguments.join is None else stack.state / "kubelet/kubeconfig"
+        # A node that was Ready stays so for a while: its kubelet, started again, must answer too.
+        stack.wait("kubelet", "kubelet", lambda: answers((address, KUBELET_PORT)))
         stack.wait("node", "kubelet", lambda: node_is_ready(stack, kubeconfig))
         clock.say(f"node {stack.node_name} is Ready")
         if arguments.join is None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,19 +41,10 @@ def daemon_pid(cluster: Cluster, daemon: str) -> int:
     return int((cluster.node.runtime / f"{daemon}.pid").read_text().split()[0])
 
 
-def processes_of(cluster: Cluster, marker: str) -> list[int]:
-    """PIDs of this stack's processes whose command line has the marker (helpers that have no PID file)."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/cmdline", "rb") as file:
-                    command = file.read().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if marker in command and cluster.node.name in command:
-                found.append(int(entry))
-    return found
+def children_of(parent: int, marker: str) -> list[int]:
+    """PIDs of a daemon's own processes whose command line has the marker."""
+    children = [pid for task in Path(f"/proc/{parent}/task").iterdir() for pid in (task / "children").read_text().split()]
+    return [int(pid) for pid in children if marker in Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " ")]
 
 
 def test_a_missing_image_is_backed_off_and_named(cluster: Cluster, pod_name: str) -> None:
@@ -100,7 +92,8 @@ def test_a_killed_daemon_loses_nothing(cluster: Cluster, pod_name: str, daemon: 
     apply_pod(cluster, pod_name, {"command": ["sh", "-c", "i=0; while sleep 0.1; do echo $((i++)); done"]})
     before = cluster.wait_pod(pod_name)["status"]
     if daemon in ("spawner", "controllers"):
-        (pid,) = processes_of(cluster, "highrt.spawner" if daemon == "spawner" else "controlplane.controllers")
+        owner, marker = ("highrt", "highrt/spawner") if daemon == "spawner" else ("controlplane", "controlplane.controllers")
+        (pid,) = children_of(daemon_pid(cluster, owner), marker)
     else:
         pid = daemon_pid(cluster, daemon)
     os.kill(pid, signal.SIGKILL)
