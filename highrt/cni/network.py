@@ -1,4 +1,4 @@
-"""Attaching pods to the node's network and detaching them: ADD, CHECK, DEL, STATUS and GC over a list of plugins.
+"""Attaching pods to the node's network and detaching them: ADD, CHECK and DEL over a list of plugins.
 
 What was attached is cached on disk with the configuration it was attached by, until DEL has succeeded: a DEL must work after
 the configuration has changed, and after a reboot (CNI specification, section 4, "Deleting", and the cached result).

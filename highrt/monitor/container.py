@@ -194,7 +194,10 @@ class Container:
         """The streams have ended, or their time is up: the end is written down and told."""
         self.loop.cancel(self._draining)
         for name in list(self._sources):
-            self._sources.pop(name).close()
+            if data := self._sources.pop(name).rest():
+                self._keep(name, data)
+                for sink in self._sinks(name):
+                    sink.write(data)
             self._log_end(name)
         self.state = "exited"
         self._log.close()
@@ -286,11 +289,17 @@ class Container:
         self._sources[name] = Source(self.loop, descriptor, lambda data: self._wrote(name, data), ended)
 
     def _wrote(self, name: bytes, data: bytes) -> None:
+        self._keep(name, data)
+        feed(self._sources[name], self._sinks(name), data)
+
+    def _keep(self, name: bytes, data: bytes) -> None:
         try:
             self._log.write(name, data)
         except OSError as error:
             self._log_failed(error)
-        feed(self._sources[name], [a.sinks[name] for a in self._attached.values() if name in a.sinks], data)
+
+    def _sinks(self, name: bytes) -> list[Sink]:
+        return [attached.sinks[name] for attached in self._attached.values() if name in attached.sinks]
 
     def _stream_ended(self, name: bytes) -> None:
         self._sources.pop(name, None)

@@ -132,8 +132,9 @@ class Execution:
 
     def _finish(self) -> None:
         self._loop.cancel(self._draining)
-        if self._source:
-            self._source.close()
+        if self._source and (data := self._source.rest()):
+            for sink in self._sinks:
+                sink.write(data)
         if self._stdin:
             self._stdin.close()
             self._typed.abort()

@@ -150,6 +150,9 @@ class Server:
                 os.close(descriptor)
             reply(f"this monitor knows no request {message.get('do')!r}: it speaks the versions {wire.VERSIONS}")
             return
+        if message["do"] not in ("exec", "attach"):  # no other takes descriptors
+            for descriptor in fds:
+                os.close(descriptor)
         self._connection, self._wanted = connection, True
         try:
             with spans.span(f"monitor {message['do']}", parent=message.get("traceparent")):

@@ -123,6 +123,23 @@ class Source:
             self._paused = False
             self._loop.watch(self.descriptor, IN, lambda events: self._read())
 
+    def rest(self) -> bytes:
+        """What is there now, read without waiting; then it is closed, without on_end.
+
+        A source may be paused when its container ends, because a client is slow: the log must not lose the last lines.
+        """
+        found = b""
+        while self.descriptor >= 0 and len(found) < HIGH_WATER_BYTES:
+            try:
+                data = os.read(self.descriptor, CHUNK_BYTES)
+            except OSError:  # EAGAIN, or EIO of a terminal
+                break
+            if not data:
+                break
+            found += data
+        self.close()
+        return found
+
     def close(self) -> None:
         """Stops reading, without on_end."""
         if self.descriptor >= 0:

@@ -42,7 +42,9 @@ class Sandbox:
 
     def make(self, config: PodSandboxConfig) -> None:
         """The folder, its files and the shared memory. Raises OSError."""
-        self._namespaces.mkdir(parents=True, mode=0o700)
+        # For root only: what lies in containers' roots may be set-user-ID.
+        self.folder.mkdir(mode=0o700)
+        self._namespaces.mkdir(mode=0o700)
         if config.linux.security_context.namespace_options.ipc != NamespaceMode.NODE:
             shm = self.folder / "shm"
             shm.mkdir()

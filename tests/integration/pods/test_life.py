@@ -350,3 +350,19 @@ async def test_a_privileged_container_sees_the_hosts_devices(node: Node) -> None
     await node.manager.start_container(container.id)
     await ended(node.manager, container.id)
     assert node.log() == ["stdout F mounted", "stdout F kmsg"]
+
+
+async def test_a_slow_client_gets_everything_and_the_log_loses_nothing(node: Node) -> None:
+    """The container is held back while the client does not read, and ends while there is still much on its way."""
+    pod = await node.manager.run_pod(node.pod())
+    container = await node.manager.create_container(pod.id, node.container("sh", "-c", "seq 300000; echo the end"))
+    output, stdout = os.pipe2(os.O_CLOEXEC)
+    session = await node.manager.attach(container.id, Stdio(stdout=stdout))
+    await node.manager.start_container(container.id)
+    await asyncio.sleep(0.5)
+    assert container.state == ContainerState.RUNNING
+    wanted = [b"%d" % number for number in range(1, 300001)] + [b"the end"]
+    assert (await asyncio.to_thread(read_all, output)).split() == b" ".join(wanted).split()
+    await asyncio.wait_for(session.wait(), 5)
+    await ended(node.manager, container.id)
+    assert [line.removeprefix("stdout F ").encode() for line in node.log()] == wanted
