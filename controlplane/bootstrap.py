@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from controlplane.apiserver.admission import PRIORITY_CLASSES
+from controlplane.apiserver.admission.pods import PRIORITY_CLASSES
 from controlplane.apiserver.auth import policy
 from controlplane.apiserver.request import StatusError
 from controlplane.apiserver.server import ApiServer

@@ -88,7 +88,9 @@ def impersonated(user: UserInfo, headers: "Mapping[str, str]", authorizer: Autho
     extra: dict[str, tuple[str, ...]] = {}
     for header in headers:
         if header.lower().startswith("impersonate-extra-"):
-            extra[unquote(header[len("impersonate-extra-") :]).lower()] = tuple(get_all(header)) if get_all else (headers[header],)
+            extra[unquote(header[len("impersonate-extra-") :]).lower()] = (
+                tuple(get_all(header)) if get_all else (headers[header],)
+            )
     uid = headers.get("Impersonate-Uid", "")
     if not name:
         if groups or extra or uid:

@@ -61,11 +61,10 @@ class NodeAuthorizer:
             return attributes.verb in _READ and bool(attributes.name) and self._uses(node, attributes)
         if attributes.group == "" and attributes.resource == "serviceaccounts" and attributes.subresource == "token":
             return attributes.verb == "create" and any(
-                pod["spec"].get("serviceAccountName") == attributes.name
-                for pod in self._pods(node, attributes.namespace)
+                pod["spec"].get("serviceAccountName") == attributes.name for pod in self._pods(node, attributes.namespace)
             )
         if attributes.group == "" and attributes.resource in ("persistentvolumeclaims", "persistentvolumes"):
-            return attributes.verb == "get"
+            return attributes.verb == "get" and not attributes.subresource and self._mounts(node, attributes)
         if attributes.resource == "leases" and (
             attributes.namespace != "kube-node-lease" or (attributes.verb != "create" and attributes.name != node)
         ):
@@ -75,6 +74,16 @@ class NodeAuthorizer:
     def _uses(self, node: str, attributes: Attributes) -> bool:
         kind = attributes.resource
         return any(attributes.name in references(pod, kind) for pod in self._pods(node, attributes.namespace))
+
+    def _mounts(self, node: str, attributes: Attributes) -> bool:
+        """Whether a pod of the node mounts a claim, or the volume that is bound to one."""
+        if attributes.resource == "persistentvolumes":
+            volume = self._cache.get("", "persistentvolumes", attributes.name)
+            claim = ((volume or {}).get("spec") or {}).get("claimRef") or {}
+            namespace, name = claim.get("namespace", ""), claim.get("name", "")
+        else:
+            namespace, name = attributes.namespace, attributes.name
+        return bool(name) and any(name in claims(pod) for pod in self._pods(node, namespace))
 
     def _pods(self, node: str, namespace: str) -> list[dict[str, Any]]:
         return self._cache.select("", "pods", namespace, "spec.nodeName", node)
@@ -109,7 +118,16 @@ def references(pod: dict[str, Any], kind: str) -> set[str]:
             reference = source.get("secretRef" if secret else "configMapRef")
             if reference:
                 found.add(reference.get("name", ""))
-    if not secret:
-        found.add("kube-root-ca.crt")
     found.discard("")
     return found
+
+
+def claims(pod: dict[str, Any]) -> set[str]:
+    """The names of the persistent volume claims that a pod mounts, its ephemeral ones included."""
+    found = set()
+    for volume in pod["spec"].get("volumes") or ():
+        if claim := volume.get("persistentVolumeClaim"):
+            found.add(claim.get("claimName", ""))
+        elif "ephemeral" in volume:
+            found.add(f"{pod['metadata']['name']}-{volume['name']}")
+    return found - {""}

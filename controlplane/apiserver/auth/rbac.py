@@ -9,6 +9,7 @@ from typing import Any
 
 from controlplane.apiserver.cache import Cache
 from controlplane.apiserver.request import Attributes, Decision, UserInfo
+from strata.kubeclient.selectors import parse_label_selector
 
 GROUP = "rbac.authorization.k8s.io"
 _KINDS = ("clusterroles", "clusterrolebindings", "roles", "rolebindings")
@@ -74,19 +75,21 @@ class Rbac:
         return grants
 
 
-def cluster_rules(role: dict[str, Any], roles: Iterable[dict[str, Any]]) -> list[Rule]:
-    """A ClusterRole's rules, those of the roles that it aggregates included."""
-    selectors = (role.get("aggregationRule") or {}).get("clusterRoleSelectors")
-    if not selectors:
+def cluster_rules(role: dict[str, Any], roles: Iterable[dict[str, Any]], *, within: frozenset[str] = frozenset()) -> list[Rule]:
+    """A ClusterRole's rules, those of the roles that it aggregates included.
+
+    within: the names of the roles whose rules this is a part of; roles may select each other.
+    """
+    aggregation = role.get("aggregationRule")
+    if not aggregation:
         return role.get("rules") or []
+    within |= {role["metadata"]["name"]}
+    selectors = [parse_label_selector(selector) for selector in aggregation.get("clusterRoleSelectors") or ()]
     found: list[Rule] = []
     for other in roles:
-        labels = other["metadata"].get("labels") or {}
-        for selector in selectors:
-            wanted = selector.get("matchLabels") or {}
-            if wanted and all(labels.get(key) == value for key, value in wanted.items()):
-                found += cluster_rules(other, roles) if other is not role else []
-                break
+        metadata = other["metadata"]
+        if metadata["name"] not in within and any(selector.matches(metadata.get("labels")) for selector in selectors):
+            found += cluster_rules(other, roles, within=within)
     return found
 
 
