@@ -242,7 +242,8 @@ class ApiServer:
                 raise errors.forbidden_path(user, verb, request.path)
             return
         # A list or watch of one object by its name is a request for that object.
-        name = target.name or _selected_name(request.query.get("fieldSelector", ""))
+        several = verb in ("list", "watch", "deletecollection")
+        name = target.name or (_selected_name(request.query.get("fieldSelector", "")) if several else "")
         decision = self._authorizer.authorize(
             Attributes(user, verb, resource.group, resource.version, resource.plural, target.subresource, target.namespace, name)
         )
