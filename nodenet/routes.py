@@ -12,9 +12,6 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from nodenet import nft, sysctls
 from nodenet.network import ClusterNetwork
 from strata.kubeclient import resources
@@ -108,6 +105,10 @@ class Router:
 
 def reconcile(routes: Routes) -> bool:
     """Makes the routes of our protocol exactly these. Returns False where the kernel refused one, which is logged."""
+    # Imported late, also below and in `dns`: it takes longer than all the rest of the daemon's start.
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
     complete = True
     with IPRoute() as ipr:
         present = _present(ipr)

@@ -11,9 +11,6 @@ import os
 import socket
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from nodenet.dns.answers import Responder
 from nodenet.network import DNS_SERVICE, cluster_ips, is_node_dns
 from strata.kubeclient import resources
@@ -140,7 +137,7 @@ class Server:
         addresses = self._wanted()
         try:
             await asyncio.to_thread(set_addresses, addresses)
-        except (OSError, NetlinkError) as error:
+        except OSError as error:
             _log.error("cannot set the DNS Service's address on lo", error=error)
             return False
         wanted = {(address, PORT) for address in addresses} | set(self._extra)
@@ -162,7 +159,18 @@ class Server:
 
 
 def set_addresses(wanted: set[str]) -> None:
-    """Gives lo exactly these addresses of ours (those with host scope outside 127.0.0.0/8). Raises NetlinkError."""
+    """Gives lo exactly these addresses of ours (those with host scope outside 127.0.0.0/8). Raises OSError."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        _set_addresses(wanted)
+    except NetlinkError as error:
+        raise OSError(error.code, os.strerror(error.code)) from error
+
+
+def _set_addresses(wanted: set[str]) -> None:
+    from pyroute2 import IPRoute
+
     with IPRoute() as ipr:
         present = set()
         for message in ipr.get_addr(index=_LOOPBACK):

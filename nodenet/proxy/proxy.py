@@ -11,7 +11,7 @@ from typing import Any
 
 from nodenet import nft
 from nodenet.network import ClusterNetwork, is_node_dns
-from nodenet.proxy import conntrack, ruleset
+from nodenet.proxy import ruleset
 from nodenet.proxy.fragment import Fragment, build
 from nodenet.proxy.model import ServicePort, service_ports
 from strata.kubeclient import resources
@@ -138,6 +138,8 @@ class Proxy:
         self._applied[family] = wanted
 
     async def _forget(self, endpoints: set[tuple[str, int]], family: int) -> None:
+        from nodenet.proxy import conntrack  # netlink is imported when it is needed
+
         try:
             count = await asyncio.to_thread(conntrack.forget_udp, endpoints, family)
         except Exception as error:
