@@ -33,6 +33,7 @@ class Spawner:
         self._socket: socket.socket | None = None
         self._one_at_a_time = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
+        self._pidfd = -1
         self._cold: set[asyncio.Task[None]] = set()
 
     @property
@@ -87,7 +88,7 @@ class Spawner:
                 return True
             log.warning("the spawner does not answer: replacing it", seconds=round(time.monotonic() - start, 3))
             await self._end()
-            self._starting = asyncio.create_task(self._start())
+            self._starting = asyncio.create_task(self._replace())
             return False
 
     async def _start(self) -> None:
@@ -112,9 +113,33 @@ class Spawner:
             log.error("the spawner does not start: monitors are started cold", entry=self._entry)
             return
         self._socket = ours
+        # One that dies is replaced at once, not when the next pod needs it.
+        self._pidfd = os.pidfd_open(self.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._has_died)
         log.info("spawner ready", pid=self.pid, entry=self._entry)
 
+    def _has_died(self) -> None:
+        self._forget_pidfd()
+        log.warning("the spawner has died: replacing it", pid=self.pid)
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+        self._starting = asyncio.create_task(self._replace())
+
+    async def _replace(self) -> None:
+        async with self._one_at_a_time:
+            if self._socket is None:  # else somebody was quicker
+                await self._end()
+                await self._start()
+
+    def _forget_pidfd(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
     async def _end(self) -> None:
+        self._forget_pidfd()
         if self._socket:
             self._socket.close()
             self._socket = None
