@@ -205,7 +205,8 @@ def _job(obj: Object) -> None:
     uid = obj["metadata"].get("uid")
     if uid and not spec.get("manualSelector") and not spec.get("selector"):
         labels = {"batch.kubernetes.io/controller-uid": uid, "controller-uid": uid}
-        names = {"batch.kubernetes.io/job-name": obj["metadata"]["name"], "job-name": obj["metadata"]["name"]}
+        name = obj["metadata"].get("name", "")
+        names = {"batch.kubernetes.io/job-name": name, "job-name": name}
         spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
         metadata = spec.setdefault("template", {}).setdefault("metadata", {})
         metadata["labels"] = {**(metadata.get("labels") or {}), **labels, **names}

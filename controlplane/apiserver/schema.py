@@ -8,6 +8,7 @@ that do not exist (their paths are returned: the request decides whether that is
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -165,32 +166,44 @@ class Schemas:
     def _compile_map(self, schema: Schema) -> Checker:
         inner = schema.get("additionalProperties")
         checker = self._compile(inner) if isinstance(inner, dict) else None
+        zero = self._zero(inner) if isinstance(inner, dict) else None
 
         def check_map(value: Any, path: str, check: Check) -> Any:
             if not isinstance(value, dict):
                 check.wrong_types.append(_wrong_type(path, value, "object"))
             elif checker:
                 for key, item in value.items():
-                    if item is None and inner is not None and inner.get("type") == ["string", "null"]:
-                        value[key] = ""
-                    elif item is not None:
-                        checker(item, f"{path}[{key}]", check)
+                    if item is None:
+                        item = value[key] = copy(zero)
+                    checker(item, f"{path}[{key}]", check)
             return value
 
         return check_map
 
     def _compile_list(self, schema: Schema) -> Checker:
         checker = self._compile(schema["items"]) if "items" in schema else None
+        zero = self._zero(schema["items"]) if "items" in schema else None
 
         def check_list(value: Any, path: str, check: Check) -> Any:
             if not isinstance(value, list):
                 check.wrong_types.append(_wrong_type(path, value, "array"))
             elif checker:
                 for index, item in enumerate(value):
+                    if item is None:
+                        item = value[index] = copy(zero)
                     checker(item, f"{path}[{index}]", check)
             return value
 
         return check_list
+
+    def _zero(self, schema: Schema) -> Any:
+        """What null stands for among the items of a list or map: the zero value of their type."""
+        schema = self.resolve(schema)
+        kinds = schema.get("type") or ()
+        for kind, zero in _ZEROS.items():
+            if kind in kinds:
+                return zero
+        return ""
 
 
 def _is_list(schema: Schema) -> bool:
@@ -219,6 +232,7 @@ def _check_bytes(value: Any, path: str, check: Check) -> Any:
     return value
 
 
+_ZEROS: dict[str, Any] = {"object": {}, "array": [], "boolean": False, "integer": 0, "number": 0}
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=\r\n]|=(?!=?\s*$)")
 _JSON_NAMES = {dict: "object", list: "array", str: "string", bool: "bool", int: "number", float: "number"}
 _INDEX = re.compile(r"\[\d+\]")

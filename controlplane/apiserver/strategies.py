@@ -104,7 +104,7 @@ def _namespace(obj: Object, old: Object | None, context: Context) -> list[fields
         obj.setdefault("spec", {})["finalizers"] = ["kubernetes"]
         obj["status"] = {"phase": "Active"}
         labels = obj["metadata"].setdefault("labels", {}) or {}
-        labels["kubernetes.io/metadata.name"] = obj["metadata"]["name"]
+        labels["kubernetes.io/metadata.name"] = obj["metadata"].get("name", "")
         obj["metadata"]["labels"] = labels
     else:
         obj["spec"] = old.get("spec", {})
