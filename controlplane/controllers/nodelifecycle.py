@@ -6,6 +6,7 @@ conditions; what they evict is `tainteviction`'s.
 https://kubernetes.io/docs/concepts/architecture/nodes/#condition
 """
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,13 @@ from controlplane import taints
 from controlplane.controllers import conditions
 from controlplane.controllers.frame import Context, Controller
 from strata.kubeclient import times
-from strata.kubeclient.errors import ApiError
+from strata.kubeclient.errors import ApiError, Unreachable
 from strata.kubeclient.informer import Informer
 from strata.kubeclient.resources import LEASES, NODES, PODS
 
 Object = dict[str, Any]
 _LEASE_NAMESPACE = "kube-node-lease"
+_PROBE_SECONDS = 5.0
 _WATCHED = ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure")
 _PRESSURES = {
     "MemoryPressure": "node.kubernetes.io/memory-pressure",
@@ -51,6 +53,33 @@ class NodeLifecycleController(Controller[str]):
         self.on_change(self.nodes, lambda node: self.queue.add(node["metadata"]["name"]))
         self.on_change(self.leases, lambda lease: self.queue.add(lease["metadata"]["name"]))
 
+    async def run(self) -> None:
+        probing = asyncio.create_task(self._probe(), name="nodelifecycle probe")
+        try:
+            await super().run()
+        finally:
+            probing.cancel()
+            await asyncio.gather(probing, return_exceptions=True)
+
+    async def _probe(self) -> None:
+        """While the API server is away no node can be heard: after that, each has the whole grace period again."""
+        was_away = False
+        while True:
+            try:
+                await self.client.request("GET", "/livez", timeout=_PROBE_SECONDS)
+            except ApiError:
+                was_away = True
+            else:
+                if was_away:
+                    self._hear_all()
+                was_away = False
+            await asyncio.sleep(_PROBE_SECONDS)
+
+    def _hear_all(self) -> None:
+        now = time.monotonic()
+        for sign in self.signs.values():
+            sign.seen = now
+
     async def sync(self, key: str) -> None:
         node = self.nodes.get(key)
         if node is None:
@@ -61,7 +90,11 @@ class NodeLifecycleController(Controller[str]):
         if silent < self.settings.node_grace_seconds:
             self.queue.add_after(key, self.settings.node_grace_seconds - silent + 0.01)
         elif ready is None or ready["status"] != "Unknown":
-            node = await self._mark_unknown(node)
+            try:
+                node = await self._mark_unknown(node)
+            except Unreachable:
+                self._hear_all()
+                raise
             ready = conditions.find(node, "Ready")
         await self._set_taints(node)
         if ready is not None and ready["status"] != "True":

@@ -18,7 +18,7 @@ from controlplane.controllers import main
 from controlplane.controllers.frame import Settings
 from strata.kubeclient import times
 from strata.kubeclient.client import Client
-from strata.kubeclient.errors import ApiError
+from strata.kubeclient.errors import ApiError, Unreachable
 from strata.kubeclient.informer import Informer
 from strata.kubeclient.resources import LEASES, NODES, PODS
 
@@ -88,10 +88,16 @@ async def client(door: Door) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def controllers(client: Client, tmp_path: Path) -> AsyncIterator[Settings]:
+def grace_seconds() -> float:
+    """How long a node may be silent; a test may have another number (parametrize)."""
+    return 40.0
+
+
+@pytest.fixture
+async def controllers(client: Client, tmp_path: Path, grace_seconds: float) -> AsyncIterator[Settings]:
     """The scheduler and all controllers, in this process."""
     certificate, key = certificate_authority(tmp_path)
-    settings = Settings(certificate, certificate, key, node_grace_seconds=2, orphan_quarantine_seconds=1)
+    settings = Settings(certificate, certificate, key, node_grace_seconds=grace_seconds, orphan_quarantine_seconds=1)
     serving = asyncio.create_task(main.serve(client, settings))
     yield settings
     serving.cancel()
@@ -148,29 +154,43 @@ def certificate_authority(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 async def kubelet(client: Client) -> AsyncIterator[Informer]:
-    """What a kubelet does to pods that have a node: they become ready, and end when they are deleted; and nodes are never silent."""
+    """What kubelets do: pods that have a node become ready, and end when they are deleted; nodes are never silent."""
     work: set[asyncio.Task[None]] = set()
     numbers = iter(range(2, 250))
     seen: set[str] = set()
     pods = Informer(client, PODS)
 
+    async def handle(pod: dict[str, Any]) -> None:
+        metadata = pod["metadata"]
+        while True:
+            try:
+                if metadata.get("deletionTimestamp"):
+                    await client.delete(PODS, metadata["name"], metadata["namespace"], grace_period_seconds=0)
+                else:
+                    await make_ready(client, pod, f"10.244.0.{next(numbers)}")
+            except Unreachable:
+                await asyncio.sleep(0.1)
+            except ApiError as error:
+                if not error.is_not_found:
+                    raise
+                return
+            else:
+                return
+
     def look(pod: dict[str, Any]) -> None:
         metadata = pod["metadata"]
-        if metadata.get("deletionTimestamp"):
-            doing: Any = client.delete(PODS, metadata["name"], metadata["namespace"], grace_period_seconds=0)
-        elif pod["spec"].get("nodeName") and metadata["uid"] not in seen and "unready" not in (metadata.get("labels") or {}):
+        is_new = pod["spec"].get("nodeName") and metadata["uid"] not in seen
+        if metadata.get("deletionTimestamp") or is_new:
             seen.add(metadata["uid"])
-            doing = make_ready(client, pod, f"10.244.0.{next(numbers)}")
-        else:
-            return
-        task = asyncio.create_task(doing)
-        work.add(task)
-        task.add_done_callback(lambda done: (work.discard(done), done.cancelled() or done.exception()))
+            task = asyncio.create_task(handle(pod))
+            work.add(task)
+            task.add_done_callback(work.discard)
 
     async def renew() -> None:
         while True:
-            for node in (await client.list(NODES))["items"]:
-                await renew_lease(client, node["metadata"]["name"])
+            with contextlib.suppress(Unreachable):
+                for node in (await client.list(NODES))["items"]:
+                    await renew_lease(client, node["metadata"]["name"])
             await asyncio.sleep(0.5)
 
     pods.add_handler(look, lambda _, pod: look(pod))

@@ -117,6 +117,7 @@ def taints_of(node: dict[str, Any]) -> set[tuple[str, str]]:
     return {(taint["key"], taint["effect"]) for taint in node["spec"].get("taints") or ()}
 
 
+@pytest.mark.parametrize("grace_seconds", [2.0])
 async def test_a_silent_node_is_unknown_its_pods_go_and_it_can_come_back(client: Client) -> None:
     await add_node(client, "n")
     lease = {
@@ -138,7 +139,7 @@ async def test_a_silent_node_is_unknown_its_pods_go_and_it_can_come_back(client:
         ready = [c for c in node["status"]["conditions"] if c["type"] == "Ready"]
         return ready[0] if ready[0]["status"] == "Unknown" else None
 
-    found = await eventually(unknown, "the node to be unknown", seconds=8)
+    found = await eventually(unknown, "the node to be unknown", seconds=15)
     assert (found["reason"], found["message"]) == ("NodeStatusUnknown", "Kubelet stopped posting node status.")
 
     async def unreachable() -> bool:
