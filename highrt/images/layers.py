@@ -72,7 +72,7 @@ def decompressed(blob: io.BufferedReader, stack: ExitStack) -> Readable:
     return blob
 
 
-class _Hashing:
+class _Hashing(io.RawIOBase):
     """Passes a tar stream on, and hashes all of it.
 
     A stream that lacks the padding after its last file, or the empty blocks that end a tar, gets them: some tools leave
@@ -81,24 +81,54 @@ class _Hashing:
 
     def __init__(self, source: Readable) -> None:
         self._source, self._hash = source, hashlib.sha256()
-        self._padded = False
+        self._padding: bytes | None = None
         self.size = 0
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._source.read(size)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._source.read(len(buffer))
         if data:
             self._hash.update(data)
             self.size += len(data)
-        elif not self._padded:
-            self._padded = True
-            return bytes(-self.size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
-        return data
+        else:
+            if self._padding is None:
+                self._padding = bytes(-self.size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+            data, self._padding = self._padding[: len(buffer)], self._padding[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
 
     def drain(self) -> str:
         """Reads the rest (a tar may be padded after its end), and returns the digest of all."""
         while self.read(_BUFFER):
             pass
         return f"sha256:{self._hash.hexdigest()}"
+
+
+class _Tape:
+    """A stream as a file that can only be wound forward: all that tarfile needs to read headers one after the other.
+
+    Its own stream mode copies the rest of its buffer at every read, which costs more than all the rest of unpacking.
+    """
+
+    def __init__(self, stream: _Hashing) -> None:
+        self._stream, self._at = io.BufferedReader(stream, _BUFFER), 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._at += len(data)
+        return data
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, position: int) -> int:
+        if position < self._at:
+            raise tarfile.ReadError(f"the archive refers back to position {position}")
+        while self._at < position and self.read(min(position - self._at, _BUFFER)):
+            pass
+        return self._at
 
 
 def unpack(blob: str, folder: str, *, diff_id: str, below: Sequence[str] = ()) -> Applied:
@@ -130,7 +160,7 @@ def _apply(stream: _Hashing, folder: str, below: Sequence[str]) -> tuple[int, in
     _root_like(folder, below)
     with (
         RootedTree(folder, below) as tree,
-        tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=_BUFFER) as tar,
+        tarfile.open(fileobj=cast(IO[bytes], _Tape(stream)), mode="r:") as tar,
     ):
         size, inodes, end = _extract(tar, tree, "", whiteouts=True)
     stream.drain()
@@ -281,7 +311,7 @@ class _Counting:
         return f"sha256:{self._hash.hexdigest()}"
 
 
-class _Gzip:
+class _Gzip(io.RawIOBase):
     """Gzip without a name and a time in its header, so that the same tar gives the same blob."""
 
     def __init__(self, below: _Counting) -> None:
@@ -289,7 +319,10 @@ class _Gzip:
         self._compress = isal_zlib.compressobj(level=isal_zlib.ISAL_BEST_COMPRESSION, wbits=31)
         self._hash = hashlib.sha256()
 
-    def write(self, data: bytes) -> int:
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
         self._hash.update(data)
         self._below.write(self._compress.compress(data))
         return len(data)
@@ -298,6 +331,23 @@ class _Gzip:
         """Ends the stream, and returns the digest of what went in."""
         self._below.write(self._compress.flush())
         return f"sha256:{self._hash.hexdigest()}"
+
+
+class _Tail:
+    """A file that is only written to, and knows where it is: all that tarfile needs to write."""
+
+    def __init__(self, packer: _Gzip) -> None:
+        self._stream, self._at = io.BufferedWriter(cast(io.RawIOBase, packer), _BUFFER), 0
+
+    def write(self, data: bytes) -> int:
+        self._at += len(data)
+        return self._stream.write(data)
+
+    def tell(self) -> int:
+        return self._at
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def pack(folder: str, blob: str, *, latest_mtime: int | None = None) -> Packed:
@@ -310,10 +360,12 @@ def pack(folder: str, blob: str, *, latest_mtime: int | None = None) -> Packed:
     with open(blob, "xb") as file:
         out = _Counting(file)
         packer = _Gzip(out)
-        with tarfile.open(fileobj=cast(IO[bytes], packer), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BUFFER) as tar:
+        tail = _Tail(packer)
+        with tarfile.open(fileobj=cast(IO[bytes], tail), mode="w", format=tarfile.PAX_FORMAT) as tar:
             seen: dict[tuple[int, int], str] = {}
             for path in _walk(folder, ""):
                 entries += _pack_entry(tar, folder, path, seen, latest_mtime)
+        tail.flush()
         diff_id = packer.finish()
     return Packed(out.digest, out.size, diff_id, entries)
 
