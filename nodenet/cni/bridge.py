@@ -20,6 +20,7 @@ from nodenet.cni.results import Result
 
 DEFAULT_BRIDGE = "cni0"
 _ENODEV, _EEXIST, _ESRCH = 19, 17, 3
+_IFF_PROMISC = 0x100
 
 
 def host_name(request: Request) -> str:
@@ -86,13 +87,10 @@ class Bridge:
             {"name": host_end, "mac": outer.get("address"), "mtu": outer.get("mtu")},
             {"name": request.ifname, "mac": inner.get("address"), "mtu": inner.get("mtu"), "sandbox": request.netns},
         ]
-        routes = list(leased.get("routes") or [])
-        if settings.default_gateway:
-            routes += [route for route in _default_routes(addresses) if route not in routes]
         return {
             "interfaces": interfaces,
             "ips": [{**address, "interface": 2} for address in addresses],
-            "routes": routes,
+            "routes": _routes(leased, settings),
             "dns": request.config.get("dns") or leased.get("dns") or {},
         }
 
@@ -158,7 +156,7 @@ def _bridge(host: Any, settings: _Settings, addresses: list[dict[str, Any]]) -> 
     if not found["flags"] & 1:
         host.link("set", index=found["index"], state="up")
     if settings.promiscuous:
-        host.link("set", index=found["index"], promiscuity=1)
+        host.link("set", index=found["index"], flags=_IFF_PROMISC, change=_IFF_PROMISC)
     subnets = [ipaddress.ip_interface(item["address"]).network for item in addresses]
     if not settings.gateway:
         if settings.masquerade:
@@ -194,11 +192,8 @@ def _configure_pod(pod: Any, namespace: int, ifname: str, index: int, leased: Re
             interface = ipaddress.ip_interface(item["address"])
             flags = {"flags": 2} if interface.version == 6 else {}
             pod.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **flags)
-    routes = list(leased.get("routes") or [])
-    if settings.default_gateway:
-        routes += [route for route in _default_routes(addresses) if route not in routes]
     gateways = {ipaddress.ip_interface(item["address"]).version: item.get("gateway") for item in addresses}
-    for route in routes:
+    for route in _routes(leased, settings):
         destination = ipaddress.ip_network(route["dst"])
         gateway = route.get("gw") or gateways.get(destination.version)
         with netlink.explained(f"add the route to {destination} by {gateway}"):
@@ -206,12 +201,17 @@ def _configure_pod(pod: Any, namespace: int, ifname: str, index: int, leased: Re
             pod.route("replace", dst=str(destination), oif=index, **fields)
 
 
-def _default_routes(addresses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    routes = []
-    for item in addresses:
+def _routes(leased: Result, settings: _Settings) -> list[dict[str, Any]]:
+    """The pod's routes: those of the address management, and default routes where they are wanted and missing."""
+    routes = list(leased.get("routes") or [])
+    if not settings.default_gateway:
+        return routes
+    known = {route["dst"] for route in routes}
+    for item in leased.get("ips") or []:
         interface = ipaddress.ip_interface(item["address"])
-        gateway = item.get("gateway") or str(interface.network[1])
-        routes.append({"dst": "0.0.0.0/0" if interface.version == 4 else "::/0", "gw": gateway})
+        default = "0.0.0.0/0" if interface.version == 4 else "::/0"
+        if default not in known:
+            routes.append({"dst": default, "gw": item.get("gateway") or str(interface.network[1])})
     return routes
 
 

@@ -202,6 +202,25 @@ def test_the_executable_does_the_same_under_the_plugin_s_name(node: Node) -> Non
         assert _leases(node) == set()
 
 
+def test_sizes_and_modes_are_those_of_the_configuration(node: Node) -> None:
+    with closing(Pod(node, hairpinMode=False, promiscMode=True, mtu=1400, isDefaultGateway=True)) as pod:
+        bridge = json.loads(node.shell("ip -j -d link show dev strata0"))[0]
+        assert (bridge["mtu"], "PROMISC" in bridge["flags"]) == (1400, True)
+        outer = json.loads(node.shell(f"ip -j -d link show dev {pod.result['interfaces'][1]['name']}"))[0]
+        assert (outer["mtu"], outer["linkinfo"]["info_slave_data"]["hairpin"]) == (1400, False)
+        assert json.loads(pod.shell("ip -j link show dev eth0"))[0]["mtu"] == 1400
+        assert pod.result["routes"] == [{"dst": "0.0.0.0/0"}], "the default route that is there already is enough"
+    ipam = {**node.bridge_config()["ipam"], "routes": []}
+    with closing(Pod(node, isDefaultGateway=True, ipam=ipam)) as pod:
+        assert pod.result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.244.7.1"}]
+        assert pod.shell("ip route show default").startswith("default via 10.244.7.1")
+    with closing(Namespace()) as space:
+        node.shell("ip link add plain0 type veth peer name plain1")
+        code, message = node.cni("ADD", node.bridge_config(bridge="plain0"), "c", space.path)
+        assert (code, "not a bridge" in message) == (7, True)
+        assert _leases(node) == set()
+
+
 def test_a_pod_with_two_families(node: Node) -> None:
     ranges = [[{"subnet": POD_CIDR}], [{"subnet": "fd00:7::/64"}]]
     routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
