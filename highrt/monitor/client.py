@@ -13,6 +13,9 @@ from strata.telemetry import spans
 
 Event = dict[str, Any]
 
+HELLO_SECONDS = 15.0
+"""A monitor may be at work in its runtime; one that is silent for longer is taken for dead, and its pod is ended."""
+
 
 class MonitorError(Exception):
     """The monitor answered with an error; the text is for people, and holds the runtime's own."""
@@ -52,14 +55,14 @@ class MonitorClient:
 
     @classmethod
     async def adopt(cls, sock: socket.socket, on_event: Callable[[Event], None], on_gone: Callable[[], None]) -> "MonitorClient":
-        """Takes over a connected socket and waits for the monitor's hello, 5 s at most."""
+        """Takes over a connected socket and waits for the monitor's hello, HELLO_SECONDS at most."""
         client = cls(sock, on_event, on_gone)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(HELLO_SECONDS):
                 hello = await client._hello
         except TimeoutError:
             client.close()
-            raise MonitorGone("the monitor said no hello within 5 s") from None
+            raise MonitorGone(f"the monitor said no hello within {HELLO_SECONDS:.0f} s") from None
         oldest, newest = hello["hello"]
         if newest < wire.VERSIONS[0] or oldest > wire.VERSIONS[1]:
             client.close()

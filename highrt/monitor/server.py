@@ -318,6 +318,7 @@ class Server:
     def _leave_if_unwanted(self) -> None:
         """A spawner that was killed right after its fork leaves a monitor that highrt does not know: another has its socket."""
         if not self._wanted and not self.connections:
+            self._unlink()
             self.loop.stop()
         elif not self._wanted:
             self.loop.after(_UNWANTED_SECONDS, self._leave_if_unwanted)
@@ -351,6 +352,7 @@ class Server:
             sock.bind(path)
         finally:
             os.umask(mask)
+        self._inode = os.stat(path).st_ino
         sock.listen(16)
         sock.setblocking(False)
         return sock
@@ -365,8 +367,10 @@ class Server:
     def _unlink(self) -> None:
         self.loop.unwatch(self._listener.fileno())
         self._listener.close()
+        path = self._settings["socket"]
         try:
-            os.unlink(self._settings["socket"])
+            if os.stat(path).st_ino == self._inode:  # else it is another monitor's by now
+                os.unlink(path)
         except FileNotFoundError:
             pass
 

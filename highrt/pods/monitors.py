@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from strata.telemetry import logs, spans
 log = logs.get("highrt.monitors")
 
 _ADDRESS_BYTES = 107
+_STOP_SECONDS = 30.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -110,8 +112,15 @@ class Monitors:
             with contextlib.suppress(OSError, MonitorError, MonitorGone):
                 client = await MonitorClient.connect(str(self._socket(pod_id)), lambda event: None, lambda: None)
         if client:
-            with contextlib.suppress(MonitorGone, MonitorError):
-                await client.request("stop")
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await client.request("stop")
+            except (MonitorGone, MonitorError):
+                pass
+            except TimeoutError:
+                log.error("a monitor does not end: killing it", pod=pod_id, pid=client.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(client.pid, signal.SIGKILL)
             client.close()
         await asyncio.to_thread(self._clean, pod_id)
 

@@ -1,6 +1,7 @@
 """Daemon, spawner and monitors are killed at bad moments: containers run on, and nothing is lost or left."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -165,3 +166,18 @@ async def test_the_interpreter_cannot_be_written_through_what_runs_it(node: Node
         assert os.statvfs(f"/proc/{pid}/exe").f_flag & os.ST_RDONLY
         with pytest.raises(OSError, match="Read-only file system"):
             os.chmod(f"/proc/{pid}/exe", os.stat(f"/proc/{pid}/exe").st_mode)
+
+
+async def test_a_call_that_is_given_up_leaves_nothing(node: Node) -> None:
+    """The deadline of a CRI call ends it at any point."""
+    for number in range(12):
+        call = asyncio.create_task(node.manager.run_pod(node.pod(f"pod-{number}")))
+        await asyncio.sleep(number * 0.002)
+        call.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            pod = await call
+            await node.manager.remove_pod(pod.id)
+    assert node.manager.pods() == []
+    assert os.listdir(node.folder / "s" / "pods") == []
+    again = await node.manager.run_pod(node.pod("pod-0"))
+    assert again.ready
