@@ -9,6 +9,7 @@ This is kubeadm's bootstrap; tokens and ConfigMap are those that kubeadm makes.
 https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -71,8 +72,9 @@ async def join(server: str, token: str, ca_hash: str, node: str, root: Path) -> 
     finally:
         await client.close()
     certificates.write_private(root / "pki/kubelet-client.pem", pem + certificates.key_pem(key))
+    await _configuration(server, ca, root)
+    # The last thing: a root that has it has all.
     certificates.write_private(root / "kubeconfig", kubeconfig(server, ca).encode())
-    await _configuration(root)
     log.info("joined the cluster", node=node, server=server)
 
 
@@ -170,14 +172,22 @@ def _context(ca: bytes) -> ssl.SSLContext:
     return context
 
 
-async def _configuration(root: Path) -> None:
+async def _configuration(server: str, ca: bytes, root: Path) -> None:
     """Writes what the cluster says to its kubelets (ConfigMap kube-system/kubelet-config) to `root/config.yaml`."""
-    client = Client.from_kubeconfig(root / "kubeconfig", user_agent="kubelet")
+    identity = _context(ca)
+    identity.load_cert_chain(root / "pki/kubelet-client.pem")
+    client = Client(server, ssl=identity, user_agent="kubelet")
     try:
-        found = await client.get(resources.CONFIGMAPS, "kubelet-config", "kube-system")
-    except ApiError as error:
-        log.warning("the cluster has no configuration for kubelets: defaults hold", error=error.message)
-        return
+        # A control plane that has just begun may not have it yet.
+        for pause in (0.2, 0.5, 1.0, 2.0, 5.0, 0.0):
+            try:
+                found = await client.get(resources.CONFIGMAPS, "kubelet-config", "kube-system")
+                break
+            except ApiError as error:
+                if not pause:
+                    log.warning("the cluster has no configuration for kubelets: defaults hold", error=error.message)
+                    return
+                await asyncio.sleep(pause)
     finally:
         await client.close()
     if text := (found.get("data") or {}).get("kubelet"):
