@@ -185,6 +185,9 @@ class ApiServer:
             target = self._resolve(request.path)
             verb = self._verb(request, target)
             self._authorize(user, verb, request, target)
+            if verb == "get" and target.subresource in ("exec", "attach", "portforward"):
+                # A WebSocket begins with a GET, and yet does what a POST does (KEP-4006).
+                self._authorize(user, "create", request, target)
             if target.resource is None:
                 return await self._serve_document(request)
             name = f"{verb} {target.resource.plural}" + (f"/{target.subresource}" if target.subresource else "")
@@ -336,8 +339,9 @@ class ApiServer:
         if subresource in CONNECT:
             if self._connect is None:
                 raise StatusError(501, "NotImplemented", "this server has no way to the nodes")
-            obj = self._verbs.get(operation).decode() if resource.plural != "services" else self._verbs.get(
-                Operation(operation.user, resource, target.namespace, _service_name(target.name))).decode()  # fmt: skip
+            if subresource == "proxy":
+                operation = Operation(operation.user, resource, target.namespace, _proxied_name(target.name))
+            obj = self._verbs.get(operation).decode()
             return await self._connect.connect(
                 request, operation.user, resource.plural, subresource, target.namespace, target.name, target.rest, obj
             )
@@ -542,7 +546,7 @@ def _success(details: Object) -> Object:
     }
 
 
-def _service_name(name: str) -> str:
-    """The service in [https:]NAME[:PORT], as proxy URLs write it."""
+def _proxied_name(name: str) -> str:
+    """The name in [https:]NAME[:PORT], as proxy URLs write it."""
     parts = name.split(":")
     return parts[1] if len(parts) == 3 else parts[0]
