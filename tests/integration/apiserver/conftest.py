@@ -25,12 +25,13 @@ class Kubectl:
     server: str
     home: Path
     namespace: str = "default"
+    editor: str = "false"
 
     def argv(self, *argv: str) -> list[str]:
         return [self.program, "--server", self.server, "--namespace", self.namespace, *argv]
 
     def run(self, *argv: str, input: str | None = None, seconds: float = 30) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "HOME": str(self.home), "KUBECONFIG": ""}
+        environment = {**os.environ, "HOME": str(self.home), "KUBECONFIG": "", "KUBE_EDITOR": self.editor}
         given: dict[str, Any] = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
         return subprocess.run(self.argv(*argv), text=True, capture_output=True, timeout=seconds, env=environment, **given)
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 from tests.conftest import wait_for
@@ -223,6 +224,15 @@ def test_mistakes_are_told(kubectl: Kubectl) -> None:
     told = kubectl.fails("create", "-f", "-", input=json.dumps(pod))
     assert told.startswith('The Pod "z" is invalid: \n* spec.containers[0].name: Invalid value: "A_"')
     assert '* spec.restartPolicy: Unsupported value: "x"' in told
+
+
+def test_edit(kubectl: Kubectl) -> None:
+    kubectl("create", "configmap", "c", "--from-literal=a=before")
+    good = replace(kubectl, editor="sed -i s/before/after/")
+    assert good("edit", "configmap", "c") == "configmap/c edited\n"
+    assert kubectl.get("configmap", "c")["data"] == {"a": "after"}
+    same = replace(kubectl, editor="true").run("edit", "configmap", "c")
+    assert "Edit cancelled, no changes made" in same.stdout + same.stderr
 
 
 def test_deletion_has_its_policies(kubectl: Kubectl) -> None:
