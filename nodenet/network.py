@@ -50,6 +50,8 @@ def _networks(text: str, what: str) -> tuple[Network, ...]:
         networks = tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise NetworkError(f"{what} {text!r}: {error}") from None
+    if any("%" in str(network) for network in networks):
+        raise NetworkError(f"{what} {text!r}: a range has no zone")
     if not networks:
         raise NetworkError(f"{what} is empty: give it as a flag, or in the ConfigMap {'/'.join(CONFIGMAP)}")
     return networks

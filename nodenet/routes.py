@@ -34,16 +34,19 @@ def pod_cidrs(node: dict[str, Any]) -> list[str]:
     spec = node.get("spec") or {}
     cidrs = []
     for text in spec.get("podCIDRs") or [spec.get("podCIDR")]:
-        if text:
-            with contextlib.suppress(ValueError):
-                cidrs.append(str(ipaddress.ip_network(text)))
-    return cidrs
+        with contextlib.suppress(ValueError):
+            cidrs.append(str(ipaddress.ip_network(text or "none")))
+    return [cidr for cidr in cidrs if "%" not in cidr]
 
 
 def internal_ips(node: dict[str, Any]) -> list[str]:
-    """A node's addresses inside the cluster."""
-    addresses = (node.get("status") or {}).get("addresses") or ()
-    return [item["address"] for item in addresses if item.get("type") == "InternalIP"]
+    """A node's addresses inside the cluster; a kubelet may write any text there, so what is no address is left out."""
+    found = []
+    for item in (node.get("status") or {}).get("addresses") or ():
+        if item.get("type") == "InternalIP":
+            with contextlib.suppress(ValueError):
+                found.append(str(ipaddress.ip_address(item.get("address"))))
+    return [address for address in found if "%" not in address]
 
 
 def wanted(nodes: list[dict[str, Any]], own: str) -> Routes:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from nodenet.conflist import DEFAULT_BRIDGE, ConflistWriter
 from nodenet.network import CONFIGMAP, ClusterNetwork
 from nodenet.proxy.proxy import Proxy
 from strata.kubeclient import resources
+from strata.kubeclient.backoff import Backoff
 from strata.kubeclient.client import Client
 from strata.kubeclient.errors import ApiError
 from strata.kubeclient.informer import Informers
@@ -67,22 +68,33 @@ async def _run(options: Options, client: Client, informers: Informers) -> None:
     network = await cluster_network(options, client)
     _log.info("the cluster's network", pods=",".join(map(str, network.cluster)), services=",".join(map(str, network.service)),
               domain=network.domain, node=options.node)  # fmt: skip
-    jobs: list[Coroutine[Any, Any, None]] = []
+    jobs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
     if "conflist" in options.parts:
         writer = ConflistWriter(informers, options.node, options.cni_conf_dir, options.state_dir / "networks", options.bridge)
-        jobs.append(writer.run())
+        jobs["conflist"] = writer.run
     if "routes" in options.parts:
         from nodenet.routes import Router
 
-        jobs.append(Router(informers, network, options.node).run())
+        jobs["routes"] = Router(informers, network, options.node).run
     if "proxy" in options.parts:
-        jobs.append(Proxy(informers, network, options.node).run())
+        jobs["proxy"] = Proxy(informers, network, options.node).run
     if "dns" in options.parts:
-        jobs.append(_dns(options, informers, network).run())
+        jobs["dns"] = _dns(options, informers, network).run
     async with asyncio.TaskGroup() as group:
         group.create_task(informers.start())
-        for job in jobs:
-            group.create_task(job)
+        for name, job in jobs.items():
+            group.create_task(_keep(name, job))
+
+
+async def _keep(name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a part for ever: its fault is logged and ends neither the others nor, after a pause, itself."""
+    backoff = Backoff(1.0, 60.0)
+    while True:
+        try:
+            await job()
+        except Exception:
+            _log.exception("a part failed and is started again", part=name)
+        await backoff.sleep()
 
 
 def _dns(options: Options, informers: Informers, network: ClusterNetwork) -> Any:

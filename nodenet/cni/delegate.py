@@ -34,7 +34,8 @@ class Ipam:
         try:
             result = json.loads(output)
             for item in result.get("ips") or []:
-                ipaddress.ip_interface(item["address"])
+                if "%" in str(ipaddress.ip_interface(item["address"])):
+                    raise ValueError(f"{item['address']}: an address with a zone")
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise CniError(DECODING_FAILURE, f"ipam plugin {self._kind} gave no valid result", str(error)) from None
         return dict(result)

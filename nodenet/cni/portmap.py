@@ -103,6 +103,10 @@ class Portmap:
 def _owner(request: Request) -> str:
     # nft cuts comments at 128 characters; a longer owner would never be found again.
     owner = f"{request.network}/{request.container_id}/{request.ifname}"
+    if '"' in owner or "\\" in owner:
+        raise CniError(
+            INVALID_CONFIG, f"interface name {request.ifname!r} has a quote or a backslash: host ports need another one"
+        )
     if len(owner) > 127:
         raise CniError(INVALID_CONFIG, "network name and container ID are too long together (127 characters at most)")
     return owner

@@ -47,14 +47,18 @@ class Range:
 
 def parse_network(value: Any, what: str) -> Network:
     try:
-        return ipaddress.ip_network(value, strict=False)
+        network = ipaddress.ip_network(value, strict=False)
+        # Behind "%" any text is a zone, and a network goes into nft's rules.
+        if "%" in str(network):
+            raise ValueError
+        return network
     except (ValueError, TypeError):
         raise CniError(INVALID_CONFIG, f"{what} {value!r} is no subnet in CIDR form") from None
 
 
 def parse_address(value: Any, what: str) -> IP:
     try:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or "%" in value:
             raise ValueError
         return ipaddress.ip_address(value)
     except ValueError:

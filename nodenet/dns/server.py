@@ -130,8 +130,8 @@ class Server:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), None if complete else 2.0)
         finally:
-            for listener in self._listeners.values():
-                listener.close()
+            while self._listeners:
+                self._listeners.popitem()[1].close()
 
     async def _reconcile(self) -> bool:
         addresses = self._wanted()

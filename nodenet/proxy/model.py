@@ -120,6 +120,9 @@ def _endpoints(
 
 
 def _version(address: str) -> int:
+    """4 or 6; 0 for what is no address that may stand in a rule."""
+    if "%" in address:  # behind it `ipaddress` takes any text as a zone
+        return 0
     try:
         return ipaddress.ip_address(address).version
     except ValueError:

@@ -46,6 +46,11 @@ def test_routes_to_the_other_nodes_come_and_go(cluster: Cluster) -> None:
         pod = cluster.pod()
         assert pod.get_tcp("10.244.8.9", 80) == f"other {pod.address}", "inside the cluster addresses stay as they are"
         assert pod.get_tcp("192.0.2.2", 80) == "other 192.0.2.1", "outside the node's address stands for the pod's"
+        # What no kubelet should write costs this route, and nothing else.
+        cluster.request("PATCH", "/api/v1/nodes/n2/status", {"status": {"addresses": [{"type": "InternalIP", "address": "x%y"}]}})
+        eventually(lambda: routes() == {}, "the route is gone with the address")
+        cluster.request("PATCH", "/api/v1/nodes/n2/status", status)
+        eventually(lambda: routes() == {"10.244.8.0/24": "192.0.2.2"}, "and back with it")
         cluster.request("DELETE", "/api/v1/nodes/n2")
         eventually(lambda: routes() == {}, "the route is gone")
 

@@ -64,7 +64,8 @@ def test_a_second_add_is_refused_and_a_second_del_is_not(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "ipam",
     [
-        {}, {"subnet": "10.1.0.0/31"}, {"subnet": "nonsense"}, {"subnet": 5}, {"ranges": []}, {"ranges": [[]]}, {"ranges": "x"},
+        {}, {"subnet": "fd00::%x; flush ruleset/64"},
+        {"subnet": "10.1.0.0/31"}, {"subnet": "nonsense"}, {"subnet": 5}, {"ranges": []}, {"ranges": [[]]}, {"ranges": "x"},
         {"ranges": [["x"]]}, {"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}, {"subnet": "10.1.0.0/24", "rangeStart": "x"},
         {"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.3"},
         {"ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.1.0.0/16"}]]},

@@ -69,7 +69,8 @@ def test_a_change_back_and_forth_is_no_change() -> None:
 
 def test_nothing_that_a_user_names_is_pasted_into_a_script() -> None:
     evil = 'x"; flush ruleset; #'
-    made = service(ports=[{"name": evil, "port": 80}], externalIPs=[evil])
+    ips = ["10.96.0.5", f"fd00::5%{evil}"]
+    made = service(ports=[{"name": evil, "port": 80}], externalIPs=[evil, f"fe80::1%{evil}"], clusterIPs=ips)
     made["metadata"]["name"] = evil
     port = only(service_ports(made, [piece(endpoint("10.1.0.1", node=evil), endpoint(evil), name=evil)], "n1"))
     assert "flush ruleset" not in create(4, NETWORK, build(port))
@@ -82,7 +83,7 @@ def test_the_dns_service_without_a_selector_is_the_node_s_own() -> None:
     assert not is_node_dns(service())
 
 
-@pytest.mark.parametrize("text", ["", "10.0.0.0/99", "x", "10.0.0.1/8"])
+@pytest.mark.parametrize("text", ["", "10.0.0.0/99", "x", "10.0.0.1/8", "fd00::%x; flush/64"])
 def test_a_network_that_is_none_says_so(text: str) -> None:
     with pytest.raises(NetworkError, match="clusterCIDR"):
         ClusterNetwork.parse(text, "10.96.0.0/16", "cluster.local")
