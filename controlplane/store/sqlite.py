@@ -152,9 +152,11 @@ class SqliteStore:
                     run("DELETE FROM current WHERE key = ?", (write.key,))
                 else:
                     run("INSERT OR REPLACE INTO current VALUES (?, ?, ?)", (write.key, revision, created))
-                if write.ttl_seconds:
+                if write.ttl_seconds and write.value is not None:
                     expires = time.time() + write.ttl_seconds
                     run("INSERT OR REPLACE INTO ttl VALUES (?, ?, ?)", (write.key, revision, expires))
+                elif there:
+                    run("DELETE FROM ttl WHERE key = ?", (write.key,))
                 events.append(Event(revision, write.key, write.value, previous, there))
                 answers.append(revision)
             if events:
@@ -241,8 +243,8 @@ class SqliteStore:
     def _expired(self) -> list[tuple[str, int]]:
         with self._reader:
             now = time.time()
+            # Their rows go with the keys, in one transaction: a kill in between must not make them immortal.
             rows = self._reader.execute("SELECT key, revision FROM ttl WHERE expires <= ?", (now,)).fetchall()
-            self._reader.execute("DELETE FROM ttl WHERE expires <= ?", (now,))
         return cast(list[tuple[str, int]], rows)
 
 

@@ -131,6 +131,28 @@ async def test_a_key_lives_as_long_as_it_was_given(tmp_path: Path, monkeypatch: 
         await again.close()
 
 
+async def test_time_runs_while_nobody_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await SqliteStore.open(tmp_path / "s")
+    await first.txn("/k/short", 0, b"v", ttl_seconds=1)
+    kept = await first.txn("/k/kept", 0, b"v", ttl_seconds=1)
+    await first.txn("/k/kept", kept, b"without a time")
+    await first.close()
+    await asyncio.sleep(1.1)
+    monkeypatch.setattr(sqlite_store, "TTL_SWEEP_SECONDS", 0.05)
+    deleted = asyncio.Event()
+    again = await SqliteStore.open(tmp_path / "s")
+    again.subscribe(lambda events: deleted.set())
+    try:
+        async with asyncio.timeout(5):
+            await deleted.wait()
+        await asyncio.sleep(0.2)
+        assert [item.key for item in (await again.range("/k/")).items] == ["/k/kept"]
+        with sqlite3.connect(tmp_path / "s") as connection:
+            assert connection.execute("SELECT count(*) FROM ttl").fetchone() == (0,)
+    finally:
+        await again.close()
+
+
 async def test_it_opens_what_it_wrote(tmp_path: Path) -> None:
     path = tmp_path / "s"
     store = await SqliteStore.open(path)
