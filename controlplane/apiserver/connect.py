@@ -3,12 +3,13 @@
 Bytes are passed on as they are: what an upgraded connection carries (WebSocket, SPDY) is between the client and the runtime.
 """
 
+import ipaddress
 import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import ClientConnectorCertificateError, ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
 from controlplane.apiserver.request import Reader, StatusError, UserInfo
 from controlplane.apiserver.resources import Object
@@ -79,11 +80,17 @@ class Connect:
 
     def __init__(self, reader: Reader, ca_file: Path, certificate_file: Path, key_file: Path) -> None:
         self._dialer = Dialer(reader)
-        # Kubelets' serving certificates name their addresses; until a kubelet has one, it shows one of its own making.
-        self._tls = ssl.create_default_context(cafile=str(ca_file))
-        self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
-        self._tls.load_cert_chain(certificate_file, key_file)
+        self._certificate = (certificate_file, key_file)
+        self._kubelet_tls = ssl.create_default_context(cafile=str(ca_file))
+        self.reload()
+        # Pods and services are anybody's programs: they are shown no certificate of ours, and theirs is known to nobody.
+        self._anybodys_tls = ssl.create_default_context()
+        self._anybodys_tls.check_hostname, self._anybodys_tls.verify_mode = False, ssl.CERT_NONE
         self._session: ClientSession | None = None
+
+    def reload(self) -> None:
+        """Reads the client certificate again, for connections from now on."""
+        self._kubelet_tls.load_cert_chain(*self._certificate)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -102,17 +109,26 @@ class Connect:
             case "pods", "portforward":
                 return await self._stream(request, obj, "portForward", "")
             case "nodes", "proxy":
-                host, port = self._dialer.node(name)
-                return await self._proxy(request, f"https://{_host(host)}:{port}/{path}", tls=True)
+                _, node, _ = _split(name)
+                host, port = self._dialer.node(node)
+                url = f"https://{_host(host)}:{port}/{_rest(request, 6)}"
+                return await self._proxy(request, url, tls=self._kubelet_tls, node=node)
             case "pods", "proxy":
                 scheme, _, wanted = _split(name)
-                host, port = self._dialer.pod(obj, wanted)
-                return await self._proxy(request, f"{scheme}://{_host(host)}:{port}/{path}", tls=scheme == "https")
+                return await self._proxy_to(request, scheme, self._dialer.pod(obj, wanted))
             case "services", "proxy":
                 scheme, service, wanted = _split(name)
-                host, port = self._dialer.service(namespace, service, wanted)
-                return await self._proxy(request, f"{scheme}://{_host(host)}:{port}/{path}", tls=scheme == "https")
+                return await self._proxy_to(request, scheme, self._dialer.service(namespace, service, wanted))
         raise StatusError(404, "NotFound", "the server could not find the requested resource")
+
+    async def _proxy_to(self, request: web.BaseRequest, scheme: str, target: tuple[str, int]) -> web.StreamResponse:
+        host, port = target
+        address = ipaddress.ip_address(host)
+        if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
+            # Whoever writes Endpoints would reach what listens on this machine for itself.
+            raise StatusError(400, "BadRequest", f"address {host} is not one that may be proxied to")
+        tls = self._anybodys_tls if scheme == "https" else None
+        return await self._proxy(request, f"{scheme}://{_host(host)}:{port}/{_rest(request, 8)}", tls=tls)
 
     def _kubelet(self, pod: Object) -> str:
         node = pod["spec"].get("nodeName")
@@ -152,7 +168,7 @@ class Connect:
         parts = [kind, metadata["namespace"], metadata["name"], container]
         url = "/".join([self._kubelet(pod), *(quote(part) for part in parts if part)]) + (f"?{query}" if query else "")
         try:
-            return await splice(request, url, tls=self._tls)
+            return await splice(request, url, tls=self._kubelet_tls)
         except _UNREACHABLE as error:
             raise _bad_gateway(pod["spec"]["nodeName"], error) from error
 
@@ -160,29 +176,34 @@ class Connect:
         container = self._container(request, pod)
         if not pod["spec"].get("nodeName"):
             return web.Response(content_type="text/plain")  # not scheduled: it has logged nothing
-        query = [(key, value) for key, value in request.query.items() if key not in ("container", "insecureSkipTLSVerifyBackend")]
+        left_out = ("container", "insecureSkipTLSVerifyBackend")
+        query = urlencode([(key, value) for key, value in request.query.items() if key not in left_out])
         url = f"{self._kubelet(pod)}/containerLogs/{quote(namespace)}/{quote(name)}/{quote(container)}"
-        return await self._proxy(request, url, tls=True, query=urlencode(query), node=pod["spec"]["nodeName"])
+        return await self._proxy(request, url, tls=self._kubelet_tls, query=query, node=pod["spec"]["nodeName"], log=True)
 
     async def _proxy(
-        self, request: web.BaseRequest, url: str, *, tls: bool, query: str | None = None, node: str = ""
-    ) -> web.StreamResponse:
-        """One HTTP request, its answer streamed as it comes."""
+        self, request: web.BaseRequest, url: str, *, tls: ssl.SSLContext | None, query: str | None = None, node: str = "",
+        log: bool = False,
+    ) -> web.StreamResponse:  # fmt: skip
+        """One HTTP request, its body and its answer streamed as they come. log: a refusal is told as a Status."""
         query = request.query_string if query is None else query
         url = f"{url}?{query}" if query else url
         if "upgrade" in request.headers.get("Connection", "").lower():
-            return await splice(request, url, tls=self._tls if tls else None)
+            try:
+                return await splice(request, url, tls=tls)
+            except _UNREACHABLE as error:
+                raise _bad_gateway(node, error) from error
         if self._session is None:
             self._session = ClientSession(
                 connector=TCPConnector(limit=0), timeout=ClientTimeout(total=None, sock_connect=10), auto_decompress=False
             )
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP and k.lower() != "authorization"}
-        body = await request.read() if request.can_read_body else None
+        body = request.content if request.can_read_body else None
         try:
             async with self._session.request(
-                request.method, url, headers=headers, data=body, ssl=self._tls if tls else False, allow_redirects=False
+                request.method, url, headers=headers, data=body, ssl=tls or False, allow_redirects=False
             ) as answer:
-                if node and answer.status >= 400:
+                if log and answer.status >= 400:
                     return await _failure_of(answer)
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP}
                 response = web.StreamResponse(status=answer.status, headers=kept)
@@ -206,7 +227,15 @@ async def _failure_of(answer: Any) -> web.StreamResponse:
 
 def _bad_gateway(node: str, error: BaseException) -> StatusError:
     where = f"kubelet of node {node}" if node else "the target"
+    if isinstance(error, ssl.SSLCertVerificationError | ClientConnectorCertificateError):
+        why = "it has no certificate of the cluster's CA for its address; a new kubelet gets one when its request is approved"
+        return StatusError(502, "BadGateway", f"cannot trust {where}: {why} (kubectl get csr): {error}")
     return StatusError(502, "BadGateway", f"cannot reach {where}: {error or type(error).__name__}")
+
+
+def _rest(request: web.BaseRequest, parts: int) -> str:
+    """What follows in the path, as the client wrote it: quoted, and with the slash at its end."""
+    return "/".join(request.rel_url.raw_path.split("/")[parts:])
 
 
 def _split(name: str) -> tuple[str, str, str]:

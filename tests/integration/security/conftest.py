@@ -1,4 +1,4 @@
-"""`controlplane serve` as a process of its own on loopback: TLS, certificates, tokens, roles; and the kubectl that is installed."""
+"""`controlplane serve` as a process of its own on loopback, with TLS and all that guards it, and the installed kubectl."""
 
 import json
 import os
@@ -53,7 +53,7 @@ class Kubectl:
         return json.loads(self("get", *argv, "-o", "json"))
 
     def apply(self, *objects: dict[str, Any]) -> str:
-        return self("create", "-f", "-", input="---\n".join(json.dumps(obj) + "\n" for obj in objects))
+        return self("create", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
 
 @dataclass
@@ -128,7 +128,9 @@ class Server:
     def _kubeconfig(self, path: Path, user: dict[str, str]) -> Kubectl:
         document = {
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": self.url, "certificate-authority": str(self.folder / "pki/ca.crt")}}],
+            "clusters": [
+                {"name": "c", "cluster": {"server": self.url, "certificate-authority": str(self.folder / "pki/ca.crt")}}
+            ],
             "users": [{"name": "u", "user": user}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
         }  # fmt: skip
         path.write_text(yaml.safe_dump(document))
@@ -143,6 +145,7 @@ class Server:
         if kubectl is not None:
             context.load_cert_chain(f"{kubectl.kubeconfig}.crt", f"{kubectl.kubeconfig}.key")
         sent = {"Content-Type": "application/json", **(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
+        sent |= {"Content-Type": "application/merge-patch+json"} if method == "PATCH" else {}
         data = None if body is None else json.dumps(body).encode()
         try:
             with urlopen(Request(self.url + path, data, sent, method=method), context=context, timeout=10) as answer:
@@ -177,7 +180,7 @@ def admin(server: Server) -> Kubectl:
 
 @pytest.fixture
 def namespace(admin: Kubectl) -> str:
-    """A namespace of the test's own, with the account that controllers would have made in it. The server goes with the session."""
+    """A namespace of the test's own, with the account that controllers would have made in it."""
     name = f"test-{os.urandom(4).hex()}"
     admin("create", "namespace", name)
     admin("create", "serviceaccount", "default", "-n", name)
