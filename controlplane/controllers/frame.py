@@ -22,6 +22,7 @@ from strata.telemetry import logs
 Object = dict[str, Any]
 Key = tuple[str, str]
 K = TypeVar("K", bound=Hashable)
+_UNREACHABLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,9 @@ class Controller(Generic[K]):
             try:
                 await self.sync(key)
             except Unreachable as error:
+                # Not the key's fault: it must not wait for long when the server is back.
                 self.log.debug("API server not reachable", key=_readable(key), error=error)
-                self.queue.add_rate_limited(key)
+                self.queue.add_after(key, _UNREACHABLE_SECONDS)
             except ApiError as error:
                 if not error.is_conflict:  # a conflict only says that our copy is behind
                     self.log.warning("sync refused", key=_readable(key), error=error)

@@ -7,7 +7,7 @@ import asyncio
 import os
 import random
 import ssl as tls
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ _SILENCE_SECONDS = 150.0
 """Bookmarks come about every minute: a watch that is silent for longer has lost its server."""
 _METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
 _RETRIES = 5
+_LONGEST_RETRY_SECONDS = 30.0
 _CONCURRENT = 32
 """Requests at one time (watches aside): a burst of work does not become a burst of connections."""
 
@@ -202,7 +203,7 @@ class Client:
         field_selector: str = "",
         timeout_seconds: int = 0,
         metadata_only: bool = False,
-    ) -> AsyncIterator[WatchEvent]:
+    ) -> AsyncGenerator[WatchEvent, None]:
         """What changes after resource_version, until the server's time is up (the iterator ends: watch on from the last
         resourceVersion seen). timeout_seconds 0: five to ten minutes.
 
@@ -268,7 +269,7 @@ class Client:
                 raise self._unreachable(method, path, failure) from failure
             if error.code not in (429, 503) or error.retry_after is None or attempt == _RETRIES:
                 raise error
-            await asyncio.sleep(error.retry_after)
+            await asyncio.sleep(min(error.retry_after, _LONGEST_RETRY_SECONDS))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     # --- the wire

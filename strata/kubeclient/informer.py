@@ -12,6 +12,7 @@ import asyncio
 import copy as copying
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from strata.kubeclient.backoff import Backoff
@@ -126,25 +127,28 @@ class Informer:
 
     async def run(self) -> None:
         """Lists and watches until it is cancelled; whatever fails is tried again with a back-off."""
-        backoff = Backoff(0.1, 10.0)
+        # A server that is away may be back at any moment; one that refuses has its reasons.
+        backoff, patience = Backoff(0.1, 1.0), Backoff(0.2, 10.0)
         while True:
             try:
                 if not self._version:
                     await self._relist()
-                    backoff.reset()
                 await self._follow(backoff)
+                backoff.reset()
+                patience.reset()
             except Unreachable as error:
                 _log.debug("API server not reachable", resource=self.resource.plural, error=error)
                 await backoff.sleep()
             except ApiError as error:
                 if error.is_gone:
                     self._version = ""
+                    await backoff.sleep()
                     continue
                 _log.warning("list or watch refused", resource=self.resource.plural, error=error)
                 # 504 is "too large resource version": a server whose state was set back.
                 if error.code in (400, 504):
                     self._version = ""
-                await backoff.sleep()
+                await patience.sleep()
 
     async def _relist(self) -> None:
         token, seen = "", set()
@@ -172,7 +176,7 @@ class Informer:
         self._synced.set()
 
     async def _follow(self, backoff: Backoff) -> None:
-        events = self._client.watch(
+        watching = self._client.watch(
             self.resource,
             self._namespace,
             label_selector=self._labels,
@@ -180,13 +184,14 @@ class Informer:
             resource_version=self._version,
             metadata_only=self._metadata_only,
         )
-        async for event in events:
-            backoff.reset()
-            self._version = event.object["metadata"]["resourceVersion"]
-            if event.type == "DELETED":
-                self._remove(self.resource.typed(event.object))
-            elif event.type != "BOOKMARK":
-                self._store(self.resource.typed(event.object))
+        async with aclosing(watching) as events:
+            async for event in events:
+                backoff.reset()
+                self._version = event.object["metadata"]["resourceVersion"]
+                if event.type == "DELETED":
+                    self._remove(self.resource.typed(event.object))
+                elif event.type != "BOOKMARK":
+                    self._store(self.resource.typed(event.object))
 
     def _store(self, obj: Object) -> None:
         metadata = obj["metadata"]

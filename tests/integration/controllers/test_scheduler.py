@@ -38,7 +38,7 @@ async def test_a_pod_gets_a_node_soon_and_an_event_says_so(client: Client) -> No
     began = time.monotonic()
     await add_pod(client, "p")
     assert await placed(client, "p") == "one"
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2
 
     async def told() -> Any:
         events = await client.list(EVENTS, "default", field_selector="involvedObject.name=p,reason=Scheduled")

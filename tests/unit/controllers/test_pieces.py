@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from controlplane import taints
-from controlplane.controllers import conditions, endpoints, pods, templates
+from controlplane.controllers import conditions, endpoints, indexes, pods, templates
 from controlplane.controllers.bootstraptokens import signature
 from controlplane.controllers.expectations import Expectations
 
@@ -134,3 +134,8 @@ def test_the_signature_of_cluster_info_is_a_detached_jws() -> None:
 )
 def test_tolerations(toleration: Object, expected: bool) -> None:
     assert taints.tolerates(toleration, {"key": "k", "value": "v", "effect": "NoExecute"}) is expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "0-2", "1,2", "0,2-4,7,8", "5-9"])
+def test_completion_indexes_are_written_as_they_were_read(text: str) -> None:
+    assert indexes.render(indexes.parse(text)) == text
