@@ -23,6 +23,9 @@ _CONNECTIONS = 256
 _PENDING = 4096
 _HOST_SCOPE = 254
 _LOOPBACK = 1
+_IP_FREEBIND = (socket.IPPROTO_IP, 15)
+_IPV6_FREEBIND = (socket.IPPROTO_IPV6, 78)
+"""(level, option) of ip(7) and ipv6(7): binding to an address that is not there yet. The socket module does not have them."""
 _log = logs.get("nodenet.dns")
 
 
@@ -36,17 +39,29 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Binds both sockets; raises OSError with neither bound."""
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        """Binds both sockets, whether or not the address is there yet; raises OSError with neither bound."""
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_datagram_endpoint(
-            lambda: _Datagrams(self._responder), local_addr=(self._host, self._port), family=family
-        )
+        datagrams = self._bound(socket.SOCK_DGRAM)
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self._responder), sock=datagrams)
         try:
-            self._server = await asyncio.start_server(self._serve, self._host, self._port, family=family)
+            self._server = await asyncio.start_server(self._serve, sock=self._bound(socket.SOCK_STREAM))
         except BaseException:
             self._transport.close()
             raise
+
+    def _bound(self, kind: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        bound = socket.socket(family, kind)
+        try:
+            bound.setblocking(False)
+            bound.setsockopt(*(_IPV6_FREEBIND if family == socket.AF_INET6 else _IP_FREEBIND), 1)
+            if kind == socket.SOCK_STREAM:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((self._host, self._port))
+        except BaseException:
+            bound.close()
+            raise
+        return bound
 
     def close(self) -> None:
         if self._transport:
@@ -135,26 +150,30 @@ class Server:
 
     async def _reconcile(self) -> bool:
         addresses = self._wanted()
-        try:
-            await asyncio.to_thread(set_addresses, addresses)
-        except OSError as error:
-            _log.error("cannot set the DNS Service's address on lo", error=error)
-            return False
         wanted = {(address, PORT) for address in addresses} | set(self._extra)
         for where in [where for where in self._listeners if where not in wanted]:
             self._listeners.pop(where).close()
             _log.info("stopped listening", address=where[0], port=where[1])
         complete = True
-        for where in wanted - self._listeners.keys():
+        opened = wanted - self._listeners.keys()
+        for where in sorted(opened):
             listener = Listener(self._responder, *where)
             try:
                 await listener.open()
             except OSError as error:
                 complete = False
+                opened.discard(where)
                 _log.error("cannot listen", address=where[0], port=where[1], error=os.strerror(error.errno or 0))
                 continue
             self._listeners[where] = listener
-            _log.info("listening", address=where[0], port=where[1])
+        # The sockets come first: after a restart the address is there, and queries need not wait for netlink's import.
+        try:
+            await asyncio.to_thread(set_addresses, addresses)
+        except OSError as error:
+            _log.error("cannot set the DNS Service's address on lo", error=error)
+            return False
+        for address, port in opened:
+            _log.info("listening", address=address, port=port)
         return complete
 
 
