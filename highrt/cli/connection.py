@@ -66,7 +66,7 @@ class errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, GRPCError):
             raise DaemonError(error.message or error.status.name.lower(), error.status) from error
-        if isinstance(error, StreamTerminatedError | ConnectionError):
+        if isinstance(error, StreamTerminatedError | ConnectionResetError | ConnectionRefusedError):
             raise DaemonError(f"the connection to the daemon broke: {error or type(error).__name__}") from error
 
 
@@ -81,6 +81,10 @@ def run(ctx: click.Context, work: Callable[[HighrtStub], Awaitable[T]]) -> T:
         return asyncio.run(main())
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # whoever reads our output (head, less) has enough; the interpreter must not flush into it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(1) from None
 
 
 def _answers(path: str) -> bool:

@@ -197,11 +197,7 @@ def logs(ctx: click.Context, follow: bool, tail: str, since: str, timestamps: bo
                 fresh[line.stream] = line.data.endswith(b"\n")
                 terminal.write_all(line.stream, data)
 
-    try:
-        run(ctx, work)
-    except BrokenPipeError:
-        # the reader (head, less) has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    run(ctx, work)
 
 
 def since_ns(text: str) -> int:

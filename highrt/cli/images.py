@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from grpclib.exceptions import StreamTerminatedError
 
 from highrt.cli import formats
 from highrt.cli.connection import DaemonError, run
@@ -260,9 +261,11 @@ def load(ctx: click.Context, source: Any, quiet: bool) -> None:
 
     async def work(stub: HighrtStub) -> list[api.Image]:
         async with stub.Load.open() as stream:
-            while data := source.read(_CHUNK):
-                await stream.send_message(api.Chunk(data=data))
-            await stream.end()
+            await stream.send_request()
+            with suppress(StreamTerminatedError):  # it was refused before its end: the answer says why
+                while data := source.read(_CHUNK):
+                    await stream.send_message(api.Chunk(data=data))
+                await stream.end()
             answer = await stream.recv_message()
             return list(answer.images) if answer else []
 

@@ -1,8 +1,8 @@
 """How a gRPC method of the daemon is written: a coroutine from request to response, whose errors become status codes."""
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from grpclib.const import Status
@@ -55,16 +55,18 @@ def unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], 
     return call
 
 
-def streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
+def streaming(method: Callable[[Any, Any], AsyncGenerator[Any, None]]) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
     """A method with one request and a stream of responses. The client gets the headers before the first of them."""
 
     @functools.wraps(method)
     async def call(self: Any, stream: Any) -> None:
         request = await _request(stream)
         await stream.send_initial_metadata()
-        with worded():
-            async for response in method(self, request):
-                await stream.send_message(response)
+        # closed at once when the client goes: what the method holds must not wait for the garbage collector
+        async with aclosing(method(self, request)) as responses:
+            with worded():
+                async for response in responses:
+                    await stream.send_message(response)
 
     return call
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from highrt.cri.calls import require, streaming, unary
@@ -33,7 +33,7 @@ class CriImages(ImageServiceBase):
         return cri.ListImagesResponse(images=self._list(request.filter))
 
     @streaming
-    async def StreamImages(self, request: cri.StreamImagesRequest) -> AsyncIterator[cri.StreamImagesResponse]:
+    async def StreamImages(self, request: cri.StreamImagesRequest) -> AsyncGenerator[cri.StreamImagesResponse, None]:
         images = self._list(request.filter)
         for start in range(0, len(images), _CHUNK):
             yield cri.StreamImagesResponse(images=images[start : start + _CHUNK])

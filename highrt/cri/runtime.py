@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from importlib.metadata import version
 
 from grpclib.const import Status
@@ -143,7 +143,9 @@ class CriRuntime(RuntimeServiceBase):
         return cri.ListPodSandboxResponse(items=self._list_pods(request.filter))
 
     @streaming
-    async def StreamPodSandboxes(self, request: cri.StreamPodSandboxesRequest) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
+    async def StreamPodSandboxes(
+        self, request: cri.StreamPodSandboxesRequest
+    ) -> AsyncGenerator[cri.StreamPodSandboxesResponse, None]:
         items = self._list_pods(request.filter)
         for start in range(0, len(items), _CHUNK):
             yield cri.StreamPodSandboxesResponse(pod_sandboxes=items[start : start + _CHUNK])
@@ -211,7 +213,7 @@ class CriRuntime(RuntimeServiceBase):
         return cri.ListContainersResponse(containers=self._list_containers(request.filter))
 
     @streaming
-    async def StreamContainers(self, request: cri.StreamContainersRequest) -> AsyncIterator[cri.StreamContainersResponse]:
+    async def StreamContainers(self, request: cri.StreamContainersRequest) -> AsyncGenerator[cri.StreamContainersResponse, None]:
         items = self._list_containers(request.filter)
         for start in range(0, len(items), _CHUNK):
             yield cri.StreamContainersResponse(containers=items[start : start + _CHUNK])
@@ -306,7 +308,7 @@ class CriRuntime(RuntimeServiceBase):
     @streaming
     async def StreamContainerStats(
         self, request: cri.StreamContainerStatsRequest
-    ) -> AsyncIterator[cri.StreamContainerStatsResponse]:
+    ) -> AsyncGenerator[cri.StreamContainerStatsResponse, None]:
         found = await self._list_container_stats(request.filter)
         for start in range(0, len(found), _CHUNK):
             yield cri.StreamContainerStatsResponse(container_stats=found[start : start + _CHUNK])
@@ -322,7 +324,7 @@ class CriRuntime(RuntimeServiceBase):
     @streaming
     async def StreamPodSandboxStats(
         self, request: cri.StreamPodSandboxStatsRequest
-    ) -> AsyncIterator[cri.StreamPodSandboxStatsResponse]:
+    ) -> AsyncGenerator[cri.StreamPodSandboxStatsResponse, None]:
         found = await self._list_pod_stats(request.filter)
         for start in range(0, len(found), _CHUNK):
             yield cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=found[start : start + _CHUNK])
@@ -385,7 +387,7 @@ class CriRuntime(RuntimeServiceBase):
     # events
 
     @streaming
-    async def GetContainerEvents(self, request: cri.GetEventsRequest) -> AsyncIterator[cri.ContainerEventResponse]:
+    async def GetContainerEvents(self, request: cri.GetEventsRequest) -> AsyncGenerator[cri.ContainerEventResponse, None]:
         async for event in self._pods.events():
             try:
                 pod = self._pods.pod(event.pod_id)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,7 @@ def _nanoseconds(stamp: str) -> int:
 
 async def read(
     path: Path, *, follow: Callable[[], bool] | None = None, tail: int | None = None, since_ns: int = 0
-) -> AsyncIterator[Line]:
+) -> AsyncGenerator[Line, None]:
     """The lines of a log.
 
     follow: while it returns true the log is waited for to grow (also across a rotation); None ends at the file's end.

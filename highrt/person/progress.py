@@ -1,7 +1,7 @@
 """What a pull, push or build reports from inside, as a stream of messages to its client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ _INTERVAL_SECONDS = 0.1
 T = TypeVar("T")
 
 
-async def transfer(work: Callable[[Callable[[Progress], None]], Awaitable[str]]) -> AsyncIterator[api.Progress]:
+async def transfer(work: Callable[[Callable[[Progress], None]], Awaitable[str]]) -> AsyncGenerator[api.Progress, None]:
     """Runs a pull or push, and yields each layer's latest state some times a second; at last its result.
 
     The work is cancelled where the client goes. Raises what the work raises.
@@ -38,7 +38,7 @@ async def transfer(work: Callable[[Callable[[Progress], None]], Awaitable[str]])
         await _end(task)
 
 
-async def lines(work: Callable[[Callable[[str], None]], Awaitable[str]]) -> AsyncIterator[api.BuildEvent]:
+async def lines(work: Callable[[Callable[[str], None]], Awaitable[str]]) -> AsyncGenerator[api.BuildEvent, None]:
     """Runs a build and yields its lines, at last the image's ID. Cancels and raises as `transfer` does."""
     queue: asyncio.Queue[str | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()

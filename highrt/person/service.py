@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +64,7 @@ class PersonService(HighrtBase):
     # images
 
     @streaming
-    async def Pull(self, request: api.PullRequest) -> AsyncIterator[api.Progress]:
+    async def Pull(self, request: api.PullRequest) -> AsyncGenerator[api.Progress, None]:
         async def work(report: Any) -> str:
             image = await self._images.pull(
                 request.image, auth=_auth(request.credentials), platform=request.platform or None, progress=report
@@ -75,7 +75,7 @@ class PersonService(HighrtBase):
             yield item
 
     @streaming
-    async def Push(self, request: api.PushRequest) -> AsyncIterator[api.Progress]:
+    async def Push(self, request: api.PushRequest) -> AsyncGenerator[api.Progress, None]:
         async def work(report: Any) -> str:
             return await self._images.push(
                 request.image, destination=request.destination or None, auth=_auth(request.credentials), progress=report
@@ -104,7 +104,7 @@ class PersonService(HighrtBase):
         return api.RemoveImageResponse()
 
     @streaming
-    async def Build(self, request: api.BuildRequest) -> AsyncIterator[api.BuildEvent]:
+    async def Build(self, request: api.BuildRequest) -> AsyncGenerator[api.BuildEvent, None]:
         async def work(say: Any) -> str:
             image = await build(
                 self._images,
@@ -125,20 +125,24 @@ class PersonService(HighrtBase):
             yield event
 
     async def Load(self, stream: Any) -> None:
-        async with AsyncExitStack() as owned:
-            reading, writing = os.pipe2(os.O_CLOEXEC)
-            source = owned.enter_context(os.fdopen(reading, "rb"))
-            feeding = asyncio.create_task(_feed(stream, await pipes.writer(writing, owned)))
-            try:
-                with worded():
-                    images = await archive.load(self._images, source)
-            finally:
-                feeding.cancel()
-                await asyncio.gather(feeding, return_exceptions=True)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(reading, "rb") as source:
+            async with AsyncExitStack() as owned:
+                feeding = asyncio.create_task(_feed(stream, await pipes.writer(writing, owned)))
+                loading = asyncio.create_task(archive.load(self._images, source))
+                try:
+                    with worded():
+                        images = await asyncio.shield(loading)
+                finally:
+                    feeding.cancel()
+                    await asyncio.gather(feeding, return_exceptions=True)
+                    # The loader's thread may be reading: it ends at the pipe's end, and only then its file may be closed.
+                    await owned.aclose()
+                    await asyncio.gather(loading, return_exceptions=True)
         await stream.send_message(api.LoadResponse(images=[_image(image) for image in images]))
 
     @streaming
-    async def Save(self, request: api.SaveRequest) -> AsyncIterator[api.Chunk]:
+    async def Save(self, request: api.SaveRequest) -> AsyncGenerator[api.Chunk, None]:
         require(request.images, "save: name an image")
         async with AsyncExitStack() as owned:
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -155,8 +159,7 @@ class PersonService(HighrtBase):
                     yield api.Chunk(data=data)
                 await task
             finally:
-                task.cancel()
-                # closed first, else the archive's writer waits for a reader for ever
+                # The archive's thread may be writing: it ends when the pipe has no reader, and closes its file itself.
                 await owned.aclose()
                 await asyncio.gather(task, return_exceptions=True)
 
@@ -272,7 +275,7 @@ class PersonService(HighrtBase):
         return response
 
     @streaming
-    async def Logs(self, request: api.LogsRequest) -> AsyncIterator[api.LogLine]:
+    async def Logs(self, request: api.LogsRequest) -> AsyncGenerator[api.LogLine, None]:
         container = self._containers.find(request.container)
         if not container.log_path:
             raise FailedPrecondition(f"container {container.id} has no log")

@@ -303,6 +303,25 @@ def test_images_save_load_tag_and_rmi(daemon: Daemon, tmp_path: Path) -> None:
     assert "no such image" in missing.stderr
 
 
+def test_an_archive_that_is_cut_off_or_no_archive_leaves_the_daemon_well(daemon: Daemon, tmp_path: Path) -> None:
+    saving = subprocess.Popen(daemon.argv("save", IMAGE), cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert saving.stdout
+    assert len(saving.stdout.read(10)) == 10
+    saving.kill()
+    saving.communicate()
+    loading = subprocess.Popen(daemon.argv("load"), cwd=PROJECT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert loading.stdin
+    loading.stdin.write(bytes(100_000))
+    loading.stdin.flush()
+    time.sleep(0.5)
+    loading.kill()
+    loading.communicate()
+    (tmp_path / "junk").write_bytes(os.urandom(3_000_000))
+    refused = daemon.command("load", "-i", str(tmp_path / "junk"), check=False)
+    assert (refused.returncode, "not an image archive" in refused.stderr) == (1, True)
+    assert run(daemon, IMAGE, "echo", "well").stdout == "well\n"
+
+
 def test_build_prints_its_steps_and_the_image_runs(daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "Containerfile").write_text(f'FROM {IMAGE}\nARG WORD=none\nRUN echo "$WORD" > /word\nCMD ["cat", "/word"]\n')
     done = daemon.command("build", "-t", "built:1", "--build-arg", "WORD=given", str(tmp_path), timeout=60)
