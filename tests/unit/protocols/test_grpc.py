@@ -92,9 +92,7 @@ def test_an_endpoint_that_cannot_be_is_refused(form: str) -> None:
         grpc.socket_path(form)
 
 
-async def test_spans_follow_a_call_over_the_wire(
-    tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_spans_follow_a_call_over_the_wire(tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from strata.telemetry import rpc, spans
 
     monkeypatch.setattr(spans, "_file", None)
