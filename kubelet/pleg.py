@@ -12,7 +12,6 @@ from strata.telemetry import logs
 log = logs.get("kubelet.pleg")
 
 RELIST_SECONDS, RELIST_WITHOUT_STREAM_SECONDS = 10.0, 1.0
-STALE_SECONDS = 180.0
 
 
 class Pleg:

@@ -153,10 +153,6 @@ class PodCgroups:
                 found.update(name[3:] for name in _names(folder) if name.startswith("pod"))
         return found
 
-    def remove_all(self) -> None:
-        """Removes the empty groups of the classes, when the node's pods are gone."""
-        cgroups.open_cgroup(self._base).remove()
-
 
 def _names(folder: str) -> list[str]:
     try:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Stack:
         self.endpoint = f"unix://{folder}/c.sock"
         self.runtime = os.environ.get("STRATA_TEST_RUNTIME", "containerd")
         self.root, self.pod_logs = folder / "kubelet", folder / "logs"
-        self.cgroup_root = f"/strata/test-{self.name}"
+        self.cgroup_root = f"/strata-{self.name}"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._argv: dict[str, tuple[Any, ...]] = {}
 
@@ -360,9 +360,13 @@ bin_dir = "/usr/lib/cni"
             self.runtime_call("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox.id))
 
     def _remove_what_is_left(self) -> None:
-        group = cgroups.open_cgroup(self.cgroup_root)
-        group.kill()
-        group.remove()
+        for path in (self.cgroup_root, f"/strata/test-{self.name}"):
+            group = cgroups.open_cgroup(path)
+            group.kill()
+            group.remove()
+        with suppress(OSError):  # other stacks may be in it
+            for folder in cgroups.open_cgroup("/strata").folders():
+                os.rmdir(folder)
         mounts.umount_below(str(self.folder))
 
 
