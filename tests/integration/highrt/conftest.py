@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from grpclib.client import Channel
 
-from strata.linux import cgroups
+from strata.linux import cgroups, mounts
 from strata.protocols.grpc import channel
 from tests.conftest import wait_for
 
@@ -107,6 +107,8 @@ class Daemon:
                     cgroups.open_cgroup(f"/strata/{self.name}/{part}").remove()
             with contextlib.suppress(OSError):
                 group.remove()
+            # where a daemon could not be started again, its pods' mounts are still there
+            mounts.umount_below(str(self.folder))
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
