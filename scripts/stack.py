@@ -32,7 +32,7 @@ from strata.linux import cgroups, mounts, pidfds, syscalls  # noqa: E402
 BIN = REPOSITORY / ".venv/bin"
 DAEMONS = ("kubelet", "nodenet", "highrt", "controlplane", "registry")  # in the order in which they are stopped
 REGISTRY = "127.0.0.1:5000"
-NODE_NETWORK = "172.30.0"
+NODE_NETWORK = "198.18.0"  # of the range for tests of isolated networks (RFC 2544)
 GATEWAY = f"{NODE_NETWORK}.1"  # nobody has it: look-ups of a route succeed, and no packet gets anywhere
 KUBELET_PORT = 10250
 READY_SECONDS = 120
@@ -258,7 +258,7 @@ def tell_what_next(stack: Stack, *, joined: bool) -> None:
             f"    {kubectl} get pods -A -o wide",
             f"    {kubectl} logs -f hello",
             f"    {kubectl} exec -it hello -- sh",
-            f"    controlplane token create --data-dir {stack.kubeconfig.parent}     # how another node joins",
+            f"    {inside}controlplane token create --data-dir {stack.kubeconfig.parent}   # how another node joins",
             f"    scripts/down{f' --netns {stack.netns}' if stack.netns else ''}",
             "",
             "kubectl must be told where the cluster is:",
@@ -279,6 +279,8 @@ def set_up_network(stack: Stack, link: str | None) -> str:
         if link:
             raise Failure("--link needs --netns: it joins network namespaces")
         return own_address()
+    # What is meant for such a node, but sent from outside its namespace, must not look for it beyond this machine.
+    ip("route", "replace", "unreachable", f"{NODE_NETWORK}.0/24")
     if not Path("/run/netns", stack.netns).exists():
         ip("netns", "add", stack.netns)
         (stack.run / "netns-made").touch()
@@ -394,6 +396,8 @@ def down(arguments: argparse.Namespace) -> None:
             shutil.rmtree(stack.state)
         shutil.rmtree(stack.run)
     stack.highrt_socket.unlink(missing_ok=True)
+    if stack.netns and not any(stack.run.parent.glob("*/netns-made")):
+        subprocess.run(["ip", "route", "delete", "unreachable", f"{NODE_NETWORK}.0/24"], capture_output=True, check=False)
     for folder in (stack.highrt_socket.parent, stack.run.parent, stack.state.parent):
         with suppress(OSError):
             folder.rmdir()  # others may still be in there

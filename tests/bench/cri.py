@@ -310,9 +310,7 @@ snapshotter = "overlayfs"
 """
     )
     endpoint = f"unix://{folder}/c.sock"
-    with daemon_process(
-        ["containerd", "--config", config], namespace, endpoint, folder / "log", STRATA_BENCH="containerd"
-    ):
+    with daemon_process(["containerd", "--config", config], namespace, endpoint, folder / "log", STRATA_BENCH="containerd"):
         subprocess.run(
             ["ctr", "--address", folder / "c.sock", "--namespace", "k8s.io", "images", "import", archive],
             check=True, stdout=subprocess.DEVNULL,
