@@ -147,6 +147,9 @@ def _with_client(data_dir: Path, call: "Callable[[Any], Awaitable[T]]") -> T:
         raise click.ClickException(f"{error}. Is --data-dir the folder of a control plane?") from error
     except ApiError as error:
         raise click.ClickException(error.message) from error
+    except TimeoutError as error:
+        why = "the token is made, but the controllers have not signed cluster-info for it"
+        raise click.ClickException(f"{why}: do they run? See the log of `controlplane serve`.") from error
     except OSError as error:
         raise click.ClickException(f"the control plane does not answer: {error}. Does it run?") from error
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
+import prctl
 from aiohttp import web
 
 from controlplane import bootstrap
@@ -23,6 +24,7 @@ from controlplane.apiserver.auth.nodes import NodeAuthorizer
 from controlplane.apiserver.auth.rbac import Rbac
 from controlplane.apiserver.auth.serviceaccounts import ServiceAccounts
 from controlplane.apiserver.connect import Connect
+from controlplane.apiserver.limits import Limits
 from controlplane.apiserver.server import ApiServer
 from controlplane.pki.authority import ADMIN_GROUP, Authority
 from controlplane.pki.tls import server_context
@@ -88,9 +90,8 @@ async def serve(options: Options) -> None:
         await api.start()
         await bootstrap.bootstrap(api, cluster)
         tls = server_context(authority.folder / "apiserver.crt", authority.folder / "apiserver.key", authority.ca_file)
-        runner = web.ServerRunner(
-            web.Server(api.handler(), access_log=None, handler_cancellation=True), shutdown_timeout=_SHUTDOWN_SECONDS
-        )
+        web_server = web.Server(Limits(api.handler()).handle, access_log=None, handler_cancellation=True)
+        runner = web.ServerRunner(web_server, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         try:
             site = web.TCPSite(
@@ -99,9 +100,9 @@ async def serve(options: Options) -> None:
             await site.start()
         except OSError as error:
             raise ServeError(f"cannot listen on {options.bind_address}:{options.secure_port}: {error.strerror}") from error
-        authority.write_kubeconfig(options.data_dir / "admin.kubeconfig", cluster.server, "kubernetes-admin", [ADMIN_GROUP])
+        _write_admin_kubeconfig(options, authority, cluster)
         log.info("serving", address=cluster.server, kubeconfig=options.data_dir / "admin.kubeconfig")
-        running.tasks.append(asyncio.create_task(_renew(options, authority, tls)))
+        running.tasks.append(asyncio.create_task(_renew(options, authority, cluster, tls, connect)))
         if set(options.components) & {"scheduler", "controllers"}:
             running.tasks.append(asyncio.create_task(_watch_controllers(options, authority, cluster)))
         await asyncio.Event().wait()
@@ -136,20 +137,26 @@ def _api_server(options: Options, authority: Authority, store: SqliteStore) -> t
     return api, connect
 
 
-async def _renew(options: Options, authority: Authority, tls: ssl.SSLContext) -> None:
+def _write_admin_kubeconfig(options: Options, authority: Authority, cluster: bootstrap.Cluster) -> None:
+    authority.write_kubeconfig(options.data_dir / "admin.kubeconfig", cluster.server, "kubernetes-admin", [ADMIN_GROUP])
+
+
+async def _renew(
+    options: Options, authority: Authority, cluster: bootstrap.Cluster, tls: ssl.SSLContext, connect: Connect
+) -> None:
     """Renews certificates while the server runs: new connections get the new ones."""
     while True:
         await asyncio.sleep(_RENEWAL_SECONDS)
+        await asyncio.to_thread(_write_admin_kubeconfig, options, authority, cluster)
         if await asyncio.to_thread(authority.renew, options.server_names):
             tls.load_cert_chain(authority.folder / "apiserver.crt", authority.folder / "apiserver.key")
-            log.info("renewed the serving certificates")
+            connect.reload()
+            log.info("renewed the API server's certificates")
 
 
 async def _watch_controllers(options: Options, authority: Authority, cluster: bootstrap.Cluster) -> None:
     """Runs the scheduler and the controllers in a process of their own, and starts it again, with a back-off, when it ends."""
     kubeconfig = options.data_dir / "controllers.kubeconfig"
-    # Not system:masters: what they do is checked and can be seen in the roles.
-    authority.write_kubeconfig(kubeconfig, cluster.server, "system:kube-controller-manager", [])
     argv = [
         sys.executable, "-m", "controlplane.controllers", "--kubeconfig", str(kubeconfig),
         "--cluster-signing-cert", str(authority.ca_file), "--cluster-signing-key", str(authority.folder / "ca.key"),
@@ -159,10 +166,12 @@ async def _watch_controllers(options: Options, authority: Authority, cluster: bo
     pause = 0.5
     loop = asyncio.get_running_loop()
     while True:
+        # Not system:masters: what they do is checked and can be seen in the roles.
+        authority.write_kubeconfig(kubeconfig, cluster.server, "system:kube-controller-manager", [])
         started = loop.time()
         process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL, preexec_fn=_die_with_parent)
         try:
-            status = await process.wait()
+            status = await _until_it_ends_or_its_certificate_is_old(process, kubeconfig, authority, cluster)
         finally:
             if process.returncode is None:
                 process.terminate()
@@ -172,14 +181,27 @@ async def _watch_controllers(options: Options, authority: Authority, cluster: bo
                 except TimeoutError:
                     process.kill()
                     await process.wait()
+        if status is None:
+            log.info("the certificate of scheduler and controllers is renewed, starting them again")
+            continue
         pause = 0.5 if loop.time() - started > 60 else min(pause * 2, 30.0)
         log.error("scheduler and controllers have ended, starting them again", status=status, in_seconds=pause)
         await asyncio.sleep(pause)
 
 
-def _die_with_parent() -> None:
-    import prctl
+async def _until_it_ends_or_its_certificate_is_old(
+    process: asyncio.subprocess.Process, kubeconfig: Path, authority: Authority, cluster: bootstrap.Cluster
+) -> int | None:
+    """The exit status; None where the process runs on and is to be started anew with another certificate."""
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RENEWAL_SECONDS):
+                return await process.wait()
+        if not authority.is_good_kubeconfig(kubeconfig, cluster.server):
+            return None
 
+
+def _die_with_parent() -> None:
     prctl.set_pdeathsig(signal.SIGTERM)
 
 

@@ -3,6 +3,7 @@
 https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/
 """
 
+import asyncio
 import base64
 import datetime
 import secrets
@@ -13,6 +14,7 @@ from strata.kubeclient import resources
 from strata.kubeclient.client import Client
 
 _LETTERS = string.ascii_lowercase + string.digits
+_SIGNING_SECONDS = 15.0
 _NAMESPACE, _TYPE = "kube-system", "bootstrap.kubernetes.io/token"
 
 
@@ -29,7 +31,10 @@ class Token:
 
 
 async def create(client: Client, *, ttl_seconds: float, description: str = "") -> Token:
-    """Makes a token, good for a while (0: for ever), and waits until cluster-info is signed for it."""
+    """Makes a token, good for a while (0: for ever), and waits until cluster-info is signed for it.
+
+    Without the signature, which the controllers make, no node can join. Raises TimeoutError where there is none yet.
+    """
     expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ttl_seconds) if ttl_seconds else None
     token = Token(_random(6), _random(16), expires, description)
     data = {
@@ -44,7 +49,15 @@ async def create(client: Client, *, ttl_seconds: float, description: str = "") -
     encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
     secret = {"metadata": {"name": f"bootstrap-token-{token.id}", "namespace": _NAMESPACE}, "type": _TYPE, "data": encoded}
     await client.create(resources.SECRETS, secret, _NAMESPACE)
+    async with asyncio.timeout(_SIGNING_SECONDS):
+        while not await _is_signed(client, token):  # noqa: ASYNC110 (another process signs)
+            await asyncio.sleep(0.05)
     return token
+
+
+async def _is_signed(client: Client, token: Token) -> bool:
+    info = await client.get(resources.CONFIGMAPS, "cluster-info", "kube-public")
+    return f"jws-kubeconfig-{token.id}" in (info.get("data") or {})
 
 
 async def listed(client: Client) -> list[Token]:

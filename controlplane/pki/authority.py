@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -45,7 +47,7 @@ class Authority:
 
     def write_kubeconfig(self, path: Path, server: str, user: str, groups: Sequence[str]) -> None:
         """A kubeconfig with a certificate of its own, kept while it is good and for the same server."""
-        if path.exists() and self._is_good(path, server):
+        if self.is_good_kubeconfig(path, server):
             return
         pair = certificates.issue(self.ca, user, groups)
         document = {
@@ -68,30 +70,38 @@ class Authority:
         }
         certificates.write(path, yaml.safe_dump(document, sort_keys=False).encode())
 
-    def _is_good(self, path: Path, server: str) -> bool:
-        from cryptography import x509
-
+    def is_good_kubeconfig(self, path: Path, server: str) -> bool:
+        """Whether a kubeconfig is there, is for this server and CA, and its certificate lasts."""
         try:
             document = yaml.safe_load(path.read_text())
             user = document["users"][0]["user"]
             certificate = x509.load_pem_x509_certificate(base64.b64decode(user["client-certificate-data"]))
             cluster = document["clusters"][0]["cluster"]
             same = cluster["server"] == server and cluster["certificate-authority-data"] == _b64(self.ca.certificate_pem)
-        except (KeyError, IndexError, TypeError, ValueError, yaml.YAMLError):
+        except (FileNotFoundError, KeyError, IndexError, TypeError, ValueError, yaml.YAMLError):
             return False
         return same and not certificates.is_about_to_expire(certificate)
 
     def _ca(self, name: str, common_name: str) -> Pair:
         pair = certificates.load(self.folder / f"{name}.crt", self.folder / f"{name}.key")
+        if pair and not pair.is_whole:
+            raise ValueError(f"{self.folder}/{name}.key is not the key of {name}.crt: put back the one that is")
         return pair or self._keep(name, certificates.make_ca(common_name))
 
     def _leaf(self, name: str, make: Callable[[], Pair], names: set[str] | None = None) -> bool:
         pair = certificates.load(self.folder / f"{name}.crt", self.folder / f"{name}.key")
-        if pair and not certificates.is_about_to_expire(pair.certificate):
-            signed_by_us = pair.certificate.issuer == self.ca.certificate.subject
-            if signed_by_us and (names is None or names <= certificates.names_of(pair.certificate)):
-                return False
+        good = pair and pair.is_whole and self._has_signed(pair.certificate)
+        lasts = pair and good and not certificates.is_about_to_expire(pair.certificate)
+        if pair and lasts and (names is None or names <= certificates.names_of(pair.certificate)):
+            return False
         self._keep(name, make())
+        return True
+
+    def _has_signed(self, certificate: x509.Certificate) -> bool:
+        try:
+            certificate.verify_directly_issued_by(self.ca.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
         return True
 
     def _keep(self, name: str, pair: Pair) -> Pair:

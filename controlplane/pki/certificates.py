@@ -32,6 +32,11 @@ class Pair:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the key is the certificate's: the two are two files, and a crash may come between them."""
+        return self.certificate.public_key() == self.key.public_key()
+
+    @property
     def key_pem(self) -> bytes:
         return private_pem(self.key)
 
@@ -101,7 +106,7 @@ def write(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 def load(certificate: Path, key: Path) -> Pair | None:
-    """A pair from its files; None where one is missing. Raises ValueError for files that are no such pair."""
+    """A pair from its files; None where one is missing. Raises ValueError for files that hold something else."""
     if not certificate.exists() or not key.exists():
         return None
     loaded = serialization.load_pem_private_key(key.read_bytes(), None)
