@@ -170,7 +170,8 @@ class TestImpersonation:
         answer = server.request("/api", kubectl=jane, headers=headers)
         assert answer.code == 403
         assert answer.body["message"] == (
-            'users "kubernetes-admin" is forbidden: User "jane" cannot impersonate resource "users" in API group "" at the cluster scope'
+            'users "kubernetes-admin" is forbidden: User "jane" cannot impersonate resource "users" in API group ""'
+            " at the cluster scope"
         )
 
     def test_an_editor_may_be_the_accounts_of_the_namespace(self, server: Server, admin: Kubectl, namespace: str) -> None:
