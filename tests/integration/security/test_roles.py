@@ -56,7 +56,6 @@ def test_the_roles_for_people(
     server: Server, admin: Kubectl, namespace: str, role: str, may: list[str], may_not: list[str]
 ) -> None:
     admin("create", "rolebinding", role, "--clusterrole", role, "--user", f"u-{role}", "-n", namespace)
-    path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
     for wish, expected in [*((wish, True) for wish in may), *((wish, False) for wish in may_not)]:
         verb, _, what = wish.partition(" ")
         resource, _, group = what.partition(".")
