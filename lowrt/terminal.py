@@ -67,7 +67,7 @@ class Relay:
 
         if os.isatty(self._stdin):
             self._before = termios.tcgetattr(self._stdin)
-            tty.setraw(self._stdin)
+            tty.setraw(self._stdin, termios.TCSADRAIN)
             self._resize()
             signal.signal(signal.SIGWINCH, lambda *_: self._resize())
         try:

@@ -25,7 +25,7 @@ def raw_mode() -> Iterator[None]:
     """Every key goes to the container, ctrl-c too; the old mode comes back at the end."""
     before = termios.tcgetattr(0)
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is kept
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)

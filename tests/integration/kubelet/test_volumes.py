@@ -149,7 +149,7 @@ def test_users_groups_and_capabilities(stack: Stack, name: str) -> None:
     context = {"runAsUser": 1234, "runAsGroup": 2345, "fsGroup": 3456, "supplementalGroups": [4567]}
     own = {"capabilities": {"drop": ["ALL"]}, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
     status = "grep -E 'CapBnd|NoNewPrivs' /proc/self/status"
-    script = f"id -u; id -G; {status}; touch /x; stat -c %g:%a /v; touch /v/f && echo wrote; {HOLD}"
+    script = f"exec 2>&1; id -u; id -G; {status}; touch /x; stat -c %g:%a /v; touch /v/f && echo wrote; {HOLD}"
     mounted = [{"name": "v", "mountPath": "/v"}]
     stack.create(
         name,
