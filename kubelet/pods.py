@@ -59,6 +59,7 @@ class Pods:
     def _updated(self, old: dict[str, Any], pod: dict[str, Any]) -> None:
         if old["metadata"]["uid"] != pod["metadata"]["uid"]:
             self._deleted(old)
+        self._context.statuses.observe(pod)
         self._added(pod)
 
     def _deleted(self, pod: dict[str, Any]) -> None:

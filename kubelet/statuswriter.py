@@ -34,6 +34,7 @@ class StatusWriter:
         self._client = client
         self._wanted: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._written: dict[str, dict[str, Any]] = {}
+        self._revisions: dict[str, int] = {}  # of our last write of each pod
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def latest(self, uid: str) -> dict[str, Any] | None:
@@ -53,6 +54,21 @@ class StatusWriter:
         if uid not in self._tasks:
             self._tasks[uid] = asyncio.create_task(self._write(uid))
 
+    def observe(self, pod: dict[str, Any]) -> None:
+        """Looks at a pod as the API has it now: a status that somebody else has written over is written again.
+
+        A controller does that (Ready is False while the node was silent), and the kubelet knows better.
+        """
+        uid = pod["metadata"]["uid"]
+        status = self._written.get(uid)
+        newer = int(pod["metadata"]["resourceVersion"]) > self._revisions.get(uid, 0)
+        if status is None or uid in self._wanted or not newer:
+            return
+        known = pod.get("status") or {}
+        if difference(known, status):
+            self._written[uid] = known
+            self.set(pod, status)
+
     async def synced(self, uid: str) -> None:
         """Waits until the last status given is written, or its pod is gone."""
         task = self._tasks.get(uid)
@@ -63,6 +79,7 @@ class StatusWriter:
         """Drops all of a pod that is gone from the API."""
         self._wanted.pop(uid, None)
         self._written.pop(uid, None)
+        self._revisions.pop(uid, None)
         if task := self._tasks.pop(uid, None):
             task.cancel()
 
@@ -82,7 +99,7 @@ class StatusWriter:
                 change = difference(known, status)
                 try:
                     if change:
-                        await self._client.patch(
+                        answer = await self._client.patch(
                             resources.PODS,
                             meta["name"],
                             {"metadata": {"uid": uid}, "status": change},
@@ -90,6 +107,7 @@ class StatusWriter:
                             kind="strategic",
                             subresource="status",
                         )
+                        self._revisions[uid] = int(answer["metadata"]["resourceVersion"])
                 except ApiError as error:
                     if error.is_not_found or error.is_conflict:  # gone, or another pod of that name
                         self._wanted.pop(uid, None)

@@ -1,5 +1,6 @@
 """A pod's life on a real runtime, as a user sees it through the API."""
 
+import json
 import os
 
 from strata.protocols import cri_pb2 as cri
@@ -31,6 +32,17 @@ def test_a_pod_runs_and_its_status_is_whole(stack: Stack, name: str) -> None:
     assert "startedAt" in container["state"]["running"]
     reasons = {reason for reason, _ in stack.events(name)}
     assert {"Pulled", "Created", "Started"} <= reasons
+
+
+def test_a_status_that_somebody_else_has_written_over_is_written_again(stack: Stack, name: str) -> None:
+    stack.create(name, {"command": ["sleep", "1000"]})
+    stack.wait_ready(name)
+    # What the node life cycle controller does while a node is silent.
+    change = {"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "NodeNotReady"}]}}
+    stack.kubectl("patch", "pod", name, "--subresource=status", "-p", json.dumps(change))
+    pod = stack.wait(name, lambda s: condition(s, "Ready") == "True")
+    ready = next(c for c in pod["status"]["conditions"] if c["type"] == "Ready")
+    assert "reason" not in ready
 
 
 def test_a_pod_that_ends_well_is_succeeded(stack: Stack, name: str) -> None:
