@@ -109,10 +109,17 @@ class _Making:
         self._clone(child, sync, joined)
         child_sync.close()
         start.close()
-        self._cgroup.add(self._pid)
         self._write_maps()
         self._write_oom_score(process_ or {})
         sync.send(b"g")
+        # With cgroup v1 the kernel may take 10 ms for it (it waits for all CPUs): the child makes its mounts meanwhile.
+        try:
+            self._cgroup.add(self._pid)
+            sync.send(b"j")
+        except OSError:
+            if not pidfds.wait_gone(self._pidfd, 0):
+                raise
+            # The child failed first: what it said is the reason.
         self._converse(sync)
         self._save_state()
         if self._options.pid_file:

@@ -1,8 +1,8 @@
 """The container's first process, from clone to exec (the child's side; `create` is the parent's).
 
-It speaks with its parent over a pair of sockets, one letter a message: the parent says `g` (go: cgroup and ID maps are set) and
-`k` (its hooks have run), the child says `h` (the root is made: run your hooks), `c` with the terminal, `r` (ready, waiting for
-start) and `e` with the text of what failed. From then on it waits at the start socket; see `wait_for_start`.
+It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the ID maps are set), `j` (joined
+its cgroup) and `k` (its hooks have run); the child says `h` (the root is made: run your hooks), `c` with the terminal, `r` (ready,
+waiting for start) and `e` with the text of what failed. From then on it waits at the start socket; see `wait_for_start`.
 """
 
 import _socket
@@ -69,8 +69,6 @@ class Init:
             syscalls.setresuid(0)
             process.show()  # or /proc/self/fd, which the mounts go through, would belong to the host's root
         os.setsid()
-        if self._new("cgroup"):
-            syscalls.unshare(namespaces.NEWCGROUP)  # only now: it shows the cgroup that the process is in as the root
         for kind, descriptor in self._joined.items():
             if kind not in ("pid", "user"):
                 syscalls.setns(descriptor, namespaces.KINDS[kind][0])
@@ -88,6 +86,11 @@ class Init:
         rootfs.set_sysctls(self._linux.get("sysctl") or {})
         if self._new("mount"):
             self._root.prepare()
+        self._expect(b"j")
+        if self._new("cgroup"):
+            syscalls.unshare(namespaces.NEWCGROUP)  # its root is the cgroup that the process is in
+        if self._new("mount"):
+            self._root.mount_cgroups()
         settings = self._spec.get("process") or {}
         console = self._make_console(settings) if settings.get("terminal") else None
         self.sync.send(b"h")

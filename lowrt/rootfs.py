@@ -59,6 +59,8 @@ class Rootfs:
         self.root = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         own_dev = True
         for mount in self.spec.get("mounts") or ():
+            if mount.get("type") == "cgroup":
+                continue  # see mount_cgroups
             self._mount(mount)
             if mount["destination"].rstrip("/") == "/dev" and _wants_bind(mount):
                 own_dev = False  # the host's /dev, or somebody's: nothing is made in it
@@ -66,6 +68,12 @@ class Rootfs:
             self._make_devices()
         if cwd := (self.spec.get("process") or {}).get("cwd"):
             os.close(self.make_folder(cwd))
+
+    def mount_cgroups(self) -> None:
+        """Makes the mounts that show cgroups: only once this process is in its own."""
+        for mount in self.spec.get("mounts") or ():
+            if mount.get("type") == "cgroup":
+                self._mount(mount)
 
     def restrict(self) -> None:
         """Masks and read-only paths, then the read-only root: last, because hooks may still have written."""

@@ -411,11 +411,8 @@ def remove_pods(stack: Stack) -> None:
         return
     if stack.netns and not Path("/run/netns", stack.netns).exists():
         return
-    if stack.netns:
-        descriptor = os.open(f"/run/netns/{stack.netns}", os.O_RDONLY)
-        syscalls.setns(descriptor)
-        os.close(descriptor)
-    start_highrt(stack)
+    with inside(stack.netns):
+        start_highrt(stack)
     stack.wait("image runtime", "highrt", lambda: answers_unix(stack.highrt_socket))
     asyncio.run(remove_pods_of_kubelet(f"unix://{stack.highrt_socket}"))
     highrt = (BIN / "highrt", "--address", f"unix://{stack.highrt_socket}")
@@ -446,6 +443,22 @@ def remove_empty_cgroups() -> None:
 
 
 # --- small things
+
+
+@contextmanager
+def inside(netns: str | None) -> Iterator[None]:
+    """Starts what is started meanwhile in a network namespace."""
+    if netns is None:
+        yield
+        return
+    own, other = os.open("/proc/self/ns/net", os.O_RDONLY), os.open(f"/run/netns/{netns}", os.O_RDONLY)
+    try:
+        syscalls.setns(other)
+        yield
+    finally:
+        syscalls.setns(own)
+        os.close(own)
+        os.close(other)
 
 
 class Clock:
