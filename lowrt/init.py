@@ -1,8 +1,8 @@
 """The container's first process, from clone to exec (the child's side; `create` is the parent's).
 
-It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the ID maps are set), `j` (joined
-its cgroup) and `k` (its hooks have run); the child says `h` (the root is made: run your hooks), `c` with the terminal, `r` (ready,
-waiting for start) and `e` with the text of what failed. From then on it waits at the start socket; see `wait_for_start`.
+It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the ID maps are set), `j` (it
+joined its cgroup) and `k` (its hooks have run); the child says `h` (the root is made: run your hooks), `c` with the terminal, `r`
+(ready, waiting for start) and `e` with what failed. From then on it waits at the start socket; see `wait_for_start`.
 """
 
 import _socket
