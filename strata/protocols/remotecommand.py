@@ -132,8 +132,14 @@ class SpdyPeer:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _opened(self, stream: spdy.Stream) -> None:
-        self._streams.setdefault(stream.headers.get("streamtype", ""), stream)
+        name = stream.headers.get("streamtype", "")
+        if name in self._streams:
+            return  # each kind once
+        self._streams[name] = stream
         self._arrived.set()
+        # Pumped from when it comes: a client may open its resize stream after all that were waited for.
+        if pump := {"stdin": self._pump_stdin, "resize": self._pump_resize}.get(name):
+            self._tasks.append(asyncio.create_task(pump(stream)))
 
     async def accept(self, wanted: Sequence[str]) -> None:
         """Waits until the client has opened its streams: `error`, and of stdin, stdout, stderr, resize those it asked for.
@@ -148,9 +154,6 @@ class SpdyPeer:
                     raise ConnectionResetError(f"the client left before it opened its streams {', '.join(missing)}")
                 self._arrived.clear()
                 await self._arrived.wait()
-        for name, pump in (("stdin", self._pump_stdin), ("resize", self._pump_resize)):
-            if stream := self._streams.get(name):
-                self._tasks.append(asyncio.create_task(pump(stream)))
 
     async def _serve(self) -> None:
         try:

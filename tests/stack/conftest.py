@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
-KUBECTL = "/usr/bin/kubectl"
+KUBECTL = os.environ.get("KUBECTL", "kubectl")
 
 
 @dataclass
