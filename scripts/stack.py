@@ -109,6 +109,10 @@ class Stack:
 
 
 def up(arguments: argparse.Namespace) -> None:
+    if arguments.link and not arguments.netns:
+        raise Failure("--link needs --netns: it joins network namespaces")
+    if arguments.join is not None:
+        words_of_join(arguments.join)
     clock = Clock()
     stack = Stack(arguments.netns)
     for folder in (stack.state, stack.run):
@@ -118,6 +122,7 @@ def up(arguments: argparse.Namespace) -> None:
         if subprocess.run(["nft", "list", "tables"], capture_output=True, check=False).returncode:
             raise Failure("nft cannot reach nftables in the kernel: load the module (modprobe nf_tables)")
         clock.say(f"network: node {stack.node_name} is {address}" + (f", in namespace {stack.netns}" if stack.netns else ""))
+        clock.say("starting registry and image runtime" if arguments.join else "starting registry, image runtime, control plane")
         start_registry(stack)
         start_highrt(stack)
         if arguments.join is None:
@@ -128,6 +133,7 @@ def up(arguments: argparse.Namespace) -> None:
         if arguments.join is None:
             stack.wait("API server", "controlplane", lambda: api_is_ready(stack, address))
             clock.say(f"API server answers on https://{address}:6443")
+        clock.say("joining the node")
         join_node(stack, address, arguments.join)
         stack.wait("node's credentials", "kubelet", (stack.state / "kubelet/kubeconfig").exists)
         start_nodenet(stack)
@@ -139,8 +145,9 @@ def up(arguments: argparse.Namespace) -> None:
         stack.wait("node", "kubelet", lambda: node_is_ready(stack, kubeconfig))
         clock.say(f"node {stack.node_name} is Ready")
         if arguments.join is None:
+            clock.say(f"running a pod of {image}")
             run_first_pod(stack, image)
-            clock.say(f"pod hello runs {image}")
+            clock.say("pod hello is Running")
     tell_what_next(stack, joined=arguments.join is not None)
 
 
@@ -197,10 +204,15 @@ def join_node(stack: Stack, address: str, command: str | None) -> None:
         if made.returncode:
             raise Failure(f"controlplane token create: {made.stderr.strip()}")
         command = made.stdout.strip()
+    stack.start("kubelet", BIN / "kubelet", *words_of_join(command), "--node-name", stack.node_name, *options)
+
+
+def words_of_join(command: str) -> list[str]:
+    """The arguments of a join command. Raises Failure for what is none."""
     words = shlex.split(command)
     if words[:2] != ["kubelet", "join"]:
         raise Failure("--join takes the whole command that `controlplane token create` prints: 'kubelet join https://…'")
-    stack.start("kubelet", BIN / "kubelet", *words[1:], "--node-name", stack.node_name, *options)
+    return words[1:]
 
 
 def start_nodenet(stack: Stack) -> None:
@@ -221,11 +233,12 @@ def push_hello(stack: Stack, clock: "Clock") -> None:
     if found:
         return
     highrt = (BIN / "highrt", "--address", f"unix://{stack.highrt_socket}")
+    clock.say("building images/hello")
     run("build images/hello", REPOSITORY / "images/build", "hello", "--tag", reference, "--address", highrt[2])
-    run("push images/hello", *highrt, "push", reference)
+    clock.say(f"pushing it to {reference}")
+    show("push images/hello", *highrt, "push", reference)
     # The pod shall pull it, as every pod does: what was built here is taken away again.
     run("remove the built image", *highrt, "rmi", reference)
-    clock.say(f"image images/hello is built and pushed to {reference}")
 
 
 def run_first_pod(stack: Stack, image: str) -> None:
@@ -276,8 +289,6 @@ def tell_what_next(stack: Stack, *, joined: bool) -> None:
 def set_up_network(stack: Stack, link: str | None) -> str:
     """Makes the namespace where it is missing, goes into it, and returns the node's address."""
     if stack.netns is None:
-        if link:
-            raise Failure("--link needs --netns: it joins network namespaces")
         return own_address()
     # What is meant for such a node, but sent from outside its namespace, must not look for it beyond this machine.
     ip("route", "replace", "unreachable", f"{NODE_NETWORK}.0/24")
@@ -490,6 +501,12 @@ def run(what: str, *argv: str | Path, given: str | None = None) -> None:
     )  # fmt: skip
     if done.returncode:
         raise Failure(f"{what}: `{shlex.join(map(str, argv))}` failed ({done.returncode}):\n{done.stdout.strip()}")
+
+
+def show(what: str, *argv: str | Path) -> None:
+    """Runs a command whose output the user sees: progress bars in a terminal, plain lines elsewhere."""
+    if subprocess.run(list(map(str, argv)), stdin=subprocess.DEVNULL, check=False).returncode:
+        raise Failure(f"{what}: `{shlex.join(map(str, argv))}` failed")
 
 
 def ip(*argv: str) -> None:

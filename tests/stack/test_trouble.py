@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import wait_for
-from tests.stack.conftest import Cluster
+from tests.stack.conftest import REPOSITORY, Cluster
 
 HELLO = "127.0.0.1:5000/hello:latest"
 
@@ -167,3 +167,25 @@ def test_a_request_that_makes_no_sense_gets_a_clear_answer(cluster: Cluster) -> 
     assert 'The Pod "Bad_Name" is invalid' in done.stderr
     assert "metadata.name: Invalid value" in done.stderr
     assert "spec.containers[0].image: Required value" in done.stderr
+
+
+def test_up_says_what_is_missing_before_it_changes_anything() -> None:
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", "bash", REPOSITORY / "scripts/up"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "It needs:" in done.stderr
+    assert "root: run it with sudo" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--netns", "a/b"), ("--link", "lan"), ("--netns", "tbad", "--join", "rm -rf")])
+def test_up_refuses_arguments_that_make_no_sense(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [REPOSITORY / "scripts/up", *arguments],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    subprocess.run([REPOSITORY / "scripts/down", "--netns", "tbad"], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip()
