@@ -57,7 +57,7 @@ def test_the_server_asks_who_it_is(stack: Stack) -> None:
 
 
 def test_logs_are_served_whole_by_tail_and_previous(stack: Stack, name: str) -> None:
-    stack.create(name, {"command": ["sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; echo err >&2; exit 1"]})
+    stack.create(name, {"command": ["sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; sleep 0.3; echo err >&2; exit 1"]})
     stack.wait(name, lambda s: state_of(s).get("restartCount", 0) >= 1, what="restarted")
     base = f"/containerLogs/default/{name}/c"
     code, text = stack.server(base)
