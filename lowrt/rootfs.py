@@ -5,6 +5,7 @@ an image, or one put there meanwhile, never leads out. Mounts are attached to /p
 container can replace. So masks, read-only paths and sysctls too are done before pivot_root, not through the container's /proc.
 """
 
+import errno
 import os
 import stat
 
@@ -47,7 +48,13 @@ class Rootfs:
         if propagation not in mounts.PROPAGATIONS:
             raise RuntimeFailure(f"rootfsPropagation {propagation!r}: unknown")
         flags = mounts.PROPAGATIONS[propagation]
-        mounts.mount("", "/", "", flags)
+        try:
+            mounts.mount("", "/", "", flags)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _make_root_a_mount()
+            mounts.mount("", "/", "", flags)
         if not flags & (mounts.SLAVE | mounts.PRIVATE):
             # Binds of shared mounts shall reach the host (that is what it was asked for), the root itself must not.
             mounts.mount("", _mount_above(self.path), "", mounts.PRIVATE)
@@ -366,6 +373,20 @@ def _atime(flags: int) -> int:
 
 def _is_device(status: os.stat_result, major: int, minor: int) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(major, minor)
+
+
+def _make_root_a_mount() -> None:
+    """For a runtime that was started in a chroot: makes its root a mount of its own, which pivot_root wants."""
+    tree = syscalls.open_tree(
+        syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE
+    )
+    syscalls.mount_setattr(tree, recursive=True, set_=0, propagation=mounts.SLAVE)
+    below = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    syscalls.move_mount(tree, below)
+    os.fchdir(tree)
+    os.chroot(".")
+    os.close(below)
+    os.close(tree)
 
 
 def _mount_above(path: str) -> str:

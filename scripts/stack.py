@@ -315,16 +315,20 @@ def set_up_network(stack: Stack, link: str | None) -> str:
 def connect_namespace(stack: Stack, link: str | None) -> None:
     """eth0 of the namespace: a veth into the link's bridge, or one whose other end lies in the same namespace, unconnected."""
     if link is None:
-        ip("-n", stack.name, "link", "add", "eth0", "type", "veth", "peer", "name", "uplink0")
-        ip("-n", stack.name, "link", "set", "uplink0", "up")
+        with inside(stack.name):
+            ip("link", "add", "eth0", "type", "veth", "peer", "name", "uplink0")
+            ip("link", "set", "uplink0", "up")
         return
     if not Path("/run/netns", link).exists():
         ip("netns", "add", link)
-        ip("-n", link, "link", "add", "bridge0", "type", "bridge")
-        ip("-n", link, "link", "set", "bridge0", "up")
+        with inside(link):
+            ip("link", "add", "bridge0", "type", "bridge")
+            ip("link", "set", "bridge0", "up")
     port = f"p{stack.name}"[:15]
-    ip("-n", stack.name, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", link)
-    ip("-n", link, "link", "set", port, "master", "bridge0", "up")
+    with inside(stack.name):
+        ip("link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", link)
+    with inside(link):
+        ip("link", "set", port, "master", "bridge0", "up")
 
 
 def claim_number(stack: Stack, link: str | None) -> int:
@@ -458,7 +462,7 @@ def remove_empty_cgroups() -> None:
 
 @contextmanager
 def inside(netns: str | None) -> Iterator[None]:
-    """Starts what is started meanwhile in a network namespace."""
+    """Runs what is started meanwhile in a network namespace. (`ip -n` would need a root that is a mount: not so in a chroot.)"""
     if netns is None:
         yield
         return
