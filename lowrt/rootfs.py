@@ -5,13 +5,12 @@ an image, or one put there meanwhile, never leads out. Mounts are attached to /p
 container can replace. So masks, read-only paths and sysctls too are done before pivot_root, not through the container's /proc.
 """
 
-import errno
 import os
 import stat
 
 from lowrt import config
 from lowrt.errors import RuntimeFailure, reason
-from strata.linux import cgroups, mounts, syscalls
+from strata.linux import cgroups, mounts, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,13 +47,8 @@ class Rootfs:
         if propagation not in mounts.PROPAGATIONS:
             raise RuntimeFailure(f"rootfsPropagation {propagation!r}: unknown")
         flags = mounts.PROPAGATIONS[propagation]
-        try:
-            mounts.mount("", "/", "", flags)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            _make_root_a_mount()
-            mounts.mount("", "/", "", flags)
+        _stand_on_the_namespaces_root()
+        mounts.mount("", "/", "", flags)
         if not flags & (mounts.SLAVE | mounts.PRIVATE):
             # Binds of shared mounts shall reach the host (that is what it was asked for), the root itself must not.
             mounts.mount("", _mount_above(self.path), "", mounts.PRIVATE)
@@ -375,18 +369,28 @@ def _is_device(status: os.stat_result, major: int, minor: int) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(major, minor)
 
 
-def _make_root_a_mount() -> None:
-    """For a runtime that was started in a chroot: makes its root a mount of its own, which pivot_root wants."""
-    tree = syscalls.open_tree(
-        syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE
-    )
-    syscalls.mount_setattr(tree, recursive=True, set_=0, propagation=mounts.SLAVE)
-    below = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    syscalls.move_mount(tree, below)
-    os.fchdir(tree)
-    os.chroot(".")
-    os.close(below)
-    os.close(tree)
+def _stand_on_the_namespaces_root() -> None:
+    """For a runtime that was started in a chroot: makes its root the root of the new mount namespace.
+
+    pivot_root changes the mount that the root lies on. In a chroot that is not the namespace's: whoever joins the namespace
+    later (exec) would stand beside the container, in the file system around the chroot.
+    """
+    before = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.setns(own, namespaces.NEWNS)  # joining goes to the namespace's root
+    if not os.path.samestat(os.stat("/"), os.fstat(before)):
+        copy = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE | syscalls.AT_EMPTY_PATH
+        tree = syscalls.open_tree(before, "", copy)
+        syscalls.mount_setattr(tree, recursive=True, set_=0, propagation=mounts.SLAVE)
+        mounts.mount("", "/", "", mounts.SLAVE | mounts.REC)
+        below = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        syscalls.move_mount(tree, below)
+        os.fchdir(tree)
+        os.chroot(".")
+        os.close(below)
+        os.close(tree)
+    os.close(own)
+    os.close(before)
 
 
 def _mount_above(path: str) -> str:

@@ -36,7 +36,12 @@ async def test_rollouts_as_a_user_types_them(door: Door, kubelet: Informer, tmp_
     await kubectl("scale", "deployment/web", "--replicas=1")
     assert "successfully rolled out" in await kubectl("rollout", "status", "deployment/web", "--timeout=20s")
     await kubectl("expose", "deployment/web", "--port=80", "--target-port=8080")
-    await kubectl("wait", "--for=jsonpath={.subsets[0].ports[0].port}=8080", "endpoints/web", "--timeout=10s")
+    for _ in range(100):
+        port = await kubectl("get", "endpoints/web", "-o", "jsonpath={.subsets[0].ports[0].port}")
+        if port == "8080":
+            break
+        await asyncio.sleep(0.1)
+    assert port == "8080"
     described = await kubectl("describe", "deployment", "web")
     assert "ScalingReplicaSet" in described
     await kubectl("delete", "deployment", "web", "--cascade=foreground", "--timeout=20s")

@@ -73,9 +73,18 @@ def test_an_ephemeral_container_looks_into_a_running_pod(joined: JoinedStack, po
     joined.create(pod, {"command": ["sleep", "4321"]})
     joined.wait_ready(pod)
     ps = "for f in /proc/[0-9]*/cmdline; do cat $f; echo; done"
-    joined.kubectl(
-        "debug", pod, "--image", IMAGE, "--image-pull-policy=IfNotPresent", "--target=c", "-c", "dbg", "--", "sh", "-c", ps
-    )
+    # What `kubectl debug --target=c` sends.
+    debugger = {
+        "name": "dbg",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", ps],
+        "targetContainerName": "c",
+    }
+    changed = joined.pod(pod)
+    changed["spec"]["ephemeralContainers"] = [debugger]
+    path = f"/api/v1/namespaces/default/pods/{pod}/ephemeralcontainers"
+    joined.kubectl("replace", "--raw", path, "-f", "-", input=json.dumps(changed))
     status = joined.wait(pod, lambda s: "terminated" in str(s.get("ephemeralContainerStatuses")), what="debugged")["status"]
     (shown,) = status["ephemeralContainerStatuses"]
     assert (shown["name"], shown["state"]["terminated"]["exitCode"]) == ("dbg", 0)

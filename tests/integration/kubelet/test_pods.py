@@ -38,8 +38,11 @@ def test_a_status_that_somebody_else_has_written_over_is_written_again(stack: St
     stack.create(name, {"command": ["sleep", "1000"]})
     stack.wait_ready(name)
     # What the node life cycle controller does while a node is silent.
-    change = {"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "NodeNotReady"}]}}
-    stack.kubectl("patch", "pod", name, "--subresource=status", "-p", json.dumps(change))
+    written = stack.pod(name)
+    silent = {"type": "Ready", "status": "False", "reason": "NodeNotReady"}
+    written["status"]["conditions"] = [c if c["type"] != "Ready" else silent for c in written["status"]["conditions"]]
+    del written["metadata"]["resourceVersion"]
+    stack.kubectl("replace", "--raw", f"/api/v1/namespaces/default/pods/{name}/status", "-f", "-", input=json.dumps(written))
     pod = stack.wait(name, lambda s: condition(s, "Ready") == "True")
     ready = next(c for c in pod["status"]["conditions"] if c["type"] == "Ready")
     assert "reason" not in ready

@@ -18,8 +18,35 @@ BOOTSTRAP = {
 
 
 def who(kubectl: Kubectl) -> dict[str, object]:
-    found: dict[str, object] = json.loads(kubectl("auth", "whoami", "-o", "json"))["status"]["userInfo"]
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+    found: dict[str, object] = json.loads(kubectl("create", "--raw", path, "-f", "-", input=json.dumps(review)))["status"][
+        "userInfo"
+    ]
     return found
+
+
+def token_request(namespace: str, account: str = "default", **spec: object) -> dict[str, object]:
+    """The arguments of kubectl that ask for a token, also those of one that has no `create token` yet."""
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+    return {"argv": ("create", "--raw", path, "-f", "-"), "input": json.dumps(request)}
+
+
+def new_token(admin: Kubectl, namespace: str, **spec: object) -> str:
+    """A token of the namespace's default account."""
+    asked = token_request(namespace, **spec)
+    token: str = json.loads(admin(*asked["argv"], input=asked["input"]))["status"]["token"]  # type: ignore[misc, arg-type]
+    return token
+
+
+def refusal(admin: Kubectl, namespace: str, account: str = "default", **spec: object) -> str:
+    asked = token_request(namespace, account, **spec)
+    return admin.fails(*asked["argv"], input=asked["input"])  # type: ignore[misc, arg-type]
+
+
+def bound_to(kind: str, name: str) -> dict[str, str]:
+    return {"apiVersion": "v1", "kind": kind, "name": name}
 
 
 def test_the_admin_may_everything(admin: Kubectl) -> None:
@@ -66,11 +93,8 @@ def test_a_bad_token_is_401(server: Server, token: str) -> None:
 
 
 class TestServiceAccounts:
-    def token(self, admin: Kubectl, namespace: str, *flags: str) -> str:
-        return admin("create", "token", "default", "-n", namespace, *flags).strip()
-
     def test_a_token_speaks_for_its_account(self, server: Server, admin: Kubectl, namespace: str) -> None:
-        token = self.token(admin, namespace, "--duration", "30m")
+        token = new_token(admin, namespace, expirationSeconds=1800)
         found = who(server.bearer(token))
         assert found["username"] == f"system:serviceaccount:{namespace}:default"
         expected = {"system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"}
@@ -81,7 +105,7 @@ class TestServiceAccounts:
         assert claims["exp"] - claims["iat"] == 1800
 
     def test_it_ends_with_its_account(self, server: Server, admin: Kubectl, namespace: str) -> None:
-        token = self.token(admin, namespace)
+        token = new_token(admin, namespace)
         assert server.request("/api", token=token).code == 200
         admin("delete", "serviceaccount", "default", "-n", namespace)
         assert server.request("/api", token=token).code == 401
@@ -90,13 +114,13 @@ class TestServiceAccounts:
 
     def test_it_ends_with_the_object_it_is_bound_to(self, server: Server, admin: Kubectl, namespace: str) -> None:
         admin("create", "secret", "generic", "life", "-n", namespace)
-        token = self.token(admin, namespace, "--bound-object-kind", "Secret", "--bound-object-name", "life")
+        token = new_token(admin, namespace, boundObjectRef=bound_to("Secret", "life"))
         assert server.request("/api", token=token).code == 200
         admin("delete", "secret", "life", "-n", namespace)
         assert server.request("/api", token=token).code == 401
 
     def test_a_token_for_others_is_none_for_the_api_server(self, server: Server, admin: Kubectl, namespace: str) -> None:
-        token = self.token(admin, namespace, "--audience", "vault")
+        token = new_token(admin, namespace, audiences=["vault"])
         assert server.request("/api", token=token).code == 401
 
     @pytest.mark.parametrize(
@@ -107,7 +131,7 @@ class TestServiceAccounts:
     def test_a_token_review_is_for_an_audience(
         self, admin: Kubectl, namespace: str, of_token: str, asked: list[str], authenticated: bool
     ) -> None:
-        token = self.token(admin, namespace, *(["--audience", of_token] if of_token else []))
+        token = new_token(admin, namespace, **({"audiences": [of_token]} if of_token else {}))
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token, "audiences": asked}}
         path = "/apis/authentication.k8s.io/v1/tokenreviews"
         status = json.loads(admin("create", "--raw", path, "-f", "-", input=json.dumps(review)))["status"]
@@ -116,17 +140,16 @@ class TestServiceAccounts:
             assert status["audiences"] == ([of_token] if of_token else [ISSUER])
 
     def test_anybody_can_check_it_with_the_published_keys(self, server: Server, admin: Kubectl, namespace: str) -> None:
-        token = self.token(admin, namespace)
+        token = new_token(admin, namespace)
         assert server.request("/.well-known/openid-configuration", token=token).body["issuer"] == ISSUER
         keys = jwt.PyJWKSet.from_dict(server.request("/openid/v1/jwks", token=token).body)
         key = keys[jwt.get_unverified_header(token)["kid"]]
         assert jwt.decode(token, key, audience=ISSUER)["sub"] == f"system:serviceaccount:{namespace}:default"
 
     def test_a_wish_that_cannot_be(self, admin: Kubectl, namespace: str) -> None:
-        assert "less than 10 minutes" in admin.fails("create", "token", "default", "-n", namespace, "--duration", "9m")
-        flags = ("--bound-object-kind", "Secret", "--bound-object-name", "gone")
-        assert "not found" in admin.fails("create", "token", "default", "-n", namespace, *flags)
-        assert "not found" in admin.fails("create", "token", "nobody", "-n", namespace)
+        assert "less than 10 minutes" in refusal(admin, namespace, expirationSeconds=540)
+        assert "not found" in refusal(admin, namespace, boundObjectRef=bound_to("Secret", "gone"))
+        assert "not found" in refusal(admin, namespace, "nobody")
 
 
 class TestBootstrapTokens:
@@ -183,6 +206,6 @@ class TestImpersonation:
         assert "Forbidden" in ed.fails("get", "pods")
 
     def test_groups_without_a_user(self, server: Server, admin: Kubectl, namespace: str) -> None:
-        token = admin("create", "token", "default", "-n", namespace).strip()
+        token = new_token(admin, namespace)
         answer = server.request("/api", token=token, headers={"Impersonate-Group": "system:masters"})
         assert answer.code == 400
