@@ -171,13 +171,16 @@ def _enter(
             init.tell_failure(child_sync, error)
         finally:
             os._exit(0)
-    os.close(helper_pidfd)
     try:
         group.add(helper)  # the process inherits it: not for a moment is it outside the container's limits
         sync.send(b"g")
         message, _ = descriptors.receive(sync)
+    except OSError:
+        pidfds.send_signal(helper_pidfd, 9)  # it waits for a word that will not come
+        raise
     finally:
         os.waitpid(helper, 0)
+        os.close(helper_pidfd)
     if message[:1] != b"p":
         raise _failure(message or b"e1 the process that joins the container has died")
     return int(message[1:])

@@ -453,3 +453,11 @@ def test_the_cold_path_imports_nothing_heavy(runtime: Any) -> None:
     argv = ["/usr/bin/python3", "-IS", "-c", code, LOWRT.parents[1], *lowrt]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     assert done.stdout == "0\n", done.stdout + done.stderr
+
+
+def test_exec_into_a_cgroup_that_is_not_there_fails_and_ends(runtime: Any) -> None:
+    runtime.start("sleep", "100")
+    done = runtime.call("exec", "--cgroup", "nosuch", runtime.id, "true")
+    assert done.returncode != 0
+    assert "does not exist" in done.stderr
+    assert runtime.call("exec", runtime.id, "true").returncode == 0
