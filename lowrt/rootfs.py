@@ -10,7 +10,7 @@ import stat
 
 from lowrt import config
 from lowrt.errors import RuntimeFailure, reason
-from strata.linux import cgroups, mounts, namespaces, syscalls
+from strata.linux import cgroups, mounts, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Rootfs:
         if propagation not in mounts.PROPAGATIONS:
             raise RuntimeFailure(f"rootfsPropagation {propagation!r}: unknown")
         flags = mounts.PROPAGATIONS[propagation]
-        _stand_on_the_namespaces_root()
+        mounts.stand_on_the_namespaces_root()
         mounts.mount("", "/", "", flags)
         if not flags & (mounts.SLAVE | mounts.PRIVATE):
             # Binds of shared mounts shall reach the host (that is what it was asked for), the root itself must not.
@@ -367,30 +367,6 @@ def _atime(flags: int) -> int:
 
 def _is_device(status: os.stat_result, major: int, minor: int) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(major, minor)
-
-
-def _stand_on_the_namespaces_root() -> None:
-    """For a runtime that was started in a chroot: makes its root the root of the new mount namespace.
-
-    pivot_root changes the mount that the root lies on. In a chroot that is not the namespace's: whoever joins the namespace
-    later (exec) would stand beside the container, in the file system around the chroot.
-    """
-    before = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    syscalls.setns(own, namespaces.NEWNS)  # joining goes to the namespace's root
-    if not os.path.samestat(os.stat("/"), os.fstat(before)):
-        copy = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE | syscalls.AT_EMPTY_PATH
-        tree = syscalls.open_tree(before, "", copy)
-        syscalls.mount_setattr(tree, recursive=True, set_=0, propagation=mounts.SLAVE)
-        mounts.mount("", "/", "", mounts.SLAVE | mounts.REC)
-        below = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        syscalls.move_mount(tree, below)
-        os.fchdir(tree)
-        os.chroot(".")
-        os.close(below)
-        os.close(tree)
-    os.close(own)
-    os.close(before)
 
 
 def _mount_above(path: str) -> str:

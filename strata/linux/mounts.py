@@ -1,5 +1,7 @@
 """Mounts: flags by the names that /etc/fstab and the OCI spec use, mounting, and what is mounted (mount(2), proc(5))."""
 
+import os
+
 from strata.linux import syscalls
 
 RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, REMOUNT = 1, 2, 4, 8, 16, 32
@@ -74,6 +76,30 @@ def umount_below(folder: str) -> None:
     for mounted in reversed(mountinfo()):
         if mounted.target == prefix or mounted.target.startswith(prefix + "/"):
             umount(mounted.target, DETACH)
+
+
+def stand_on_the_namespaces_root() -> None:
+    """In a chroot: makes what is this process's root the root of its mount namespace, which must be its own.
+
+    pivot_root changes the mount that the root lies on. In a chroot that is not the namespace's: whoever joins the namespace
+    later would stand in the file system around the chroot. Elsewhere nothing changes.
+    """
+    before = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.setns(own, 0x00020000)  # joining (CLONE_NEWNS) goes to the namespace's root
+    if not os.path.samestat(os.stat("/"), os.fstat(before)):
+        copy = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE | syscalls.AT_EMPTY_PATH
+        tree = syscalls.open_tree(before, "", copy)
+        syscalls.mount_setattr(tree, recursive=True, set_=0, propagation=SLAVE)
+        mount("", "/", "", SLAVE | REC)
+        below = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        syscalls.move_mount(tree, below)
+        os.fchdir(tree)
+        os.chroot(".")
+        os.close(below)
+        os.close(tree)
+    os.close(own)
+    os.close(before)
 
 
 def _unescape(text: str) -> str:

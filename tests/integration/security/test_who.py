@@ -146,8 +146,12 @@ class TestServiceAccounts:
         key = keys[jwt.get_unverified_header(token)["kid"]]
         assert jwt.decode(token, key, audience=ISSUER)["sub"] == f"system:serviceaccount:{namespace}:default"
 
-    def test_a_wish_that_cannot_be(self, admin: Kubectl, namespace: str) -> None:
-        assert "less than 10 minutes" in refusal(admin, namespace, expirationSeconds=540)
+    def test_a_wish_that_cannot_be(self, server: Server, admin: Kubectl, namespace: str) -> None:
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/default/token"
+        short = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 540}}
+        answer = server.request(path, method="POST", body=short, kubectl=server.user("boss", "system:masters"))
+        assert answer.code == 422
+        assert "less than 10 minutes" in answer.body["message"]
         assert "not found" in refusal(admin, namespace, boundObjectRef=bound_to("Secret", "gone"))
         assert "not found" in refusal(admin, namespace, "nobody")
 
