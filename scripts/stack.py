@@ -35,6 +35,8 @@ REGISTRY = "127.0.0.1:5000"
 NODE_NETWORK = "198.18.0"  # of the range for tests of isolated networks (RFC 2544)
 GATEWAY = f"{NODE_NETWORK}.1"  # nobody has it: look-ups of a route succeed, and no packet gets anywhere
 KUBELET_PORT = 10250
+NETNS_FOLDER = "/run/netns"
+NETNS_FOLDER_MADE = "netns-folder-made"  # iproute2 makes a mount of it when it is first used
 READY_SECONDS = 120
 
 REGISTRY_CONFIG = """version: 0.1
@@ -292,6 +294,8 @@ def set_up_network(stack: Stack, link: str | None) -> str:
         return own_address()
     # What is meant for such a node, but sent from outside its namespace, must not look for it beyond this machine.
     ip("route", "replace", "unreachable", f"{NODE_NETWORK}.0/24")
+    if not os.path.ismount(NETNS_FOLDER):
+        (stack.run.parent / NETNS_FOLDER_MADE).touch()
     if not Path("/run/netns", stack.netns).exists():
         ip("netns", "add", stack.netns)
         (stack.run / "netns-made").touch()
@@ -413,6 +417,10 @@ def down(arguments: argparse.Namespace) -> None:
     stack.highrt_socket.unlink(missing_ok=True)
     if stack.netns and not any(stack.run.parent.glob("*/netns-made")):
         subprocess.run(["ip", "route", "delete", "unreachable", f"{NODE_NETWORK}.0/24"], capture_output=True, check=False)
+    made = stack.run.parent / NETNS_FOLDER_MADE
+    if made.exists() and not os.listdir(NETNS_FOLDER):
+        mounts.umount(NETNS_FOLDER, mounts.DETACH)
+        made.unlink()
     for folder in (stack.highrt_socket.parent, stack.run.parent, stack.state.parent):
         with suppress(OSError):
             folder.rmdir()  # others may still be in there
