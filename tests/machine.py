@@ -27,7 +27,13 @@ def _network_namespaces() -> Iterator[str]:
 
 
 def _cgroups() -> Iterator[str]:
-    for folder, _, _ in os.walk("/sys/fs/cgroup"):
+    """Every cgroup, except those beside the run's own: whoever started the run there starts and ends others too."""
+    own = {line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()} - {"/"}
+    parents = tuple({os.path.dirname(path) for path in own} - {"/"})
+    names = {os.path.basename(path) for path in own}
+    for folder, children, _ in os.walk("/sys/fs/cgroup"):
+        if folder.endswith(parents):
+            children[:] = names.intersection(children)
         yield f"cgroup {folder}"
 
 
