@@ -148,6 +148,12 @@ class Node:
         path = self.folder / "logs" / f"{name}.log"
         return [line.partition(" ")[2] for line in path.read_bytes().decode().split("\n")[:-1]] if path.exists() else []
 
+    async def said(self, line: str, name: str = "c", seconds: float = 10) -> None:
+        """Waits until a container's log has a line."""
+        async with asyncio.timeout(seconds):
+            while f"stdout F {line}" not in self.log(name):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     def pod(self, name: str = "p", **fields: Any) -> PodSandboxConfig:
         """A pod on the host's network: tests of the network have their own."""
         config = PodSandboxConfig(log_directory=str(self.folder / "logs"), **fields)
