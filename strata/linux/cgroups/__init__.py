@@ -40,14 +40,18 @@ def open_cgroup(path: str) -> Cgroup:
 
 
 def own_path(pid: int | str = "self") -> str:
-    """The path of a process's cgroup: in the v2 tree, or in that of the memory (else the first) controller of v1."""
+    """The path of a process's cgroup: in the v2 tree, or in that of the memory (else the first) controller of v1.
+
+    On v1 it is "/" where some hierarchy lacks that group: a group below it would have to make it there, and who would
+    take it away again?
+    """
     first = ""
     with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-        for line in file:
-            number, controllers, path = line.rstrip("\n").split(":", 2)
-            if mode() == "v2" and number == "0":
-                return path
-            if "memory" in controllers.split(","):
-                return path
-            first = first or path
-    return first
+        lines = [line.rstrip("\n").split(":", 2) for line in file]
+    for number, controllers, path in lines:
+        if mode() == "v2" and number == "0":
+            return path
+        if "memory" in controllers.split(","):
+            first = path
+        first = first or path
+    return first if first in ("", "/") or all(map(os.path.isdir, open_cgroup(first).folders())) else "/"
