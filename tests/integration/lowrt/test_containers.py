@@ -25,6 +25,25 @@ def test_run_gives_output_and_exit_status(runtime: Any) -> None:
     assert not cgroups.open_cgroup(runtime.cgroup).exists()
 
 
+def test_a_container_without_a_cgroup_path_leaves_no_groups(runtime: Any) -> None:
+    """Also where the caller's own group is in one hierarchy only, as a service manager may have put it."""
+    caller = cgroups.open_cgroup(f"/strata-test-of-{runtime.id}")
+    folder = next((f for f in caller.folders() if "/memory/" in f), caller.folders()[0])
+    os.mkdir(folder)
+    try:
+        del runtime.config["linux"]["cgroupsPath"]
+        runtime.config["process"]["args"] = ["true"]
+        runtime.write()
+        line = f'echo $$ > {folder}/cgroup.procs; exec "$@"'
+        command = [LOWRT, "--root", runtime.root, "run", "--bundle", runtime.bundle, runtime.id]
+        done = subprocess.run(["sh", "-ec", line, "sh", *command], capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [f for f in caller.folders() if os.path.isdir(f)] == [folder]
+        assert not any(inside.is_dir() for inside in Path(folder).iterdir())
+    finally:
+        caller.remove()
+
+
 def test_a_signal_is_reported_as_128_and_its_number(runtime: Any) -> None:
     assert runtime.run("sh", "-c", "kill -9 $$").returncode in (0, 137)  # a PID 1 ignores signals of its own namespace
     pid = runtime.start("sleep", "100")
