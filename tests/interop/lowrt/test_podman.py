@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from strata.linux import cgroups
+
 LOWRT = Path(__file__).parents[3] / "lowrt/launcher"
 # podman asks for limits that only a machine with CAP_SYS_RESOURCE can raise; the network is another layer's.
 COMMON = ("--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
@@ -34,6 +36,8 @@ def podman() -> Iterator[Podman]:
         assert not check or done.returncode == 0, done.stderr
         return done
 
+    conmons = cgroups.open_cgroup("/libpod_parent")  # podman makes it for its conmons, and never takes it away
+    was_there = conmons.exists()
     root = folder / "image/bin"
     root.mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "busybox")
@@ -46,6 +50,8 @@ def podman() -> Iterator[Podman]:
     finally:
         call("rm", "--all", "--force", "--time", "0", check=False)
         shutil.rmtree(folder)
+        if not was_there:
+            conmons.remove()
 
 
 def test_run_gives_output_and_status(podman: Podman) -> None:
