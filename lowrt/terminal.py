@@ -3,7 +3,7 @@
 import _socket
 import fcntl
 import os
-import struct
+from _struct import pack
 
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import descriptors
@@ -20,7 +20,7 @@ class Console:
 
     def __init__(self, ptmx: int, size: "dict[str, int] | None") -> None:
         self.master = ptmx
-        fcntl.ioctl(ptmx, _TIOCSPTLCK, struct.pack("i", 0))
+        fcntl.ioctl(ptmx, _TIOCSPTLCK, pack("i", 0))
         # By ioctl, not by the name under /dev/pts, which the container could have replaced (TIOCGPTPEER).
         self.slave = fcntl.ioctl(ptmx, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         if size:
@@ -37,7 +37,7 @@ class Console:
 
 def set_size(descriptor: int, columns: int, rows: int) -> None:
     """Sets a terminal's size, in characters."""
-    fcntl.ioctl(descriptor, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    fcntl.ioctl(descriptor, _TIOCSWINSZ, pack("HHHH", rows, columns, 0, 0))
 
 
 def connect(path: str) -> descriptors.Socket:

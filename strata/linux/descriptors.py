@@ -6,7 +6,7 @@ underneath is enough.
 
 import _socket
 import os
-import struct
+from _struct import pack, unpack
 
 _SOL_SOCKET, _SCM_RIGHTS = _socket.SOL_SOCKET, _socket.SCM_RIGHTS
 Socket = _socket.socket
@@ -20,7 +20,7 @@ def pair() -> tuple[Socket, Socket]:
 
 def send(sock: Socket, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
     """Sends data, at least one byte, with descriptors; the receiver gets copies."""
-    ancillary = [(_SOL_SOCKET, _SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))] if descriptors else []
+    ancillary = [(_SOL_SOCKET, _SCM_RIGHTS, pack(f"{len(descriptors)}i", *descriptors))] if descriptors else []
     sock.sendmsg([data], ancillary)
 
 
@@ -33,7 +33,7 @@ def receive(sock: Socket, max_bytes: int = 65536, max_descriptors: int = 16) -> 
     found: list[int] = []
     for level, kind, payload in ancillary:
         if (level, kind) == (_SOL_SOCKET, _SCM_RIGHTS):
-            found += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
+            found += unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
     if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
         for descriptor in found:
             os.close(descriptor)

@@ -92,11 +92,11 @@ def loopback_up() -> None:
     """Sets lo up (netdevice(7), SIOCSIFFLAGS), as every container expects it."""
     import _socket
     import fcntl
-    import struct
+    from _struct import pack
 
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     siocsifflags, iff_up = 0x8914, 1
-    fcntl.ioctl(sock.fileno(), siocsifflags, struct.pack("16sH14s", b"lo", iff_up, b""))
+    fcntl.ioctl(sock.fileno(), siocsifflags, pack("16sH14s", b"lo", iff_up, b""))
     sock.close()
 
 

@@ -1,15 +1,51 @@
 """System calls that Python 3.11 has no function for, through ctypes. Each raises OSError with the kernel's errno.
 
-Numbers are those of x86_64 and aarch64; the calls since Linux 5.1 have the same number on both.
+Numbers are those of x86_64 and aarch64; the calls since Linux 5.1 have the same number on both. Of ctypes only the C half is
+imported, with the few types that a system call needs: the Python half would add 3 ms to every start of lowrt.
 """
 
-import ctypes
+import _ctypes
 import os
-import struct
+from _struct import pack, unpack
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+
+    Memory = ctypes.Array[ctypes.c_char]
+
+
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """A whole register: a plain int would be passed as a C int."""
+
+    _type_ = "l"
+
+
+class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "c"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+_program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+_syscall = _Function(_ctypes.dlsym(_program, "syscall"))
+address_of = _ctypes.addressof
+_arrays: "dict[int, type]" = {}
+
+
+def memory(content: bytes) -> "Memory":
+    """A block of memory that system calls may read and write, with this content; its bytes are in `.raw`."""
+    size = len(content)
+    kind = _arrays.get(size)
+    if kind is None:
+        kind = _arrays[size] = type(f"_Memory{size}", (_ctypes.Array,), {"_type_": _Char, "_length_": size})
+    block: Memory = kind()
+    block.raw = content
+    return block
+
 
 _X86 = os.uname().machine == "x86_64"
 _MOUNT, _UMOUNT2, _PIVOT_ROOT = (165, 166, 155) if _X86 else (40, 39, 41)
@@ -29,13 +65,11 @@ MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 AT_EMPTY_PATH, AT_FDCWD = 0x1000, -100
 
 
-def call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None, what: str = "") -> int:
+def call(number: int, *arguments: "int | bytes | Memory | None", what: str = "") -> int:
     """One system call. what: the path or thing it is about, for the error."""
-    # Every argument is a whole register: a Python int would be passed as a C int.
-    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    result: int = _syscall(ctypes.c_long(number), *converted)
+    result: int = _syscall(_Long(number), *[_Long(a) if isinstance(a, int) else a for a in arguments])
     if result == -1:
-        code = ctypes.get_errno()
+        code = _ctypes.get_errno()
         raise OSError(code, os.strerror(code), what or None)
     return result
 
@@ -71,21 +105,21 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
     cgroup: a descriptor of a cgroup v2 folder that the child starts in. It skips Python's fork handlers, so there must be
     no second thread, and the child must end in `os._exit` or exec.
     """
-    pidfd = ctypes.c_int(-1)
+    pidfd = memory(b"\xff\xff\xff\xff")
     clone_parent, sigchld = 0x8000, 17
     exit_signal = 0 if flags & clone_parent else sigchld  # with CLONE_PARENT the kernel takes the caller's own
     clone_pidfd, clone_into_cgroup = 0x1000, 0x200000000
     flags |= clone_pidfd | (clone_into_cgroup if cgroup >= 0 else 0)
-    arguments = struct.pack("11Q", flags, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
-    buffer = ctypes.create_string_buffer(arguments, len(arguments))
+    arguments = pack("11Q", flags, address_of(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
+    buffer = memory(arguments)
     pid = call(_CLONE3, buffer, len(arguments))
-    return (pid, pidfd.value) if pid else (0, -1)
+    return (pid, unpack("i", pidfd.raw)[0]) if pid else (0, -1)
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2): the descriptor of a path resolved beneath a directory, with RESOLVE_* restrictions."""
-    how = struct.pack("3Q", flags | os.O_CLOEXEC, mode, resolve)
-    buffer = ctypes.create_string_buffer(how, len(how))
+    how = pack("3Q", flags | os.O_CLOEXEC, mode, resolve)
+    buffer = memory(how)
     while True:
         try:
             return call(_OPENAT2, directory, os.fsencode(path), buffer, len(how), what=path)
@@ -105,9 +139,9 @@ def move_mount(source: int, target: int) -> None:
 
 def mount_setattr(descriptor: int, *, recursive: bool, set_: int, clear: int = 0, propagation: int = 0, userns: int = 0) -> None:
     """mount_setattr(2) on a mount's descriptor. set_ and clear: MOUNT_ATTR_* flags."""
-    attributes = struct.pack("4Q", set_, clear, propagation, userns)
+    attributes = pack("4Q", set_, clear, propagation, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    buffer = memory(attributes)
     call(_MOUNT_SETATTR, descriptor, b"", flags, buffer, len(attributes))
 
 
@@ -118,17 +152,17 @@ def prctl(option: int, a: int | bytes = 0, b: int = 0, c: int = 0, d: int = 0) -
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """capset(2), with 64-bit masks (version 3 of the interface)."""
-    header = struct.pack("Ii", 0x20080522, 0)
+    header = pack("Ii", 0x20080522, 0)
     low = 0xFFFFFFFF
     words = [mask >> shift & low for shift in (0, 32) for mask in (effective, permitted, inheritable)]
-    call(_CAPSET, ctypes.create_string_buffer(header, 8), ctypes.create_string_buffer(struct.pack("6I", *words), 24))
+    call(_CAPSET, memory(header), memory(pack("6I", *words)))
 
 
 def capget() -> tuple[int, int, int]:
     """capget(2): the effective, permitted and inheritable masks."""
-    header, data = ctypes.create_string_buffer(struct.pack("Ii", 0x20080522, 0), 8), ctypes.create_string_buffer(24)
+    header, data = memory(pack("Ii", 0x20080522, 0)), memory(bytes(24))
     call(_CAPGET, header, data)
-    e0, p0, i0, e1, p1, i1 = struct.unpack("6I", data.raw)
+    e0, p0, i0, e1, p1, i1 = unpack("6I", data.raw)
     return e0 | e1 << 32, p0 | p1 << 32, i0 | i1 << 32
 
 
@@ -144,8 +178,7 @@ def setresgid(gid: int) -> None:
 
 def setgroups(groups: list[int]) -> None:
     """setgroups(2)."""
-    packed = struct.pack(f"{len(groups)}I", *groups)
-    call(_SETGROUPS, len(groups), ctypes.create_string_buffer(packed, max(len(packed), 1)))
+    call(_SETGROUPS, len(groups), memory(pack(f"{len(groups)}I", *groups)))
 
 
 def sethostname(name: str) -> None:
@@ -168,14 +201,14 @@ def join_session_keyring(name: str) -> int:
     return call(_KEYCTL, 1, name.encode(), 0, 0, 0)
 
 
-def seccomp(operation: int, flags: int, program: ctypes.Array[ctypes.c_char] | None) -> int:
+def seccomp(operation: int, flags: int, program: "Memory | None") -> int:
     """seccomp(2)."""
     return call(_SECCOMP, operation, flags, program)
 
 
 def bpf(command: int, attributes: bytes) -> int:
     """bpf(2)."""
-    return call(_BPF, command, ctypes.create_string_buffer(attributes, len(attributes)), len(attributes))
+    return call(_BPF, command, memory(attributes), len(attributes))
 
 
 def memfd_create(name: str, flags: int = 1) -> int:

@@ -4,9 +4,8 @@ The kernel asks it at every open and mknod with a context of three words: the ac
 major and its minor number. The last rule that applies decides, so the program tries them from the end.
 """
 
-import ctypes
 import os
-import struct
+from _struct import pack, unpack
 
 from strata.linux import syscalls
 
@@ -26,16 +25,16 @@ _R0, _R1, _R2, _R3, _R4, _R5 = range(6)
 def attach(folder: str, rules: "list[dict[str, Any]]") -> None:
     """Loads the program for these rules and attaches it to the group in the folder."""
     program = assemble(rules)
-    instructions = ctypes.create_string_buffer(program, len(program))
-    license_ = ctypes.create_string_buffer(b"Apache")
-    attributes = struct.pack(
-        "IIQQ", _PROG_TYPE_CGROUP_DEVICE, len(program) // 8, ctypes.addressof(instructions), ctypes.addressof(license_)
+    instructions = syscalls.memory(program)
+    license_ = syscalls.memory(b"Apache\0")
+    attributes = pack(
+        "IIQQ", _PROG_TYPE_CGROUP_DEVICE, len(program) // 8, syscalls.address_of(instructions), syscalls.address_of(license_)
     )
     loaded = syscalls.bpf(_BPF_PROG_LOAD, attributes.ljust(128, b"\0"))
     try:
         group = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            attributes = struct.pack("IIII", group, loaded, _CGROUP_DEVICE, _ALLOW_MULTI)
+            attributes = pack("IIII", group, loaded, _CGROUP_DEVICE, _ALLOW_MULTI)
             syscalls.bpf(_BPF_PROG_ATTACH, attributes.ljust(128, b"\0"))
         finally:
             os.close(group)
@@ -83,9 +82,9 @@ def _rule(rule: "dict[str, Any]") -> list[bytes]:
     length = len(tests) + len(verdict)
     placed = []
     for index, test in enumerate(tests):
-        opcode, registers, _, immediate = struct.unpack("BBhi", test)
+        opcode, registers, _, immediate = unpack("BBhi", test)
         offset = length - index - 1 if opcode == 0x55 else 0
-        placed.append(struct.pack("BBhi", opcode, registers, offset, immediate))
+        placed.append(pack("BBhi", opcode, registers, offset, immediate))
     return placed + verdict
 
 
@@ -94,7 +93,7 @@ def _verdict(*, allow: bool) -> list[bytes]:
 
 
 def _instruction(opcode: int, target: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
-    return struct.pack("BBhi", opcode, source << 4 | target, offset, immediate)
+    return pack("BBhi", opcode, source << 4 | target, offset, immediate)
 
 
 def _load_word(target: int, base: int, offset: int) -> bytes:
