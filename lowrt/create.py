@@ -111,6 +111,8 @@ class _Making:
         start.close()
         self._write_maps()
         self._write_oom_score(process_ or {})
+        if program:
+            program.raise_limits(self._pid)
         sync.send(b"g")
         # With cgroup v1 the kernel may take 10 ms for it (it waits for all CPUs): the child makes its mounts meanwhile.
         try:

@@ -57,6 +57,7 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         pid = _enter(container, target, program, settings, sync, child_sync, fds, group)
         pidfd = pidfds.open_pidfd(pid)
         child_sync.close()
+        program.raise_limits(pid)
         if (adjust := settings.get("oomScoreAdj")) is not None:
             write(f"/proc/{pid}/oom_score_adj", str(adjust))
         sync.send(b"g")
@@ -208,7 +209,7 @@ def _become(program: "process.Process", settings: "Spec", sync: descriptors.Sock
         if descriptors.receive(sync)[0] != b"k":
             os._exit(1)
         process.die_with_parent(False)
-        program.become(lambda: sync.send(b"x"))
+        program.become(sync)
     except BaseException as error:
         init.tell_failure(sync, error)
     finally:

@@ -16,15 +16,21 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def run_all(spec: "dict[str, Any]", kind: str, state: "dict[str, Any]") -> None:
-    """Runs the hooks of one kind in order. Raises RuntimeFailure, with what the hook printed, at the first that fails."""
+def run_all(
+    spec: "dict[str, Any]", kind: str, state: "dict[str, Any]", environment: "dict[str, str] | None" = None
+) -> None:  # fmt: skip
+    """Runs the hooks of one kind in order. Raises RuntimeFailure, with what the hook printed, at the first that fails.
+
+    environment: for the hooks that name none of their own.
+    """
     for index, hook in enumerate((spec.get("hooks") or {}).get(kind) or ()):
-        _run(hook, f"{kind} hook #{index}", documents.dumps(state).encode())
+        _run(hook, f"{kind} hook #{index}", documents.dumps(state).encode(), environment or {})
 
 
-def _run(hook: "dict[str, Any]", name: str, state: bytes) -> None:
+def _run(hook: "dict[str, Any]", name: str, state: bytes, environment: dict[str, str]) -> None:
     arguments = hook.get("args") or [hook["path"]]
-    environment = dict(pair.partition("=")[::2] for pair in hook.get("env") or ())
+    if hook.get("env"):
+        environment = dict(pair.partition("=")[::2] for pair in hook["env"])
     state_read, state_write = os.pipe2(os.O_CLOEXEC)
     output_read, output_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -46,7 +52,7 @@ def _run(hook: "dict[str, Any]", name: str, state: bytes) -> None:
         raise RuntimeFailure(f"error running {name}: {hook['path']} did not end within {hook['timeout']} s")
     if status != 0:
         code = os.waitstatus_to_exitcode(status)
-        how = f"exit status {code}" if code >= 0 else f"signal {-code}"
+        how = f"exit status {code}" if code >= 0 else f"signal: {(_signal.strsignal(-code) or str(-code)).lower()}"
         raise RuntimeFailure(f"error running {name}: {how}" + (f", output: {text}" if text else ""))
 
 

@@ -48,11 +48,11 @@ class Init:
             self._set_up()
             report = None
             report = wait_for_start(self._start)
-            hooks.run_all(self._spec, "startContainer", self._state)
             if self._program is None:
                 raise RuntimeFailure("container has no process to start: config.json has no process")
-            connection = report
-            self._program.become(lambda: connection.send(b"x"))
+            program = self._program
+            # As runc runs these hooks: with no more rights than the program, and in its environment.
+            program.become(report, lambda: hooks.run_all(self._spec, "startContainer", self._state, program.environment))
         except BaseException as error:
             tell_failure(report, error)
         finally:

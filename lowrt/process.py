@@ -15,12 +15,19 @@ from strata.linux import capabilities, descriptors, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Spec = dict[str, Any]
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PASSWD_LIMIT_BYTES = 1 << 20
+# getrlimit(2); the resource module lacks some of them.
+RLIMITS = {
+    "RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_RSS": 5,
+    "RLIMIT_NPROC": 6, "RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9, "RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11,
+    "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
+}  # fmt: skip
 
 
 def hide() -> None:
@@ -60,7 +67,7 @@ class Process:
         self._filter = filter_
         self.preserve_fds = preserve_fds
         self._limits = [
-            (getattr(resource, limit["type"]), limit["type"], _rlimit(limit["soft"]), _rlimit(limit["hard"]))
+            (RLIMITS[limit["type"]], limit["type"], _rlimit(limit["soft"]), _rlimit(limit["hard"]))
             for limit in process.get("rlimits") or ()
         ]
         self._last_capability = capabilities.last()
@@ -71,6 +78,19 @@ class Process:
             for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
         ]
         self._bounding, self._effective, self._permitted, self._inheritable, self._ambient = sets
+
+    def raise_limits(self, pid: int) -> None:
+        """Raises hard limits of a process that is to become this program, by a process outside of its user namespace.
+
+        Inside it nobody may. Soft limits are left for `become`: the process still has work to do.
+        """
+        for number, name, _, hard in self._limits:
+            ours = resource.getrlimit(number)
+            if ours[1] != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > ours[1]):
+                try:
+                    resource.prlimit(pid, number, (ours[0], hard))
+                except (OSError, ValueError) as error:
+                    raise RuntimeFailure(f"error setting rlimit type {name}: {_limit_reason(error)}") from None
 
     def check_program(self) -> None:
         """Goes to the working directory and looks whether the program is there. Raises RuntimeFailure."""
@@ -84,34 +104,49 @@ class Process:
         self._check_cwd()
         self._find_program()
 
-    def become(self, report_ready: "Any") -> None:
-        """Sets everything and executes the program. report_ready() is called when only the exec is left to fail."""
+    def become(self, report: descriptors.Socket, last: "Callable[[], None] | None" = None) -> None:
+        """Sets everything and executes the program.
+
+        report: takes `x` when only the exec is left to fail. last: what to do before that, confined as the program will be.
+        """
         os.umask(self._umask)
-        for number, name, soft, hard in self._limits:
-            try:
-                resource.setrlimit(number, (soft, hard))
-            except (OSError, ValueError) as error:
-                raise RuntimeFailure(f"error setting rlimit type {name}: {_limit_reason(error)}") from None
-        if not self._no_new_privileges and self._filter:
-            self._filter.load()  # needs CAP_SYS_ADMIN, so before the capabilities go
+        self._mark_descriptors()  # before any filter: close_range(2) is newer than many profiles
+        self._set_limits()
+        if not self._no_new_privileges:
+            self._load_filter()  # needs CAP_SYS_ADMIN, so before the capabilities go
         self._change_user()
         self._chdir_as_user()
         path = self._find_program()
         if self._no_new_privileges:
             syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
-            if self._filter:
-                self._filter.load()
+            self._load_filter()
+        if last:
+            last()
+        os.write(report.fileno(), b"x")  # a filter that lets nothing but the program's own calls through has write(2)
+        try:
+            os.execve(path, self.arguments, self.environment)
+        except OSError as error:
+            raise RuntimeFailure(f"exec {path}: {error_text(error)}") from None
+
+    def _mark_descriptors(self) -> None:
+        """All but what is to be preserved is closed by exec."""
         syscalls.close_on_exec_from(3 + self.preserve_fds)
         for number in range(3, 3 + self.preserve_fds):
             try:
                 os.set_inheritable(number, True)
             except OSError:
                 pass  # not open
-        report_ready()
-        try:
-            os.execve(path, self.arguments, self.environment)
-        except OSError as error:
-            raise RuntimeFailure(f"exec {path}: {error_text(error)}") from None
+
+    def _set_limits(self) -> None:
+        for number, name, soft, hard in self._limits:
+            try:
+                resource.setrlimit(number, (soft, hard))
+            except (OSError, ValueError) as error:
+                raise RuntimeFailure(f"error setting rlimit type {name}: {_limit_reason(error)}") from None
+
+    def _load_filter(self) -> None:
+        if self._filter:
+            self._filter.load()
 
     def _change_user(self) -> None:
         capabilities.drop_bounding(self._bounding, self._last_capability)
