@@ -301,16 +301,23 @@ def test_limits(runtime: Any) -> None:
     runtime.config["linux"]["resources"].update(resources)
     runtime.start("sleep", "100")
     folders = {Path(f).relative_to("/sys/fs/cgroup").parts[0]: Path(f) for f in cgroups.open_cgroup(runtime.cgroup).folders()}
-    if cgroups.mode() == "v2":
-        pytest.fail("this test reads v1's files; test_v2 has the same for v2")
-    assert (folders["memory"] / "memory.limit_in_bytes").read_text() == f"{64 << 20}\n"
-    assert (folders["cpu"] / "cpu.shares").read_text() == "512\n"
-    assert (folders["cpu"] / "cpu.cfs_quota_us").read_text() == "50000\n"
-    assert (folders["cpuset"] / "cpuset.cpus").read_text() == "0\n"
-    assert (folders["pids"] / "pids.max").read_text() == "50\n"
+
+    def limit(v1: str, v2: str) -> str:
+        """What one of the group's files says, under either version's name."""
+        if cgroups.mode() == "v2":
+            return Path(f"/sys/fs/cgroup{runtime.cgroup}/{v2}").read_text().strip()
+        return (folders[v1.partition(".")[0]] / v1).read_text().strip()
+
+    assert limit("memory.limit_in_bytes", "memory.max") == str(64 << 20)
+    assert limit("memory.soft_limit_in_bytes", "memory.low") == str(32 << 20)
+    assert limit("cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
+    assert limit("cpuset.cpus", "cpuset.cpus") == "0"
+    assert limit("pids.max", "pids.max") == "50"
+    if cgroups.mode() != "v2":  # v2 has weights, which are converted in ways of their own
+        assert limit("cpu.shares", "") == "512"
     runtime.call("update", "--memory", "32m", "--pids-limit", "20", runtime.id, check=True)
-    assert (folders["memory"] / "memory.limit_in_bytes").read_text() == f"{32 << 20}\n"
-    assert (folders["pids"] / "pids.max").read_text() == "20\n"
+    assert limit("memory.limit_in_bytes", "memory.max") == str(32 << 20)
+    assert limit("pids.max", "pids.max") == "20"
 
 
 def test_memory_over_the_limit_is_killed(runtime: Any) -> None:
