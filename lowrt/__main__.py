@@ -13,7 +13,7 @@ _WCLONE = -0x80000000  # __WCLONE of waitpid(2), as a C int
 
 if os.geteuid() == 0 and not os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY:
     # CVE-2019-5736: the launcher runs the interpreter from a read-only view.
-    sys.exit("lowrt: a container could overwrite this interpreter's file: start lowrt by its launcher (lowrt/launcher.c)")
+    sys.exit("lowrt: a container could overwrite this interpreter's file: start lowrt by its launcher")
 status = main.run(sys.argv[1:], (0, 1, 2), os.environ)
 try:
     os.waitpid(-1, _WCLONE)  # the process with which the launcher has woken the cgroups

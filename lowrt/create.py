@@ -91,7 +91,7 @@ class _Making:
 
     def make(self) -> Created:
         container = self.container
-        self._make_cgroup()
+        self._claim_cgroup()
         joined = self._open_namespaces()
         sync, child_sync = descriptors.pair()
         start = self._listen()
@@ -106,7 +106,7 @@ class _Making:
             fds=self._fds, pivot=not self._options.no_pivot,
             keyring="" if self._options.no_new_keyring else f"_ses.{container.id}",
         )  # fmt: skip
-        self._clone(child, sync, joined)
+        into = self._clone(child, sync, joined)
         child_sync.close()
         start.close()
         self._write_maps()
@@ -114,9 +114,11 @@ class _Making:
         if program:
             program.raise_limits(self._pid)
         sync.send(b"g")
-        # With cgroup v1 the kernel may take 10 ms for it (it waits for all CPUs): the child makes its mounts meanwhile.
+        # The child makes its mounts meanwhile.
+        self._make_cgroup()
         try:
-            self._cgroup.add(self._pid)
+            if into < 0:
+                self._cgroup.add(self._pid)
             sync.send(b"j")
         except OSError:
             if not pidfds.wait_gone(self._pidfd, 0):
@@ -135,12 +137,16 @@ class _Making:
         profile = self._linux.get("seccomp")
         return compiled_filter(profile, self._root_folder) if profile else None
 
+    def _claim_cgroup(self) -> None:
+        """Notes the cgroup, before anything is in it, for a delete that finds no more than the note."""
+        group = self._cgroup
+        if group.exists() and (found := group.pids(recursive=True)):
+            raise RuntimeFailure(f"container's cgroup is not empty: {len(found)} process(es) found")
+        self.container.note("making", group.path)
+        self._own_cgroup = True
+
     def _make_cgroup(self) -> None:
         group = self._cgroup
-        self.container.note("making", group.path)
-        if group.exists() and group.pids(recursive=True):
-            raise RuntimeFailure(f"container's cgroup is not empty: {len(group.pids(recursive=True))} process(es) found")
-        self._own_cgroup = True
         try:
             group.create()
             resources = dict(self._linux.get("resources") or {})
@@ -182,17 +188,22 @@ class _Making:
             process_ = {**process_, "env": [*(process_.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]}
         return count, process_
 
-    def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int]) -> None:
+    def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int]) -> int:
+        """Makes the container's first process; -1, or what it was cloned into: a descriptor of its cgroup (v2)."""
         flags = 0
         for entry in self._linux.get("namespaces") or ():
             if not entry.get("path") and entry["type"] != "cgroup":
                 flags |= namespaces.KINDS[entry["type"]][0]
         if "pid" in joined or "user" in joined:
             self._clone_inside(child, sync, flags, joined)
-            return
-        self._pid, self._pidfd = syscalls.clone3(flags)
+            return -1
+        into = self._cgroup.open_for_clone()
+        if into >= 0:
+            self._open.append(into)
+        self._pid, self._pidfd = syscalls.clone3(flags, cgroup=into)
         if self._pid == 0:
             child.main()
+        return into
 
     def _clone_inside(self, child: "init.Init", sync: descriptors.Socket, flags: int, joined: dict[str, int]) -> None:
         """A PID namespace is joined for children only, so a helper joins and clones the container's first process."""
@@ -231,7 +242,10 @@ class _Making:
 
     def _converse(self, sync: descriptors.Socket) -> None:
         while True:
-            message, received = descriptors.receive(sync)
+            try:
+                message, received = descriptors.receive(sync)
+            except ConnectionResetError:  # it was killed before it had read what was sent to it
+                message, received = b"", []
             letter = message[:1]
             if letter == b"h":
                 running = self._hook_state("created", self._pid)

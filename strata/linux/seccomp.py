@@ -29,11 +29,9 @@ class Filter:
     """A compiled program, ready to load."""
 
     def __init__(self, program: bytes, flags: int) -> None:
-        self._program = syscalls.memory(program)
-        length = len(program) // 8  # struct sock_fprog
-        self._descriptor = syscalls.memory(
-            length.to_bytes(8, "little") + syscalls.address_of(self._program).to_bytes(8, "little")
-        )
+        self._program = program
+        # struct sock_fprog: the count of instructions, and where they are
+        self._descriptor = (len(program) // 8).to_bytes(8, "little") + syscalls.address_of(program).to_bytes(8, "little")
         self._flags = flags
 
     def load(self) -> None:

@@ -1,51 +1,17 @@
-"""System calls that Python 3.11 has no function for, through ctypes. Each raises OSError with the kernel's errno.
+"""System calls that Python 3.11 has no function for. Each raises OSError with the kernel's errno.
 
-Numbers are those of x86_64 and aarch64; the calls since Linux 5.1 have the same number on both. Of ctypes only the C half is
-imported, with the few types that a system call needs: the Python half would add 3 ms to every start of lowrt.
+Numbers are those of x86_64 and aarch64; the calls since Linux 5.1 have the same number on both. `_kernel` (C, built by
+scripts/setup) makes the call itself: structures go as bytes, and as a bytearray where the kernel writes to them.
 """
 
-import _ctypes
 import os
 from _struct import pack, unpack
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import ctypes
+from strata.linux import _kernel
 
-    Memory = ctypes.Array[ctypes.c_char]
-
-
-class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """A whole register: a plain int would be passed as a C int."""
-
-    _type_ = "l"
-
-
-class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "c"
-
-
-class _Function(_ctypes.CFuncPtr):
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-    _restype_ = _Long
-
-
-_program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
-_syscall = _Function(_ctypes.dlsym(_program, "syscall"))
-address_of = _ctypes.addressof
-_arrays: "dict[int, type]" = {}
-
-
-def memory(content: bytes) -> "Memory":
-    """A block of memory that system calls may read and write, with this content; its bytes are in `.raw`."""
-    size = len(content)
-    kind = _arrays.get(size)
-    if kind is None:
-        kind = _arrays[size] = type(f"_Memory{size}", (_ctypes.Array,), {"_type_": _Char, "_length_": size})
-    block: Memory = kind()
-    block.raw = content
-    return block
-
+address_of = _kernel.address
+memory = bytearray
+"""A block of memory that a system call may write to."""
 
 _X86 = os.uname().machine == "x86_64"
 _MOUNT, _UMOUNT2, _PIVOT_ROOT = (165, 166, 155) if _X86 else (40, 39, 41)
@@ -65,13 +31,12 @@ MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 AT_EMPTY_PATH, AT_FDCWD = 0x1000, -100
 
 
-def call(number: int, *arguments: "int | bytes | Memory | None", what: str = "") -> int:
+def call(number: int, *arguments: "int | bytes | bytearray | None", what: str = "") -> int:
     """One system call. what: the path or thing it is about, for the error."""
-    result: int = _syscall(_Long(number), *[_Long(a) if isinstance(a, int) else a for a in arguments])
-    if result == -1:
-        code = _ctypes.get_errno()
-        raise OSError(code, os.strerror(code), what or None)
-    return result
+    try:
+        return _kernel.call(number, *arguments)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, what or None) from None
 
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
@@ -105,24 +70,22 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
     cgroup: a descriptor of a cgroup v2 folder that the child starts in. It skips Python's fork handlers, so there must be
     no second thread, and the child must end in `os._exit` or exec.
     """
-    pidfd = memory(b"\xff\xff\xff\xff")
+    pidfd = memory(4)
     clone_parent, sigchld = 0x8000, 17
     exit_signal = 0 if flags & clone_parent else sigchld  # with CLONE_PARENT the kernel takes the caller's own
     clone_pidfd, clone_into_cgroup = 0x1000, 0x200000000
     flags |= clone_pidfd | (clone_into_cgroup if cgroup >= 0 else 0)
     arguments = pack("11Q", flags, address_of(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
-    buffer = memory(arguments)
-    pid = call(_CLONE3, buffer, len(arguments))
-    return (pid, unpack("i", pidfd.raw)[0]) if pid else (0, -1)
+    pid = call(_CLONE3, arguments, len(arguments))
+    return (pid, unpack("i", pidfd)[0]) if pid else (0, -1)
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2): the descriptor of a path resolved beneath a directory, with RESOLVE_* restrictions."""
     how = pack("3Q", flags | os.O_CLOEXEC, mode, resolve)
-    buffer = memory(how)
     while True:
         try:
-            return call(_OPENAT2, directory, os.fsencode(path), buffer, len(how), what=path)
+            return call(_OPENAT2, directory, os.fsencode(path), how, len(how), what=path)
         except BlockingIOError:  # EAGAIN: something was renamed during the walk
             continue
 
@@ -141,8 +104,7 @@ def mount_setattr(descriptor: int, *, recursive: bool, set_: int, clear: int = 0
     """mount_setattr(2) on a mount's descriptor. set_ and clear: MOUNT_ATTR_* flags."""
     attributes = pack("4Q", set_, clear, propagation, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    buffer = memory(attributes)
-    call(_MOUNT_SETATTR, descriptor, b"", flags, buffer, len(attributes))
+    call(_MOUNT_SETATTR, descriptor, b"", flags, attributes, len(attributes))
 
 
 def prctl(option: int, a: int | bytes = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
@@ -155,14 +117,14 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     header = pack("Ii", 0x20080522, 0)
     low = 0xFFFFFFFF
     words = [mask >> shift & low for shift in (0, 32) for mask in (effective, permitted, inheritable)]
-    call(_CAPSET, memory(header), memory(pack("6I", *words)))
+    call(_CAPSET, header, pack("6I", *words))
 
 
 def capget() -> tuple[int, int, int]:
     """capget(2): the effective, permitted and inheritable masks."""
-    header, data = memory(pack("Ii", 0x20080522, 0)), memory(bytes(24))
+    header, data = memory(pack("Ii", 0x20080522, 0)), memory(24)
     call(_CAPGET, header, data)
-    e0, p0, i0, e1, p1, i1 = unpack("6I", data.raw)
+    e0, p0, i0, e1, p1, i1 = unpack("6I", data)
     return e0 | e1 << 32, p0 | p1 << 32, i0 | i1 << 32
 
 
@@ -178,7 +140,7 @@ def setresgid(gid: int) -> None:
 
 def setgroups(groups: list[int]) -> None:
     """setgroups(2)."""
-    call(_SETGROUPS, len(groups), memory(pack(f"{len(groups)}I", *groups)))
+    call(_SETGROUPS, len(groups), pack(f"{len(groups)}I", *groups))
 
 
 def sethostname(name: str) -> None:
@@ -201,14 +163,14 @@ def join_session_keyring(name: str) -> int:
     return call(_KEYCTL, 1, name.encode(), 0, 0, 0)
 
 
-def seccomp(operation: int, flags: int, program: "Memory | None") -> int:
+def seccomp(operation: int, flags: int, program: bytes | None) -> int:
     """seccomp(2)."""
     return call(_SECCOMP, operation, flags, program)
 
 
 def bpf(command: int, attributes: bytes) -> int:
     """bpf(2)."""
-    return call(_BPF, command, memory(attributes), len(attributes))
+    return call(_BPF, command, attributes, len(attributes))
 
 
 def memfd_create(name: str, flags: int = 1) -> int:

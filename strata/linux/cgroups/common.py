@@ -37,6 +37,10 @@ class Cgroup:
         """Makes the group and its parents; what is there already stays."""
         raise NotImplementedError
 
+    def open_for_clone(self) -> int:
+        """A descriptor that a process can be cloned into the group by, which is made if needed; -1 where there is no such way."""
+        return -1
+
     def exists(self) -> bool:
         return any(os.path.isdir(folder) for folder in self.folders())
 
@@ -68,6 +72,8 @@ class Cgroup:
 
     def kill(self) -> None:
         """Sends SIGKILL to all processes in the group and below it, also to those that fork meanwhile."""
+        if not self.pids(recursive=True):
+            return
         try:
             self.freeze()
         except OSError:  # no freezer: what is forked in between is found in the next round
@@ -91,6 +97,13 @@ class Cgroup:
         """Removes the group with those below it. A process that is still ending is waited for, up to 2 s."""
         deadline = time.monotonic() + 2.0
         for folder in self.folders():
+            try:
+                os.rmdir(folder)  # as a rule there is nothing in it
+                continue
+            except FileNotFoundError:
+                continue
+            except OSError:
+                pass
             for inside in sorted(descendants(folder), key=len, reverse=True):
                 pause = 0.001
                 while True:

@@ -25,10 +25,9 @@ _R0, _R1, _R2, _R3, _R4, _R5 = range(6)
 def attach(folder: str, rules: "list[dict[str, Any]]") -> None:
     """Loads the program for these rules and attaches it to the group in the folder."""
     program = assemble(rules)
-    instructions = syscalls.memory(program)
-    license_ = syscalls.memory(b"Apache\0")
+    license_ = b"Apache\0"
     attributes = pack(
-        "IIQQ", _PROG_TYPE_CGROUP_DEVICE, len(program) // 8, syscalls.address_of(instructions), syscalls.address_of(license_)
+        "IIQQ", _PROG_TYPE_CGROUP_DEVICE, len(program) // 8, syscalls.address_of(program), syscalls.address_of(license_)
     )
     loaded = syscalls.bpf(_BPF_PROG_LOAD, attributes.ljust(128, b"\0"))
     try:

@@ -46,7 +46,11 @@ class CgroupV1(Cgroup):
 
     def create(self) -> None:
         for folder in self.folders():
-            if not os.path.isdir(folder):
+            try:
+                os.mkdir(folder)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
                 os.makedirs(folder, exist_ok=True)
         cpuset = self._hierarchies.get("cpuset")
         if cpuset:

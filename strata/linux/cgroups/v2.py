@@ -36,6 +36,10 @@ class CgroupV2(Cgroup):
                 pass
             available = read(f"{folder}/cgroup.controllers", "").split()
 
+    def open_for_clone(self) -> int:
+        self.create()
+        return os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
     @staticmethod
     def _enable(folder: str, available: list[str]) -> None:
         """Gives a level's controllers to its children; one that cannot be given (EBUSY, a domain's rule) is left out."""
