@@ -5,7 +5,8 @@ import os
 import sys
 
 gc.disable()  # a command is over before there is anything to collect
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from lowrt import main  # noqa: E402
 

@@ -47,5 +47,6 @@ class _Importer:
         exec(loads(_MODULES[module.__name__][4]), module.__dict__)
 
 
+sys.path.insert(0, sys.argv[0].rsplit("/", 3)[0])  # for what is not in the bundle: ROOT/lowrt/__pycache__/this file
 sys.meta_path.insert(0, _Importer)
 import lowrt.__main__  # noqa: E402, F401
