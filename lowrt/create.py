@@ -340,7 +340,10 @@ def start(container: state.Container) -> None:
             os.unlink(path)
             raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
         ready = False
-        while message := descriptors.receive(connection)[0]:
+        while (received := descriptors.receive(connection))[0]:
+            message, passed = received
+            if passed:
+                _deliver_listener(container, connection, passed[0])
             if message[:1] == b"e":
                 os.unlink(path)
                 raise init.failure(message)
@@ -358,6 +361,18 @@ def start(container: state.Container) -> None:
             container.values.get("annotations"),
         )  # fmt: skip
         hooks.run_all({"hooks": hook_values}, "poststart", running)
+
+
+def _deliver_listener(container: state.Container, connection: descriptors.Socket, listener: int) -> None:
+    """Gives the listener of the container's seccomp filter to its agent."""
+    from lowrt import notification
+
+    values = container.values
+    # The program does not run yet: to the agent, as with other runtimes, the container is on its way.
+    state_ = hook_state(
+        container.id, values["ociVersion"], "creating", container.pid, values["bundle"], values.get("annotations")
+    )  # fmt: skip
+    notification.deliver(values["seccomp"], state_, container.pid, connection, listener)
 
 
 def _gone_on(container: state.Container) -> str:
@@ -392,12 +407,19 @@ def cgroup_path(linux: "Spec", container_id: str) -> str:
     return given if given.startswith("/") else f"{cgroups.own_path().rstrip('/')}/{given}"
 
 
-def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter":
-    """The seccomp filter of a profile. Raises RuntimeFailure for one that cannot be honoured."""
+def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter | None":
+    """The seccomp filter of a profile; None for an empty one. Raises RuntimeFailure for one that cannot be honoured."""
+    if seccomp.is_empty(profile):
+        return None
     try:
-        return seccomp.compile_filter(profile, f"{root}/.seccomp")
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise RuntimeFailure(f"unable to build the seccomp filter: {reason(error)}") from None
+        filter_ = seccomp.compile_filter(profile, f"{root}/.seccomp")
+    except (ValueError, OSError) as error:
+        raise RuntimeFailure(f"unable to init seccomp: {reason(error)}") from None
+    if filter_.notifies:
+        from lowrt import notification
+
+        notification.check_listener(profile)
+    return filter_
 
 
 def hook_state(

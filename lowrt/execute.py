@@ -66,7 +66,10 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
             create.write_pid_file(options.pid_file, pid)
         sync.send(b"k")
         ready = False
-        while message := descriptors.receive(sync)[0]:
+        while (received := descriptors.receive(sync))[0]:
+            message, passed = received
+            if passed:
+                _deliver_listener(container, pid, sync, passed[0])
             if message[:1] == b"e":
                 raise _failure(message)
             ready = ready or message == b"x"
@@ -89,6 +92,17 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         return create.wait_for_end(pid, pidfd, master, fds)
     finally:
         os.close(pidfd)
+
+
+def _deliver_listener(container: state.Container, pid: int, sync: descriptors.Socket, listener: int) -> None:
+    """Gives the listener of the process's seccomp filter to the container's agent."""
+    from lowrt import notification
+
+    values = container.values
+    state_ = create.hook_state(
+        container.id, values["ociVersion"], "running", container.pid, values["bundle"], values.get("annotations")
+    )  # fmt: skip
+    notification.deliver(values["seccomp"], state_, pid, sync, listener)
 
 
 def _settings(container: state.Container, arguments: list[str], options: Options) -> "Spec":

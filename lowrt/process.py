@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from lowrt.notification import Courier
+
     Spec = dict[str, Any]
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -55,6 +57,8 @@ def reset_signals() -> None:
 class Process:
     """The program to become. Everything that needs preparation outside is prepared in the constructor."""
 
+    _courier: "Courier | None" = None
+
     def __init__(self, process: "Spec", filter_: "seccomp.Filter | None", preserve_fds: int) -> None:
         self.arguments: list[str] = process["args"]
         self.environment = dict(pair.partition("=")[::2] for pair in process.get("env") or ())
@@ -65,6 +69,10 @@ class Process:
         self._umask: int = user.get("umask", 0o022)
         self._no_new_privileges = bool(process.get("noNewPrivileges"))
         self._filter = filter_
+        if filter_ and filter_.notifies:
+            from lowrt.notification import Courier
+
+            self._make_courier = Courier
         self.preserve_fds = preserve_fds
         self._limits = [
             (RLIMITS[limit["type"]], limit["type"], _rlimit(limit["soft"]), _rlimit(limit["hard"]))
@@ -111,6 +119,8 @@ class Process:
         """
         os.umask(self._umask)
         self._mark_descriptors()  # before any filter: close_range(2) is newer than many profiles
+        if self._filter and self._filter.notifies:
+            self._courier = self._make_courier(report)
         self._set_limits()
         if not self._no_new_privileges:
             self._load_filter()  # needs CAP_SYS_ADMIN, so before the capabilities go
@@ -145,7 +155,9 @@ class Process:
                 raise RuntimeFailure(f"error setting rlimit type {name}: {_limit_reason(error)}") from None
 
     def _load_filter(self) -> None:
-        if self._filter:
+        if self._filter and self._courier:
+            self._courier.load(self._filter)
+        elif self._filter:
             self._filter.load()
 
     def _change_user(self) -> None:

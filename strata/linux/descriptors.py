@@ -24,6 +24,13 @@ def send(sock: Socket, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
     sock.sendmsg([data], ancillary)
 
 
+def send_all(sock: Socket, data: bytes, descriptors: tuple[int, ...]) -> None:
+    """Sends all of the data over a stream, the descriptors with its first part."""
+    ancillary = [(_SOL_SOCKET, _SCM_RIGHTS, pack(f"{len(descriptors)}i", *descriptors))]
+    if rest := data[sock.sendmsg([data], ancillary) :]:  # who has read all may have closed: not even nothing can be sent then
+        sock.sendall(rest)
+
+
 def receive(sock: Socket, max_bytes: int = 65536, max_descriptors: int = 16) -> tuple[bytes, list[int]]:
     """Receives one message and its descriptors, which the caller owns from then on; b"" at the end of the stream.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from strata.linux import capabilities, cgroups, descriptors, mounts, namespaces, pidfds, seccomp
+from strata.linux import capabilities, cgroups, descriptors, mounts, namespaces, pidfds
 from strata.linux.cgroups import devices
 
 
@@ -144,42 +144,6 @@ def test_a_rule_for_everything_ends_the_program() -> None:
     # Rules before it can never be reached, and the kernel's verifier refuses such code.
     short, long = devices.assemble([{"allow": False}]), devices.assemble([{"allow": True, "type": "c"}, {"allow": False}])
     assert short == long
-
-
-def test_seccomp_profiles_are_compiled_and_kept(tmp_path: Any) -> None:
-    profile = {
-        "defaultAction": "SCMP_ACT_ERRNO",
-        "defaultErrnoRet": 38,
-        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
-        "syscalls": [
-            {"names": ["read", "write", "nosuchcall"], "action": "SCMP_ACT_ALLOW"},
-            {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]},
-        ],
-    }
-    seccomp.compile_filter(profile, str(tmp_path))
-    (kept,) = tmp_path.iterdir()
-    assert kept.stat().st_size % 8 == 0
-    kept.write_bytes(kept.read_bytes())
-    before = kept.stat().st_mtime_ns
-    seccomp.compile_filter(profile, str(tmp_path))
-    assert kept.stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"defaultAction": "SCMP_ACT_X"}, "action"),
-        ({"architectures": ["SCMP_ARCH_PDP11"]}, "architecture"),
-        ({"flags": ["X"]}, "flag"),
-        (
-            {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_KILL", "args": [{"index": 9, "value": 1, "op": "x"}]}]},
-            "argument",
-        ),
-    ],
-)
-def test_seccomp_profiles_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        seccomp.compile_filter({"defaultAction": "SCMP_ACT_ALLOW", **change})
 
 
 def test_a_closed_pair_is_seen_as_its_end() -> None:
