@@ -366,7 +366,7 @@ def test_a_program_that_is_not_there(runtime: Any) -> None:
         (lambda c: c["linux"]["namespaces"].append({"type": "pid"}), "given twice"),
         (lambda c: c["linux"]["namespaces"][0].update(path="/nosuch"), "cannot join"),
         (lambda c: c["mounts"].append({"destination": "/x", "type": "nosuch"}), "error mounting"),
-        (lambda c: c["linux"].update(seccomp={"defaultAction": "SCMP_ACT_NOSUCH"}), "seccomp action"),
+        (lambda c: c["linux"].update(seccomp={"defaultAction": "SCMP_ACT_NOSUCH"}), "not a valid action"),
         (lambda c: c["linux"].update(intelRdt={"closID": "x"}), "not supported"),
         (lambda c: c["linux"]["resources"].update(memory={"limit": 4096}), "cgroup|container init|process"),
     ],
