@@ -140,10 +140,7 @@ class PodCgroups:
     def remove(self, uid: str) -> None:
         """Ends what still runs in a pod's cgroup, and removes it. Raises OSError."""
         for middle in ("", "/burstable", "/besteffort"):
-            group = cgroups.open_cgroup(f"{self._base}{middle}/pod{uid}")
-            if group.exists():
-                group.kill()
-                group.remove()
+            cgroups.open_cgroup(f"{self._base}{middle}/pod{uid}").destroy()
 
     def uids(self) -> set[str]:
         """The pods that have a cgroup."""

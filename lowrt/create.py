@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Spec = dict[str, Any]
 
+_SEQPACKET = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
 _ANY_DEVICE = {"allow": True, "access": "m", "major": -1, "minor": -1}
 # What every container may use (config-linux, Default Devices), whatever the rules before say.
 _DEFAULT_DEVICES = [
@@ -38,14 +39,30 @@ class Options:
     bundle = "."
     console_socket = pid_file = ""
     no_pivot = no_new_keyring = detach = keep = False
+    run = False  # start follows at once, by the same caller
     preserve_fds = 0
 
 
 class Created:
-    """A container whose first process waits for start. The caller owns pidfd and master (-1: no terminal here)."""
+    """A container whose first process waits for start. The caller owns pidfd, master (-1: no terminal here) and, with
+    `Options.run`, sync: the connection to that process, where it waits for `go`."""
 
-    def __init__(self, container: state.Container, spec: "Spec", pidfd: int, master: int) -> None:
-        self.container, self.spec, self.pidfd, self.master = container, spec, pidfd, master
+    def __init__(
+        self, container: state.Container, spec: "Spec", pidfd: int, master: int, sync: descriptors.Socket | None
+    ) -> None:  # fmt: skip
+        self.container, self.spec, self.pidfd, self.master, self._sync = container, spec, pidfd, master, sync
+
+    def start(self) -> None:
+        """Lets the program go, and returns when it runs. Raises RuntimeFailure."""
+        if self._sync is None:
+            start(self.container)
+            return
+        try:
+            self._sync.send(b"s")
+            _wait_until_it_runs(self.container, self._sync)
+        finally:
+            self._sync.close()
+        _run_poststart_hooks(self.container)
 
 
 def create(root: str, container_id: str, options: Options, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> Created:
@@ -85,17 +102,21 @@ class _Making:
         self._pid, self._pidfd, self._master = 0, -1, -1
         self._open: list[int] = []
         self._sockets: list[descriptors.Socket] = []
-        self._own_cgroup = False
+        self._own_folder = self._own_cgroup = False
         self._filter = self._compile_filter()
-        self.container = state.Container.make(root, container_id)
+        self.container = state.Container(root, container_id)
 
     def make(self) -> Created:
+        """Up to the point where the container's first process waits for start.
+
+        As much as possible is done while that process is busy with its own part: its state's folder is made while it comes
+        up, the cgroup (of v1; on v2 it is cloned right into it) while it makes its mounts, and state.json before it is ready.
+        """
         container = self.container
-        self._claim_cgroup()
         joined = self._open_namespaces()
         sync, child_sync = descriptors.pair()
-        start = self._listen()
-        self._sockets += [sync, child_sync, start]
+        start = None if self._options.run else _socket.socket(_socket.AF_UNIX, _SEQPACKET)
+        self._sockets += [sync, child_sync, *([start] if start else [])]
         process_ = self._spec.get("process")
         preserve, process_ = self._preserved_descriptors(process_)
         program = process.Process(process_, self._filter, preserve) if process_ else None
@@ -106,30 +127,41 @@ class _Making:
             fds=self._fds, pivot=not self._options.no_pivot,
             keyring="" if self._options.no_new_keyring else f"_ses.{container.id}",
         )  # fmt: skip
-        into = self._clone(child, sync, joined)
+        into = -1
+        if self._cgroup.takes_clones:
+            self._claim()
+            self._make_cgroup()
+            into = self._cgroup.open_for_clone()
+            self._open.append(into)
+        self._clone(child, sync, joined, into)
         child_sync.close()
-        start.close()
+        if into < 0:
+            self._claim()
+        if start:
+            self._listen(start)
         self._write_maps()
         self._write_oom_score(process_ or {})
         if program:
             program.raise_limits(self._pid)
         sync.send(b"g")
-        # The child makes its mounts meanwhile.
-        self._make_cgroup()
         try:
             if into < 0:
+                self._make_cgroup()
                 self._cgroup.add(self._pid)
             sync.send(b"j")
         except OSError:
             if not pidfds.wait_gone(self._pidfd, 0):
                 raise
             # The child failed first: what it said is the reason.
+        self._prepare_state()
         self._converse(sync)
-        self._save_state()
+        container.publish()
         if self._options.pid_file:
             write_pid_file(self._options.pid_file, self._pid)
         container.unlock()
-        return Created(container, self._spec, self._pidfd, self._master)
+        if start is None:
+            self._sockets.remove(sync)
+        return Created(container, self._spec, self._pidfd, self._master, sync if start is None else None)
 
     # --- steps
 
@@ -137,8 +169,10 @@ class _Making:
         profile = self._linux.get("seccomp")
         return compiled_filter(profile, self._root_folder) if profile else None
 
-    def _claim_cgroup(self) -> None:
-        """Notes the cgroup, before anything is in it, for a delete that finds no more than the note."""
+    def _claim(self) -> None:
+        """Makes the state's folder, and notes the cgroup before anything is in it, for a delete that finds no more than that."""
+        self.container.make()
+        self._own_folder = True
         group = self._cgroup
         if group.exists() and (found := group.pids(recursive=True)):
             raise RuntimeFailure(f"container's cgroup is not empty: {len(found)} process(es) found")
@@ -166,8 +200,8 @@ class _Making:
                 self._open.append(joined[entry["type"]])
         return joined
 
-    def _listen(self) -> descriptors.Socket:
-        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    def _listen(self, listener: descriptors.Socket) -> None:
+        """The start socket gets its address. The child has it already, and accepts once its part is done."""
         # By a descriptor of its folder: the whole path may be longer than an address can be.
         folder = os.open(self.container.folder, os.O_PATH | os.O_CLOEXEC)
         mask = os.umask(0o177)
@@ -177,7 +211,7 @@ class _Making:
             os.umask(mask)
             os.close(folder)
         listener.listen(1)
-        return listener
+        listener.close()
 
     def _preserved_descriptors(self, process_: "Spec | None") -> "tuple[int, Spec | None]":
         """The count after 2 that the program gets; socket activation adds its own (sd_listen_fds(3))."""
@@ -188,26 +222,24 @@ class _Making:
             process_ = {**process_, "env": [*(process_.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]}
         return count, process_
 
-    def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int]) -> int:
-        """Makes the container's first process; -1, or what it was cloned into: a descriptor of its cgroup (v2)."""
+    def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int], into: int) -> None:
+        """Makes the container's first process. into: the descriptor of a cgroup that it starts in, or -1."""
         flags = 0
         for entry in self._linux.get("namespaces") or ():
             if not entry.get("path") and entry["type"] != "cgroup":
                 flags |= namespaces.KINDS[entry["type"]][0]
         if "pid" in joined or "user" in joined:
-            self._clone_inside(child, sync, flags, joined)
-            return -1
-        into = self._cgroup.open_for_clone()
-        if into >= 0:
-            self._open.append(into)
+            self._clone_inside(child, sync, flags, joined, into)
+            return
         self._pid, self._pidfd = syscalls.clone3(flags, cgroup=into)
         if self._pid == 0:
             child.main()
-        return into
 
-    def _clone_inside(self, child: "init.Init", sync: descriptors.Socket, flags: int, joined: dict[str, int]) -> None:
+    def _clone_inside(
+        self, child: "init.Init", sync: descriptors.Socket, flags: int, joined: dict[str, int], into: int
+    ) -> None:  # fmt: skip
         """A PID namespace is joined for children only, so a helper joins and clones the container's first process."""
-        helper, helper_pidfd = syscalls.clone3(0)
+        helper, helper_pidfd = syscalls.clone3(0, cgroup=into)
         if helper == 0:
             try:
                 for kind in ("user", "pid"):
@@ -277,7 +309,7 @@ class _Making:
         finally:
             os.close(master)
 
-    def _save_state(self) -> None:
+    def _prepare_state(self) -> None:
         spec = self._spec
         self.container.values = {
             "ociVersion": spec["ociVersion"],
@@ -294,7 +326,7 @@ class _Making:
             "seccomp": self._linux.get("seccomp"),
             "hooks": spec.get("hooks"),
         }
-        self.container.save()
+        self.container.prepare()
 
     def _hook_state(self, status: str, pid: int) -> "Spec":
         return hook_state(self.container.id, self._spec["ociVersion"], status, pid, self._bundle, self._spec.get("annotations"))
@@ -311,12 +343,12 @@ class _Making:
             except ChildProcessError:
                 pass
         if self._own_cgroup:
-            self._cgroup.kill()
-            self._cgroup.remove()
+            self._cgroup.destroy()
         for descriptor in (self._pidfd, self._master):
             if descriptor >= 0:
                 os.close(descriptor)
-        self.container.remove_folder()
+        if self._own_folder:
+            self.container.remove_folder()
 
     def close(self) -> None:
         for descriptor in self._open:
@@ -328,7 +360,7 @@ class _Making:
 def start(container: state.Container) -> None:
     """Lets a created container's program go, and returns when it runs. Raises RuntimeFailure."""
     path = f"{container.folder}/{state.START_SOCKET}"
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    connection = _socket.socket(_socket.AF_UNIX, _SEQPACKET)
     folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
     try:
         try:
@@ -339,21 +371,31 @@ def start(container: state.Container) -> None:
             # Started already by a command that was killed before it could take the socket away.
             os.unlink(path)
             raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
-        ready = False
-        while (received := descriptors.receive(connection))[0]:
-            message, passed = received
-            if passed:
-                _deliver_listener(container, connection, passed[0])
-            if message[:1] == b"e":
-                os.unlink(path)
-                raise init.failure(message)
-            ready = ready or message == b"x"
-        os.unlink(path)
-        if not ready:
-            raise RuntimeFailure("container process died before it could be started")
+        try:
+            _wait_until_it_runs(container, connection)
+        finally:
+            os.unlink(path)
     finally:
         os.close(folder)
         connection.close()
+    _run_poststart_hooks(container)
+
+
+def _wait_until_it_runs(container: state.Container, connection: descriptors.Socket) -> None:
+    """Reads what the container's first process says: `x` before the exec, and then the end, because exec closes its side."""
+    ready = False
+    while (received := descriptors.receive(connection))[0]:
+        message, passed = received
+        if passed:
+            _deliver_listener(container, connection, passed[0])
+        if message[:1] == b"e":
+            raise init.failure(message)
+        ready = ready or message == b"x"
+    if not ready:
+        raise RuntimeFailure("container process died before it could be started")
+
+
+def _run_poststart_hooks(container: state.Container) -> None:
     hook_values = container.values.get("hooks")
     if hook_values:
         running = hook_state(

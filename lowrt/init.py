@@ -2,7 +2,8 @@
 
 It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the ID maps are set), `j` (it
 joined its cgroup) and `k` (its hooks have run); the child says `h` (the root is made: run your hooks), `c` with the terminal, `r`
-(ready, waiting for start) and `e` with what failed. From then on it waits at the start socket; see `wait_for_start`.
+(ready, waiting for start) and `e` with what failed. From then on it waits: at the start socket in the container's folder, or, for
+a `run`, for the parent's `s`.
 """
 
 import _socket
@@ -30,7 +31,7 @@ class Init:
         *,
         state: "Spec",
         sync: descriptors.Socket,
-        start: descriptors.Socket,
+        start: descriptors.Socket | None,
         joined: dict[str, int],
         fds: tuple[int, int, int],
         pivot: bool,
@@ -43,11 +44,10 @@ class Init:
 
     def main(self) -> None:
         """Runs in the child, and never returns."""
-        report: descriptors.Socket | None = self.sync
+        report = self.sync
         try:
             self._set_up()
-            report = None
-            report = wait_for_start(self._start)
+            report = self._wait_for_start()
             if self._program is None:
                 raise RuntimeFailure("container has no process to start: config.json has no process")
             program = self._program
@@ -58,10 +58,20 @@ class Init:
         finally:
             os._exit(1)
 
+    def _wait_for_start(self) -> descriptors.Socket:
+        """The connection that takes `x` before the exec, or `e` and what failed. Its end, when exec closes it, says that the
+        program runs."""
+        if self._start is None:
+            self._expect(b"s")
+            return self.sync
+        self.sync.close()
+        descriptor, _ = self._start._accept()  # type: ignore[attr-defined]
+        return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
+
     def _set_up(self) -> None:
         process.die_with_parent(True)
         process.reset_signals()
-        kept = (*self._fds, *self._joined.values(), self.sync.fileno(), self._start.fileno())
+        kept = (*self._fds, *self._joined.values(), self.sync.fileno(), *([self._start.fileno()] if self._start else []))
         process.close_others(kept, self._program)
         self._expect(b"g")
         if self._new("user"):
@@ -112,7 +122,6 @@ class Init:
             program.check_program()
         process.die_with_parent(False)
         self.sync.send(b"r")
-        self.sync.close()
 
     def _make_console(self, settings: "Spec") -> terminal.Console:
         """The terminal, from the container's own devpts, and its slave as /dev/console."""
@@ -135,17 +144,8 @@ class Init:
             os._exit(1)  # the parent is gone, or has given up
 
 
-def wait_for_start(listener: descriptors.Socket) -> descriptors.Socket:
-    """Waits for `start` to connect. The connection takes `x` before the exec, or `e` and the text of a failure; its end, when
-    exec closes it, says that the program runs."""
-    descriptor, _ = listener._accept()  # type: ignore[attr-defined]
-    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
-
-
-def tell_failure(report: descriptors.Socket | None, error: BaseException) -> None:
+def tell_failure(report: descriptors.Socket, error: BaseException) -> None:
     """Sends what failed to whoever waits for it."""
-    if report is None:
-        return
     status = error.status if isinstance(error, RuntimeFailure) else 1
     try:
         report.send(b"e%d " % status + reason(error).encode(errors="surrogateescape"))

@@ -76,19 +76,33 @@ def delete(root: str, container_id: str, *, force: bool) -> None:
             _end(container)
         elif status != "stopped":
             raise RuntimeFailure(f"cannot delete container {container_id} that is not stopped: {status}")
-        group = cgroups.open_cgroup(container.values["cgroup"])
-        group.kill()
-        group.remove()
-        stopped = create.hook_state(
-            container_id, container.values["ociVersion"], "stopped", 0, container.values["bundle"],
-            container.values.get("annotations"),
-        )  # fmt: skip
-        container.remove_folder()
-        hooks.run_all({"hooks": container.values.get("hooks")}, "poststop", stopped)
+        _remove(container)
     except OSError as error:
         raise RuntimeFailure(f"cannot delete container {container_id}: {reason(error)}") from None
     finally:
         container.unlock()
+
+
+def delete_ended(container: state.Container) -> None:
+    """Removes what is left of a container whose first process has ended and was waited for by the caller."""
+    container.lock()
+    try:
+        _remove(container)
+    except OSError as error:
+        raise RuntimeFailure(f"cannot delete container {container.id}: {reason(error)}") from None
+    finally:
+        container.unlock()
+
+
+def _remove(container: state.Container) -> None:
+    cgroups.open_cgroup(container.values["cgroup"]).destroy()
+    container.remove_folder()
+    if hook_values := container.values.get("hooks"):
+        stopped = create.hook_state(
+            container.id, container.values["ociVersion"], "stopped", 0, container.values["bundle"],
+            container.values.get("annotations"),
+        )  # fmt: skip
+        hooks.run_all({"hooks": hook_values}, "poststop", stopped)
 
 
 def _end(container: state.Container) -> None:
@@ -114,9 +128,7 @@ def _delete_half_made(root: str, container_id: str) -> bool:
         return False
     try:
         with open(f"{container.folder}/making", encoding="utf-8") as file:
-            group = cgroups.open_cgroup(file.read())
-        group.kill()
-        group.remove()
+            cgroups.open_cgroup(file.read()).destroy()
     except FileNotFoundError:
         pass
     container.remove_folder()

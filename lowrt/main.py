@@ -221,21 +221,24 @@ def _run_container(call: Call) -> int:
     from lowrt import create
 
     container_id, options = call.one_id(), _create_options(call)
+    options.run = True
     made = create.create(call.root, container_id, options, call.fds, call.environ)
     try:
         if options.detach and made.master >= 0:
             raise RuntimeFailure("cannot allocate tty if runc will detach without setting console socket: use --console-socket")
-        create.start(made.container)
+        made.start()
     except BaseException:
         _delete(call.root, container_id)
         raise
     if options.detach:
         os.close(made.pidfd)
         return 0
+    from lowrt import lifecycle
+
     status = create.wait_for_end(made.container.pid, made.pidfd, made.master, call.fds)
     os.close(made.pidfd)
     if not options.keep:
-        _delete(call.root, container_id)
+        lifecycle.delete_ended(made.container)
     return status
 
 

@@ -51,17 +51,21 @@ class Container:
             raise RuntimeFailure(f"read the state of container {container_id}: {reason(error)}") from None
         return container
 
-    @classmethod
-    def make(cls, root: str, container_id: str) -> "Container":
-        """A new container's folder, locked. Raises RuntimeFailure where one of that ID exists."""
-        container = cls(root, container_id)
-        os.makedirs(root, mode=0o711, exist_ok=True)
+    def make(self) -> None:
+        """Makes the folder of a new container, locked. Raises RuntimeFailure where one of that ID exists."""
         try:
-            os.mkdir(container.folder, 0o711)
+            try:
+                os.mkdir(self.folder, 0o711)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(self.folder), mode=0o711, exist_ok=True)
+                os.mkdir(self.folder, 0o711)
         except FileExistsError:
-            raise RuntimeFailure(f"container with given ID already exists: {container_id}") from None
-        container._take_lock(create=True)
-        return container
+            raise RuntimeFailure(f"container with given ID already exists: {self.id}") from None
+        self._take_lock(create=True)
+
+    def lock(self) -> None:
+        """No other command changes it until `unlock`. Raises RuntimeFailure when it is gone."""
+        self._take_lock(create=False)
 
     def _take_lock(self, *, create: bool) -> None:
         try:
@@ -77,17 +81,24 @@ class Container:
 
     def note(self, name: str, text: str) -> None:
         """Writes a small file into the folder, in one go."""
-        path = f"{self.folder}/{name}"
-        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._write(f"{name}.new", text)
+        os.rename(f"{self.folder}/{name}.new", f"{self.folder}/{name}")
+
+    def _write(self, name: str, text: str) -> None:
+        descriptor = os.open(f"{self.folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, text.encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.rename(f"{path}.new", path)
 
-    def save(self) -> None:
-        self.note("state.json", documents.dumps(self.values))
+    def prepare(self) -> None:
+        """Writes down what `publish` makes the container's state."""
+        self._write("state.json.new", documents.dumps(self.values))
+
+    def publish(self) -> None:
+        """From now on the container exists for other commands."""
+        os.rename(f"{self.folder}/state.json.new", f"{self.folder}/state.json")
 
     def remove_folder(self) -> None:
         for name in os.listdir(self.folder):

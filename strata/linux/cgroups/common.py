@@ -37,9 +37,12 @@ class Cgroup:
         """Makes the group and its parents; what is there already stays."""
         raise NotImplementedError
 
+    takes_clones = False
+    """Whether a process can be cloned right into the group."""
+
     def open_for_clone(self) -> int:
-        """A descriptor that a process can be cloned into the group by, which is made if needed; -1 where there is no such way."""
-        return -1
+        """A descriptor of the group, for `syscalls.clone3`. Only where it takes clones."""
+        raise NotImplementedError
 
     def exists(self) -> bool:
         return any(os.path.isdir(folder) for folder in self.folders())
@@ -72,8 +75,6 @@ class Cgroup:
 
     def kill(self) -> None:
         """Sends SIGKILL to all processes in the group and below it, also to those that fork meanwhile."""
-        if not self.pids(recursive=True):
-            return
         try:
             self.freeze()
         except OSError:  # no freezer: what is forked in between is found in the next round
@@ -93,17 +94,28 @@ class Cgroup:
                 return
             time.sleep(0.002)
 
+    def destroy(self) -> None:
+        """Kills what is in the group and below it, and removes it all."""
+        if not self._remove_empty():
+            self.kill()
+            self.remove()
+
+    def _remove_empty(self) -> bool:
+        """Removes the group where nothing is in it; whether nothing of it is left."""
+        gone = True
+        for folder in self.folders():
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                gone = False
+        return gone
+
     def remove(self) -> None:
         """Removes the group with those below it. A process that is still ending is waited for, up to 2 s."""
         deadline = time.monotonic() + 2.0
         for folder in self.folders():
-            try:
-                os.rmdir(folder)  # as a rule there is nothing in it
-                continue
-            except FileNotFoundError:
-                continue
-            except OSError:
-                pass
             for inside in sorted(descendants(folder), key=len, reverse=True):
                 pause = 0.001
                 while True:

@@ -36,8 +36,9 @@ class CgroupV2(Cgroup):
                 pass
             available = read(f"{folder}/cgroup.controllers", "").split()
 
+    takes_clones = True
+
     def open_for_clone(self) -> int:
-        self.create()
         return os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @staticmethod
