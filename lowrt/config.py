@@ -1,13 +1,14 @@
-"""A bundle's config.json (OCI runtime spec): read, checked for what would otherwise fail half-way, and asked for things.
+"""A bundle's config.json (OCI runtime spec): read, brought into shape (`schema`), checked for what would otherwise fail half-way.
 
 Unknown fields are ignored, as the spec wants it. What would make a container less confined than it says is refused by name.
+Texts are runc's where users and tests know them.
 """
 
 import os
 
-from lowrt import documents
+from lowrt import documents, schema
 from lowrt.errors import RuntimeFailure, reason
-from strata.linux import capabilities, namespaces
+from strata.linux import capabilities, mounts, namespaces, rlimits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 SPEC_VERSION = "1.3.0"
-_REFUSED = ("intelRdt", "memoryPolicy", "netDevices")
-_RLIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO",
-            "RTTIME", "SIGPENDING", "STACK")  # fmt: skip
+_REFUSED = ("intelRdt", "netDevices")
 
 
 def load(bundle: str) -> "Spec":
@@ -26,7 +25,7 @@ def load(bundle: str) -> "Spec":
     path = f"{bundle}/config.json"
     try:
         with open(path, encoding="utf-8") as file:
-            spec = documents.loads(file.read())
+            spec = documents.loads_once(file.read())
     except FileNotFoundError:
         raise RuntimeFailure(
             f"JSON specification file config.json not found in {bundle}: give the bundle with --bundle"
@@ -39,123 +38,163 @@ def load(bundle: str) -> "Spec":
 
 
 def check(spec: "Any") -> None:
-    """Raises RuntimeFailure for a configuration that cannot be run."""
-    _expect(isinstance(spec, dict), "config.json: must be an object")
-    version = spec.get("ociVersion")
-    _expect(isinstance(version, str) and version.split(".")[0] == "1", f"ociVersion {version!r}: only 1.x is supported")
-    root = spec.get("root")
-    _expect(isinstance(root, dict) and isinstance(root.get("path"), str) and root["path"] != "", "root.path: required value")
+    """Brings a configuration into shape. Raises RuntimeFailure for one that cannot be run."""
+    _fit(spec, schema.CONFIG, "config.json")
+    version = spec.get("ociVersion", "")
+    _expect(version.split(".")[0] == "1", f"ociVersion {version!r}: only 1.x is supported")
+    _expect("root" in spec, "root must be specified")
+    _expect(spec["root"].get("path", "") != "", "root.path: required value")
     linux = spec.get("linux") or {}
-    _expect(isinstance(linux, dict), "linux: must be an object")
-    for name in _REFUSED:
-        _expect(not linux.get(name), f"linux.{name}: not supported by this runtime")
     _check_namespaces(linux)
-    for index, mount in enumerate(_objects(spec, "mounts", "")):
-        destination = mount.get("destination")
-        _expect(isinstance(destination, str) and destination != "", f"mounts[{index}].destination: required value")
-        options = mount.get("options") or []
-        _expect(
-            isinstance(options, list) and all(isinstance(o, str) for o in options), f"mounts[{index}].options: must be strings"
-        )
-    for index, device in enumerate(_objects(linux, "devices", "linux.")):
-        _expect(device.get("type") in ("c", "b", "u", "p"), f"linux.devices[{index}].type: must be c, b, u or p")
-        _expect(isinstance(device.get("path"), str), f"linux.devices[{index}].path: required value")
-    for name in ("maskedPaths", "readonlyPaths"):
-        paths = linux.get(name) or []
-        _expect(isinstance(paths, list) and all(isinstance(p, str) for p in paths), f"linux.{name}: must be strings")
-    for name in ("uidMappings", "gidMappings"):
-        for index, mapping in enumerate(_objects(linux, name, "linux.")):
-            numbers = [mapping.get(key) for key in ("containerID", "hostID", "size")]
-            _expect(all(_is_id(n) for n in numbers), f"linux.{name}[{index}]: containerID, hostID and size must be numbers")
-    for name in ("sysctl",):
-        given = linux.get(name) or {}
-        _expect(isinstance(given, dict) and all(isinstance(v, str) for v in given.values()), f"linux.{name}: must map strings")
-        check_sysctls(given, linux)
-    for kind in (spec.get("hooks") or {}).values():
-        for hook in kind or ():
-            _expect(isinstance(hook.get("path"), str) and hook["path"].startswith("/"), "hooks: each needs an absolute path")
-    if spec.get("process") is not None:
-        check_process(spec["process"])
+    _check_linux(linux)
+    for index, mount in enumerate(spec.get("mounts") or ()):
+        _expect(mount.get("destination", "") != "", f"mounts[{index}].destination: required value")
+    for kind, hooks in (spec.get("hooks") or {}).items():
+        for index, hook in enumerate(hooks):
+            _check_hook(hook, f"hooks.{kind}[{index}]")
     for key in ("hostname", "domainname"):
         if spec.get(key):
-            _expect(has_namespace(linux, "uts"), f"{key}: unable to set it without a private UTS namespace")
+            _expect(has_namespace(linux, "uts"), f"unable to set {key} without a private UTS namespace")
+    if "process" in spec:
+        _check_process(spec["process"])
 
 
 def check_process(process: "Any") -> None:
-    """Raises RuntimeFailure for a process (of a container, or of exec) that cannot be started."""
-    _expect(isinstance(process, dict), "process: must be an object")
-    arguments = process.get("args")
-    _expect(isinstance(arguments, list) and arguments != [], "process.args: must name what to run")
-    for name in ("args", "env"):
-        values = process.get(name) or []
-        fits = isinstance(values, list) and all(isinstance(v, str) and "\0" not in v for v in values)
-        _expect(fits, f"process.{name}: must be strings without NUL bytes")
-    cwd = process.get("cwd")
-    _expect(isinstance(cwd, str) and cwd.startswith("/"), f"process.cwd {cwd!r}: must be an absolute path")
-    user = process.get("user") or {}
-    _expect(isinstance(user, dict), "process.user: must be an object")
-    for name in ("uid", "gid"):
-        _expect(_is_id(user.get(name, 0)), f"process.user.{name}: must be a number from 0 to 4294967294")
-    groups = user.get("additionalGids") or []
-    _expect(isinstance(groups, list) and all(_is_id(g) for g in groups), "process.user.additionalGids: must be numbers")
-    for index, limit in enumerate(_objects(process, "rlimits", "process.")):
-        kind = str(limit.get("type"))
-        _expect(kind.removeprefix("RLIMIT_") in _RLIMITS, f"process.rlimits[{index}].type: unknown limit {kind!r}")
-        numbers = [limit.get("soft"), limit.get("hard")]
-        _expect(all(isinstance(n, int) and n >= 0 for n in numbers), f"process.rlimits[{index}]: soft and hard must be numbers")
-    given = process.get("capabilities") or {}
-    _expect(isinstance(given, dict), "process.capabilities: must be an object")
-    adjust = process.get("oomScoreAdj")
-    _expect(
-        adjust is None or (isinstance(adjust, int) and -1000 <= adjust <= 1000), "process.oomScoreAdj: must be from -1000 to 1000"
-    )
+    """The same for a process alone, as exec has it."""
+    _fit(process, schema.PROCESS, "process")
+    _check_process(process)
+
+
+def check_resources(resources: "Any") -> None:
+    """The same for resources alone, as update has them."""
+    _fit(resources, schema.RESOURCES, "resources")
+
+
+def _check_process(process: "Spec") -> None:
+    _expect(bool(process.get("args")), "process.args: args must not be empty")
+    for variable in process.get("env") or ():
+        name, equals, _ = variable.partition("=")
+        _expect(equals != "", f"process.env: invalid environment variable: missing '=': {name}")
+        _expect(name != "", "process.env: invalid environment variable: name cannot be empty")
+    cwd = process.get("cwd", "")
+    _expect(cwd != "", "process.cwd: Cwd property must not be empty")
+    _expect(cwd.startswith("/"), f"process.cwd {cwd!r}: Cwd must be an absolute path")
+    seen = set()
+    for index, limit in enumerate(process.get("rlimits") or ()):
+        kind, where = limit.get("type", ""), f"process.rlimits[{index}]"
+        _expect(kind in rlimits.NUMBERS, f"{where}.type: wrong rlimit value: {kind}")
+        _expect(kind not in seen, f"{where}: {kind} is given twice")
+        _expect("soft" in limit and "hard" in limit, f"{where}: soft and hard are required")
+        _expect(limit["soft"] <= limit["hard"], f"{where}: {kind}: the soft limit must not be above the hard one")
+        seen.add(kind)
+    adjust = process.get("oomScoreAdj", 0)
+    _expect(-1000 <= adjust <= 1000, f"process.oomScoreAdj: must be a number from -1000 to 1000, not {adjust}")
     for name in ("scheduler", "ioPriority", "execCPUAffinity"):
         _expect(not process.get(name), f"process.{name}: not supported by this runtime yet")
-    for name in ("apparmorProfile", "selinuxLabel"):
-        if process.get(name):
-            module = "AppArmor" if name == "apparmorProfile" else "SELinux"
-            folder = "/sys/kernel/security/apparmor" if module == "AppArmor" else "/sys/fs/selinux"
-            _expect(os.path.isdir(folder), f"process.{name}: {module} is not enabled on this machine")
+    if process.get("selinuxLabel"):
+        _expect(
+            os.path.isdir("/sys/fs/selinux"), "selinux label is specified in config, but selinux is disabled or not supported"
+        )
+    if process.get("apparmorProfile"):
+        _expect(os.path.isdir("/sys/kernel/security/apparmor"), "apparmor: config provided but apparmor not supported")
+
+
+def _check_hook(hook: "Spec", where: str) -> None:
+    _expect(hook.get("path", "").startswith("/"), f"{where}: a hook needs an absolute path")
+    _expect(hook.get("timeout", 1) > 0, f"{where}: the timeout must be greater than zero")
+    for variable in hook.get("env") or ():
+        _expect(variable.find("=") > 0, f"{where}: invalid environment variable {variable!r}: give NAME=VALUE")
+
+
+def _check_linux(linux: "Spec") -> None:
+    for name in _REFUSED:
+        _expect(not linux.get(name), f"linux.{name}: not supported by this runtime")
+    for name in ("memoryPolicy", "personality"):
+        _expect(not linux.get(name), f"linux.{name}: not supported by this runtime yet")
+    _expect(not linux.get("mountLabel"), "linux.mountLabel: selinux is disabled or not supported")
+    for index, device in enumerate(linux.get("devices") or ()):
+        where = f"linux.devices[{index}]"
+        _expect(device.get("type") in ("c", "b", "u", "p"), f"{where}.type: invalid device type {device.get('type', '')!r}")
+        _expect(device.get("path", "") != "", f"{where}.path: required value")
+        for name in ("major", "minor"):
+            _expect(0 <= device.get(name, 0) < 2**20, f"{where}.{name}: there is no such device number")
+    propagation = linux.get("rootfsPropagation")
+    _expect(not propagation or propagation in mounts.PROPAGATIONS, f"rootfsPropagation={propagation} is not supported")
+    check_sysctls(linux.get("sysctl") or {}, linux)
 
 
 def _check_namespaces(linux: "Spec") -> None:
-    seen = set()
-    for index, entry in enumerate(_objects(linux, "namespaces", "linux.")):
-        kind = entry.get("type")
-        _expect(kind in namespaces.KINDS, f"linux.namespaces[{index}].type: unknown namespace {kind!r}")
-        _expect(kind not in seen, f"linux.namespaces[{index}]: {kind} is given twice")
-        seen.add(kind)
-        path = entry.get("path")
-        _expect(not path or (isinstance(path, str) and path.startswith("/")), f"linux.namespaces[{index}].path: must be absolute")
-    _expect("mount" in seen, "linux.namespaces: a container needs a mount namespace of its own")
-    if linux.get("uidMappings") or linux.get("gidMappings"):
-        _expect("user" in seen, "linux.uidMappings: need a user namespace")
-    for entry in linux.get("namespaces") or ():
-        if entry["type"] == "user" and not entry.get("path"):
-            _expect(
-                bool(linux.get("uidMappings") and linux.get("gidMappings")),
-                "linux.uidMappings: required for a new user namespace",
-            )
+    kinds = []
+    for index, entry in enumerate(linux.get("namespaces") or ()):
+        kind, path = entry.get("type", ""), entry.get("path", "")
+        _expect(kind in namespaces.KINDS, f"linux.namespaces[{index}].type: unknown namespace: namespace {kind!r} does not exist")
+        _expect(kind not in kinds, f"linux.namespaces[{index}]: malformed spec file: duplicated ns: {kind} is given twice")
+        _expect(path == "" or path.startswith("/"), f"linux.namespaces[{index}].path: must be absolute")
+        kinds.append(kind)
+    _expect("mount" in kinds, "linux.namespaces: a container needs a mount namespace of its own")
+    mapped = bool(linux.get("uidMappings") or linux.get("gidMappings"))
+    if "user" not in kinds:
+        _expect(not mapped, "user namespace mappings specified, but user namespace isn't enabled in the config")
+    elif not namespace_path(linux, "user"):
+        _expect(bool(linux.get("uidMappings")), "user namespaces enabled, but no uid mappings found")
+        _expect(bool(linux.get("gidMappings")), "user namespaces enabled, but no gid mappings found")
+    if "timeOffsets" in linux:
+        _check_time_offsets(linux)
 
 
-_NAMESPACED_SYSCTLS = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-                       "kernel.shmmni", "kernel.shm_rmid_forced")  # fmt: skip
+def _check_time_offsets(linux: "Spec") -> None:
+    path = namespace_path(linux, "time")
+    _expect(path is not None, "time namespace offsets specified, but time namespace isn't enabled in the config")
+    _expect(not path, "time namespace enabled, but both namespace path and time offsets specified -- you may only provide one")
+    for clock, offset in linux["timeOffsets"].items():
+        _expect(clock in ("monotonic", "boottime"), f"linux.timeOffsets: no clock {clock!r}: give monotonic or boottime")
+        _expect(offset.get("nanosecs", 0) < 10**9, f"linux.timeOffsets[{clock}].nanosecs: must be less than a second")
+
+
+_IPC_SYSCTLS = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
+                "kernel.shmmni", "kernel.shm_rmid_forced")  # fmt: skip
+
+
+def sysctl_path(name: str) -> str:
+    """A sysctl's path below /proc/sys (sysctl.d(5)): by its first separator, `.` or `/`, the name tells which of the two it
+    uses, and the other stands for a `.` in a part of it (net.ipv4.conf.eno2/100.rp_filter)."""
+    first = min((place for place in (name.find("."), name.find("/")) if place >= 0), default=-1)
+    if first < 0 or name[first] == "/":
+        return name
+    return "/".join(part.replace("/", ".") for part in name.split("."))
 
 
 def check_sysctls(given: "dict[str, str]", linux: "Spec") -> None:
-    """Only sysctls of a namespace that the container has for itself may be set."""
+    """Only sysctls of a namespace that the container has for itself may be set. Raises RuntimeFailure."""
     for name in given:
-        plain = name.replace("/", ".")
-        _expect(".." not in plain and "" not in plain.split("."), f"sysctl {name!r}: no such name")
-        if plain in _NAMESPACED_SYSCTLS or plain.startswith("fs.mqueue."):
-            needed = "ipc"
-        elif plain.startswith("net."):
-            needed = "network"
-        elif plain in ("kernel.domainname", "kernel.hostname"):
-            needed = "uts"
+        path = sysctl_path(name)
+        parts = path.split("/")
+        _expect(not {"", ".", ".."} & set(parts), f"sysctl {name!r}: no such name")
+        if path.replace("/", ".") in _IPC_SYSCTLS or path.startswith("fs/mqueue/"):
+            _expect(has_namespace(linux, "ipc"), f'sysctl "{name}" is not allowed in the hosts ipc namespace')
+        elif parts[0] == "net":
+            _expect(not _is_our_network(linux), f'sysctl "{name}" not allowed in host network namespace')
+        elif path == "kernel/domainname" and has_namespace(linux, "uts"):
+            continue
+        elif path == "kernel/hostname" and has_namespace(linux, "uts"):
+            raise RuntimeFailure(f'sysctl "{name}" is not allowed as it conflicts with the OCI "hostname" field')
+        elif parts[0] == "user":
+            # Without a user namespace of its own they would be everybody's.
+            _expect(has_namespace(linux, "user"), f"setting ucounts without a user namespace not allowed: {name}")
         else:
             raise RuntimeFailure(f'sysctl "{name}" is not in a separate kernel namespace')
-        _expect(has_namespace(linux, needed), f'sysctl "{name}" is not allowed in the host {needed} namespace')
+
+
+def _is_our_network(linux: "Spec") -> bool:
+    """Whether the container is in this process's network namespace."""
+    path = namespace_path(linux, "network")
+    if not path:
+        return path is None
+    try:
+        theirs, ours = os.stat(path), os.stat("/proc/self/ns/net")
+    except OSError as error:
+        raise RuntimeFailure(f"invalid netns path: {reason(error)}") from None
+    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def has_namespace(linux: "Spec", kind: str) -> bool:
@@ -176,15 +215,11 @@ def unknown_capabilities(process: "Spec") -> list[str]:
     return sorted({name for names in given.values() for name in names or () if name not in capabilities.NUMBERS})
 
 
-def _objects(parent: "Spec", name: str, where: str) -> "list[Spec]":
-    values = parent.get(name) or []
-    _expect(isinstance(values, list) and all(isinstance(v, dict) for v in values), f"{where}{name}: must be a list of objects")
-    found: list[Spec] = values
-    return found
-
-
-def _is_id(value: "Any") -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32 - 1
+def _fit(value: "Any", kind: "Any", where: str) -> None:
+    try:
+        schema.fit(value, kind)
+    except schema.Misfit as misfit:
+        raise RuntimeFailure(f"{where}: {misfit}" if misfit.path else f"{where} {misfit.args[0]}") from None
 
 
 def _expect(holds: bool, message: str) -> None:

@@ -7,6 +7,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+
+def _as_object(pairs: "list[tuple[str, Any]]") -> "dict[str, Any]":
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!a} is given twice in one object")
+    return values
+
+
 try:
     import _json
 
@@ -14,23 +23,32 @@ try:
         """What the C scanner asks for (json.decoder.JSONDecoder has the same attributes)."""
 
         strict = True
-        object_hook = object_pairs_hook = None
+        object_hook = None
         parse_float, parse_int = float, int
 
-        def __init__(self) -> None:
+        def __init__(self, pairs_hook: "Any" = None) -> None:
             self.memo: dict[str, str] = {}
+            self.object_pairs_hook = pairs_hook
 
         @staticmethod
         def parse_constant(name: str) -> None:
             raise ValueError(f"{name} is not allowed in JSON")
 
     _scan = _json.make_scanner(_Context())  # type: ignore[arg-type]
+    _scan_once = _json.make_scanner(_Context(_as_object))  # type: ignore[arg-type]
 
     def loads(text: str) -> "Any":
         """Parses JSON. Raises ValueError, with the place, for text that is none."""
+        return _load(text, _scan)
+
+    def loads_once(text: str) -> "Any":
+        """The same, and refuses an object that has a name twice: whoever checks such a text may read another than who uses it."""
+        return _load(text, _scan_once)
+
+    def _load(text: str, scan: "Any") -> "Any":
         start = len(text) - len(text.lstrip(" \t\r\n"))
         try:
-            value, end = _scan(text, start)
+            value, end = scan(text, start)
         except StopIteration as stop:
             raise ValueError(f"expecting a value at character {stop.value}") from None
         except RecursionError:
@@ -47,3 +65,6 @@ try:
 
 except (ImportError, AttributeError, TypeError):
     from json import dumps, loads  # type: ignore[assignment]  # noqa: F401
+
+    def loads_once(text: str) -> "Any":
+        return loads(text, object_pairs_hook=_as_object)  # type: ignore[call-arg]

@@ -11,7 +11,7 @@ import resource
 import stat
 
 from lowrt.errors import RuntimeFailure, reason
-from strata.linux import capabilities, descriptors, seccomp, syscalls
+from strata.linux import capabilities, descriptors, rlimits, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PASSWD_LIMIT_BYTES = 1 << 20
-# getrlimit(2); the resource module lacks some of them.
-RLIMITS = {
-    "RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_RSS": 5,
-    "RLIMIT_NPROC": 6, "RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9, "RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11,
-    "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
-}  # fmt: skip
 
 
 def hide() -> None:
@@ -75,7 +69,7 @@ class Process:
             self._make_courier = Courier
         self.preserve_fds = preserve_fds
         self._limits = [
-            (RLIMITS[limit["type"]], limit["type"], _rlimit(limit["soft"]), _rlimit(limit["hard"]))
+            (rlimits.NUMBERS[limit["type"]], limit["type"], _rlimit(limit["soft"]), _rlimit(limit["hard"]))
             for limit in process.get("rlimits") or ()
         ]
         self._last_capability = capabilities.last()

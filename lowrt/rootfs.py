@@ -321,7 +321,7 @@ class Rootfs:
 def set_sysctls(given: "dict[str, str]") -> None:
     """Writes sysctls of this process's namespaces, through the host's /proc."""
     for name, value in given.items():
-        path = "/proc/sys/" + name.replace(".", "/")
+        path = f"/proc/sys/{config.sysctl_path(name)}"
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             os.write(descriptor, value.encode())
