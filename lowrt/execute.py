@@ -175,6 +175,10 @@ def _enter(
             if descriptors.receive(child_sync)[0] != b"g":
                 os._exit(1)
             syscalls.setns(target, flags & ~namespaces.NEWPID)
+            if flags & namespaces.NEWUSER:
+                # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
+                syscalls.setresgid(0)
+                syscalls.setresuid(0)
             if flags & namespaces.NEWPID:
                 syscalls.setns(target, namespaces.NEWPID)
             pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)

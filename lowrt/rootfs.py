@@ -87,13 +87,18 @@ class Rootfs:
 
     def enter(self, *, pivot: bool) -> None:
         """Makes it this process's root: pivot_root, or chroot where the root is on a ramfs."""
-        os.fchdir(self.root)
         if pivot:
+            old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            os.fchdir(self.root)
             syscalls.pivot_root(".", ".")
-            # The old root lies on top of the new one now; its mounts must not be told when it goes.
+            # The old root lies on top of the new one now. The host's mounts must not be told when it goes; and only the old root
+            # is meant: the container's mounts may pass theirs on (mount(2), unlike umount(2), does not climb from "." to it).
+            os.fchdir(old)
             mounts.mount("", ".", "", mounts.SLAVE | mounts.REC)
             mounts.umount(".", mounts.DETACH)
+            os.close(old)
         else:
+            os.fchdir(self.root)
             for mounted in mounts.mountinfo():  # chroot alone would leave these within reach of a second chroot
                 if mounted.fstype in ("proc", "sysfs") and not mounted.target.startswith(self.path + "/"):
                     try:
