@@ -274,10 +274,7 @@ class _Making:
 
     def _converse(self, sync: descriptors.Socket) -> None:
         while True:
-            try:
-                message, received = descriptors.receive(sync)
-            except ConnectionResetError:  # it was killed before it had read what was sent to it
-                message, received = b"", []
+            message, received = descriptors.receive(sync)
             letter = message[:1]
             if letter == b"h":
                 running = self._hook_state("created", self._pid)

@@ -36,7 +36,12 @@ def receive(sock: Socket, max_bytes: int = 65536, max_descriptors: int = 16) -> 
 
     Raises OSError (EMSGSIZE) for a message that is longer or has more descriptors; those that came are closed.
     """
-    data, ancillary, flags, _ = sock.recvmsg(max_bytes, _socket.CMSG_SPACE(4 * max_descriptors), _socket.MSG_CMSG_CLOEXEC)
+    room = _socket.CMSG_SPACE(4 * max_descriptors)
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(max_bytes, room, _socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        # The other side has ended without reading all that it was sent. That is told once, and before its own last words.
+        data, ancillary, flags, _ = sock.recvmsg(max_bytes, room, _socket.MSG_CMSG_CLOEXEC)
     found: list[int] = []
     for level, kind, payload in ancillary:
         if (level, kind) == (_SOL_SOCKET, _SCM_RIGHTS):

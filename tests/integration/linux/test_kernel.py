@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from strata.linux import cgroups, mounts, namespaces
+from strata.linux import cgroups, descriptors, mounts, namespaces
 from tests.conftest import wait_for
 
 REPOSITORY = Path(__file__).parents[3]
@@ -202,3 +202,13 @@ def test_a_container_that_shares_no_pid_namespace_is_killed_as_a_whole(group: cg
     group.kill()
     shell.wait(5)
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids if pid != shell.pid), what="the children to end")
+
+
+def test_last_words_are_heard_of_one_who_did_not_listen() -> None:
+    here, there = descriptors.pair()
+    here.send(b"not read")
+    there.send(b"last words")
+    there.close()
+    assert descriptors.receive(here) == (b"last words", [])
+    assert descriptors.receive(here) == (b"", [])
+    here.close()

@@ -17,8 +17,10 @@ from strata.linux import cgroups
 from tests.conftest import wait_for
 
 LOWRT = Path(__file__).parents[3] / "lowrt/launcher"
-APPLETS = """cat chmod dd df echo env false grep head hostname id kill ls mkdir mount ps pwd readlink rm sh sleep sort stat stty
-sysctl tail touch tr true tty wc""".split()
+APPLETS = (
+    "cat chmod cut dd df echo env false grep head hostname id kill ls mkdir mount ps pwd readlink rm sh sleep sort stat stty "
+    "sysctl tail touch tr true tty wc"
+)
 FOLDERS = ("dev", "etc", "home/ada", "mnt", "proc", "root", "run", "sys", "tmp", "var/tmp")
 Done = subprocess.CompletedProcess[str]
 
@@ -64,7 +66,7 @@ def image_tar() -> Iterator[Path]:
         root = folder / "image"
         (root / "bin").mkdir(parents=True)
         shutil.copy("/bin/busybox", root / "bin/busybox")
-        for name in APPLETS:
+        for name in APPLETS.split():
             (root / "bin" / name).symlink_to("busybox")
         for name in FOLDERS:
             (root / name).mkdir(parents=True)
