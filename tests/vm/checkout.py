@@ -2,6 +2,7 @@
 
 import compileall
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,6 @@ from tests.vm.image import make_disk
 REPOSITORY = Path(__file__).resolve().parents[2]
 INSIDE = Path("/srv/strata")
 PYTHON = INSIDE / ".venv/bin/python"
-_BUILT = ("lowrt/launcher",)
 # The rest of the virtual environment is a hundred times as large, and lowrt needs none of it.
 _DISTRIBUTIONS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
 
@@ -20,21 +20,26 @@ _DISTRIBUTIONS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
 def pack(disk: Path, scratch: Path) -> None:
     """Makes the disk. `scratch` is an empty folder for the files on their way."""
     tree = scratch / "tree"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, check=True, text=True,
-    ).stdout  # fmt: skip
-    for name in [*filter(None, listed.split("\0")), *_BUILT]:
+    for name in [*_listed("--cached"), *_listed("--others", "--exclude-standard"), *_built()]:
         source = REPOSITORY / name
-        if name == ".venv":  # a link to another tree's
-            continue
-        if source.exists() or source.is_symlink():  # else it is deleted, and not yet committed
+        if name != ".venv" and os.path.lexists(source):  # else it is deleted, and that is not yet committed
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, tree / name, follow_symlinks=False)
     _virtual_environment(tree / ".venv")
     # Compiling is slow inside. The machine's interpreter is the one that made the environment: Debian 12's.
     compileall.compile_dir(tree, quiet=2, stripdir=str(tree), prependdir=str(INSIDE), maxlevels=20)
     make_disk(tree, disk, "1G")
+
+
+def _listed(*options: str) -> list[str]:
+    command = ["git", "ls-files", "-z", *options]
+    return subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True, text=True).stdout.split("\0")[:-1]
+
+
+def _built() -> list[str]:
+    """What git is told to ignore and is no folder of a tool: the launcher, stubs and libraries that scripts/setup has made."""
+    ignored = _listed("--others", "--ignored", "--exclude-standard", "--directory")
+    return [name for name in ignored if not name.endswith("/")]
 
 
 def _virtual_environment(folder: Path) -> None:
