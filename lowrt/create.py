@@ -4,13 +4,12 @@ What is made is noted before it is made, so that delete finds it after this proc
 path in it, then the process in the cgroup.
 """
 
-import _signal  # type: ignore[import-not-found]
 import _socket
 import os
 import time
 
-from lowrt import config, hooks, init, process, rootfs, state, terminal
-from lowrt.errors import RuntimeFailure, reason
+from lowrt import config, hooks, init, process, rootfs, start, state, terminal
+from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
 from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
 from strata.linux.cgroups.common import write
 
@@ -55,14 +54,14 @@ class Created:
     def start(self) -> None:
         """Lets the program go, and returns when it runs. Raises RuntimeFailure."""
         if self._sync is None:
-            start(self.container)
+            start.start(self.container)
             return
         try:
             self._sync.send(b"s")
-            _wait_until_it_runs(self.container, self._sync)
+            start.wait_until_it_runs(self.container, self._sync)
         finally:
             self._sync.close()
-        _run_poststart_hooks(self.container)
+        start.run_poststart_hooks(self.container)
 
 
 def create(root: str, container_id: str, options: Options, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> Created:
@@ -115,15 +114,15 @@ class _Making:
         container = self.container
         joined = self._open_namespaces()
         sync, child_sync = descriptors.pair()
-        start = None if self._options.run else _socket.socket(_socket.AF_UNIX, _SEQPACKET)
-        self._sockets += [sync, child_sync, *([start] if start else [])]
+        listener = None if self._options.run else _socket.socket(_socket.AF_UNIX, _SEQPACKET)
+        self._sockets += [sync, child_sync, *([listener] if listener else [])]
         process_ = self._spec.get("process")
         preserve, process_ = self._preserved_descriptors(process_)
         program = process.Process(process_, self._filter, preserve) if process_ else None
         root = rootfs.Rootfs(self._spec, self._rootfs, self._cgroup.path)
         child = init.Init(
             self._spec, root, program,
-            state=self._hook_state("creating", 0), sync=child_sync, start=start, joined=joined,
+            state=self._hook_state("creating", 0), sync=child_sync, start=listener, joined=joined,
             fds=self._fds, pivot=not self._options.no_pivot,
             keyring="" if self._options.no_new_keyring else f"_ses.{container.id}",
         )  # fmt: skip
@@ -137,8 +136,8 @@ class _Making:
         child_sync.close()
         if into < 0:
             self._claim()
-        if start:
-            self._listen(start)
+        if listener:
+            self._listen(listener)
         self._write_maps()
         self._write_oom_score(process_ or {})
         if program:
@@ -157,17 +156,17 @@ class _Making:
         self._converse(sync)
         container.publish()
         if self._options.pid_file:
-            write_pid_file(self._options.pid_file, self._pid)
+            state.write_pid_file(self._options.pid_file, self._pid)
         container.unlock()
-        if start is None:
+        if listener is None:
             self._sockets.remove(sync)
-        return Created(container, self._spec, self._pidfd, self._master, sync if start is None else None)
+        return Created(container, self._spec, self._pidfd, self._master, sync if listener is None else None)
 
     # --- steps
 
     def _compile_filter(self) -> "seccomp.Filter | None":
         profile = self._linux.get("seccomp")
-        return compiled_filter(profile, self._root_folder) if profile else None
+        return process.compiled_filter(profile, self._root_folder) if profile else None
 
     def _claim(self) -> None:
         """Makes the state's folder, and notes the cgroup before anything is in it, for a delete that finds no more than that."""
@@ -250,14 +249,14 @@ class _Making:
                     child.main()
                 child.sync.send(b"p%d" % pid)
             except BaseException as error:
-                init.tell_failure(child.sync, error)
+                send_failure(child.sync, error)
             finally:
                 os._exit(0)
         os.close(helper_pidfd)
         message, _ = descriptors.receive(sync)
         os.waitpid(helper, 0)
         if message[:1] != b"p":
-            raise init.failure(message or b"e1 the process that joins namespaces has died")
+            raise received_failure(message or b"e1 the process that joins namespaces has died")
         self._pid = int(message[1:])
         self._pidfd = pidfds.open_pidfd(self._pid)
 
@@ -286,7 +285,7 @@ class _Making:
             elif letter == b"r":
                 return
             elif letter == b"e":
-                raise init.failure(message)
+                raise received_failure(message)
             else:
                 raise RuntimeFailure(self._why_it_died())
 
@@ -326,7 +325,7 @@ class _Making:
         self.container.prepare()
 
     def _hook_state(self, status: str, pid: int) -> "Spec":
-        return hook_state(self.container.id, self._spec["ociVersion"], status, pid, self._bundle, self._spec.get("annotations"))
+        return hooks.state(self.container.id, self._spec["ociVersion"], status, pid, self._bundle, self._spec.get("annotations"))
 
     # --- the end of it, one way or the other
 
@@ -354,135 +353,12 @@ class _Making:
             sock.close()
 
 
-def start(container: state.Container) -> None:
-    """Lets a created container's program go, and returns when it runs. Raises RuntimeFailure."""
-    path = f"{container.folder}/{state.START_SOCKET}"
-    connection = _socket.socket(_socket.AF_UNIX, _SEQPACKET)
-    folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
-    try:
-        try:
-            connection.connect(f"/proc/self/fd/{folder}/{state.START_SOCKET}")
-        except FileNotFoundError:
-            raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
-        except ConnectionRefusedError:
-            # Started already by a command that was killed before it could take the socket away.
-            os.unlink(path)
-            raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
-        try:
-            _wait_until_it_runs(container, connection)
-        finally:
-            os.unlink(path)
-    finally:
-        os.close(folder)
-        connection.close()
-    _run_poststart_hooks(container)
-
-
-def _wait_until_it_runs(container: state.Container, connection: descriptors.Socket) -> None:
-    """Reads what the container's first process says: `x` before the exec, and then the end, because exec closes its side."""
-    ready = False
-    while (received := descriptors.receive(connection))[0]:
-        message, passed = received
-        if passed:
-            _deliver_listener(container, connection, passed[0])
-        if message[:1] == b"e":
-            raise init.failure(message)
-        ready = ready or message == b"x"
-    if not ready:
-        raise RuntimeFailure("container process died before it could be started")
-
-
-def _run_poststart_hooks(container: state.Container) -> None:
-    hook_values = container.values.get("hooks")
-    if hook_values:
-        running = hook_state(
-            container.id, container.values["ociVersion"], "running", container.pid, container.values["bundle"],
-            container.values.get("annotations"),
-        )  # fmt: skip
-        hooks.run_all({"hooks": hook_values}, "poststart", running)
-
-
-def _deliver_listener(container: state.Container, connection: descriptors.Socket, listener: int) -> None:
-    """Gives the listener of the container's seccomp filter to its agent."""
-    from lowrt import notification
-
-    values = container.values
-    # The program does not run yet: to the agent, as with other runtimes, the container is on its way.
-    state_ = hook_state(
-        container.id, values["ociVersion"], "creating", container.pid, values["bundle"], values.get("annotations")
-    )  # fmt: skip
-    notification.deliver(values["seccomp"], state_, container.pid, connection, listener)
-
-
-def _gone_on(container: state.Container) -> str:
-    return "stopped" if container.status() == "stopped" else "already started"
-
-
-def wait_for_end(pid: int, pidfd: int, master: int, fds: tuple[int, int, int]) -> int:
-    """Stays with a child until it ends, passing signals on and relaying its terminal; its exit status, 128 + N for a signal."""
-    kept = {}
-
-    def forward(number: int, _: object) -> None:
-        pidfds.send_signal(pidfd, number)
-
-    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGHUP, _signal.SIGUSR1, _signal.SIGUSR2):
-        kept[number] = _signal.signal(number, forward)
-    try:
-        if master >= 0:
-            terminal.Relay(master, fds).wait(pidfd)
-        _, status = os.waitpid(pid, 0)
-    finally:
-        for number, handler in kept.items():
-            _signal.signal(number, handler)
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
-
-
 def cgroup_path(linux: "Spec", container_id: str) -> str:
     """The container's cgroup below every hierarchy's root: absolute as given, else below this process's own."""
     given = linux.get("cgroupsPath") or container_id
     if given.count(":") == 2:
         raise RuntimeFailure(f"cgroupsPath {given!r} is one of systemd's: lowrt does not drive systemd yet, give a path")
     return given if given.startswith("/") else f"{cgroups.own_path().rstrip('/')}/{given}"
-
-
-def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter | None":
-    """The seccomp filter of a profile; None for an empty one. Raises RuntimeFailure for one that cannot be honoured."""
-    if seccomp.is_empty(profile):
-        return None
-    try:
-        filter_ = seccomp.compile_filter(profile, f"{root}/.seccomp")
-    except (ValueError, OSError) as error:
-        raise RuntimeFailure(f"unable to init seccomp: {reason(error)}") from None
-    if filter_.notifies:
-        from lowrt import notification
-
-        notification.check_listener(profile)
-    return filter_
-
-
-def hook_state(
-    container_id: str, version: str, status: str, pid: int, bundle: str, annotations: "Spec | None"
-) -> "Spec":  # fmt: skip
-    """The state that hooks read (runtime.md, State)."""
-    values: Spec = {"ociVersion": version, "id": container_id, "status": status, "bundle": bundle}
-    if pid:
-        values["pid"] = pid
-    if annotations:
-        values["annotations"] = annotations
-    return values
-
-
-def write_pid_file(path: str, pid: int) -> None:
-    """Writes the PID in one go: whoever waits for the file never reads half of it."""
-    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        os.write(descriptor, str(pid).encode())
-        os.close(descriptor)
-        os.rename(temporary, path)
-    except OSError as error:
-        raise RuntimeFailure(f"write the PID file {path}: {reason(error)}") from None
 
 
 def rfc3339(nanoseconds: int) -> str:

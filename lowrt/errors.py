@@ -2,6 +2,10 @@
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from strata.linux.descriptors import Socket
+
 
 class RuntimeFailure(Exception):
     """A command's failure; the text is for people. status: the command's exit status."""
@@ -19,3 +23,18 @@ def reason(error: BaseException) -> str:
             text = text[:1].lower() + text[1:]
         return f"{error.filename}: {text}" if error.filename else text
     return str(error) or type(error).__name__
+
+
+def send_failure(report: "Socket", error: BaseException) -> None:
+    """Sends what failed to whoever waits for it."""
+    status = error.status if isinstance(error, RuntimeFailure) else 1
+    try:
+        report.send(b"e%d " % status + reason(error).encode(errors="surrogateescape"))
+    except OSError:
+        pass
+
+
+def received_failure(message: bytes) -> RuntimeFailure:
+    """The failure that `send_failure` sent."""
+    status, _, text = message[1:].partition(b" ")
+    return RuntimeFailure(f"unable to start container process: {text.decode(errors='replace')}", int(status or b"1"))

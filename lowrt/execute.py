@@ -6,8 +6,8 @@ holds only what the program may hold, and is this command's (or the monitor's) c
 
 import os
 
-from lowrt import config, create, documents, init, process, state, terminal
-from lowrt.errors import RuntimeFailure, reason
+from lowrt import config, documents, foreground, hooks, process, state, terminal
+from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
 from strata.linux import cgroups, descriptors, namespaces, pidfds, syscalls
 from strata.linux.cgroups.common import write
 
@@ -43,7 +43,7 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
     config.check_process(settings)
     profile = container.values.get("seccomp")
     root = os.path.dirname(container.folder)
-    filter_ = create.compiled_filter(profile, root) if profile else None
+    filter_ = process.compiled_filter(profile, root) if profile else None
     program = process.Process(settings, filter_, options.preserve_fds)
     if not program.environment.get("PATH"):
         program.environment["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -63,7 +63,7 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         sync.send(b"g")
         master = _converse(sync, options)
         if options.pid_file:
-            create.write_pid_file(options.pid_file, pid)
+            state.write_pid_file(options.pid_file, pid)
         sync.send(b"k")
         ready = False
         while (received := descriptors.receive(sync))[0]:
@@ -89,7 +89,7 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         os.close(pidfd)
         return 0
     try:
-        return create.wait_for_end(pid, pidfd, master, fds)
+        return foreground.wait_for_end(pid, pidfd, master, fds)
     finally:
         os.close(pidfd)
 
@@ -99,7 +99,7 @@ def _deliver_listener(container: state.Container, pid: int, sync: descriptors.So
     from lowrt import notification
 
     values = container.values
-    state_ = create.hook_state(
+    state_ = hooks.state(
         container.id, values["ociVersion"], "running", container.pid, values["bundle"], values.get("annotations")
     )  # fmt: skip
     notification.deliver(values["seccomp"], state_, pid, sync, listener)
@@ -187,7 +187,7 @@ def _enter(
                 _become(program, settings, child_sync, fds)
             child_sync.send(b"p%d" % pid)
         except BaseException as error:
-            init.tell_failure(child_sync, error)
+            send_failure(child_sync, error)
         finally:
             os._exit(0)
     try:
@@ -229,7 +229,7 @@ def _become(program: "process.Process", settings: "Spec", sync: descriptors.Sock
         process.die_with_parent(False)
         program.become(sync)
     except BaseException as error:
-        init.tell_failure(sync, error)
+        send_failure(sync, error)
     finally:
         os._exit(1)
 
@@ -253,7 +253,7 @@ def _converse(sync: descriptors.Socket, options: Options) -> int:
 
 
 def _failure(message: bytes) -> RuntimeFailure:
-    failure = init.failure(message)
+    failure = received_failure(message)
     return RuntimeFailure(f"exec failed: {failure}", failure.status if failure.status > 1 else 255)
 
 

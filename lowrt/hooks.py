@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def state(
+    container_id: str, version: str, status: str, pid: int, bundle: str, annotations: "dict[str, Any] | None"
+) -> "dict[str, Any]":  # fmt: skip
+    """The state that hooks read (runtime.md, State)."""
+    values: dict[str, Any] = {"ociVersion": version, "id": container_id, "status": status, "bundle": bundle}
+    if pid:
+        values["pid"] = pid
+    if annotations:
+        values["annotations"] = annotations
+    return values
+
+
 def run_all(
     spec: "dict[str, Any]", kind: str, state: "dict[str, Any]", environment: "dict[str, str] | None" = None
 ) -> None:  # fmt: skip

@@ -10,7 +10,7 @@ import _socket
 import os
 
 from lowrt import config, hooks, process, rootfs, terminal
-from lowrt.errors import RuntimeFailure, reason
+from lowrt.errors import RuntimeFailure, reason, send_failure
 from strata.linux import descriptors, namespaces, syscalls
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ class Init:
             # As runc runs these hooks: with no more rights than the program, and in its environment.
             program.become(report, lambda: hooks.run_all(self._spec, "startContainer", self._state, program.environment))
         except BaseException as error:
-            tell_failure(report, error)
+            send_failure(report, error)
         finally:
             os._exit(1)
 
@@ -142,18 +142,3 @@ class Init:
         message, _ = descriptors.receive(self.sync)
         if message != letter:
             os._exit(1)  # the parent is gone, or has given up
-
-
-def tell_failure(report: descriptors.Socket, error: BaseException) -> None:
-    """Sends what failed to whoever waits for it."""
-    status = error.status if isinstance(error, RuntimeFailure) else 1
-    try:
-        report.send(b"e%d " % status + reason(error).encode(errors="surrogateescape"))
-    except OSError:
-        pass
-
-
-def failure(message: bytes) -> RuntimeFailure:
-    """The failure that `tell_failure` sent."""
-    status, _, text = message[1:].partition(b" ")
-    return RuntimeFailure(f"unable to start container process: {text.decode(errors='replace')}", int(status or b"1"))

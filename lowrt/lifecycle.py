@@ -3,7 +3,7 @@
 import _signal  # type: ignore[import-not-found]
 import os
 
-from lowrt import create, documents, hooks, state
+from lowrt import documents, hooks, state
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import cgroups, pidfds
 
@@ -98,7 +98,7 @@ def _remove(container: state.Container) -> None:
     cgroups.open_cgroup(container.values["cgroup"]).destroy()
     container.remove_folder()
     if hook_values := container.values.get("hooks"):
-        stopped = create.hook_state(
+        stopped = hooks.state(
             container.id, container.values["ociVersion"], "stopped", 0, container.values["bundle"],
             container.values.get("annotations"),
         )  # fmt: skip

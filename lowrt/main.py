@@ -104,6 +104,16 @@ def run(argv: "Sequence[str]", fds: tuple[int, int, int], environ: "Mapping[str,
         return 1
 
 
+def rehearse() -> None:
+    """Parses and checks a configuration, as a create will. For a process that was forked ahead of need: the pages that this
+    writes to are its own afterwards, and need not be copied when somebody waits."""
+    from lowrt import config, documents, features, process
+
+    spec = documents.loads(documents.dumps(features.template(rootless=False)))
+    config.check(spec)
+    process.Process(spec["process"], None, 0)
+
+
 def _run(call: Call, argv: "Sequence[str]") -> int:
     rest = _parse(call, list(argv), _GLOBAL, "")
     given = call.values
@@ -233,9 +243,9 @@ def _run_container(call: Call) -> int:
     if options.detach:
         os.close(made.pidfd)
         return 0
-    from lowrt import lifecycle
+    from lowrt import foreground, lifecycle
 
-    status = create.wait_for_end(made.container.pid, made.pidfd, made.master, call.fds)
+    status = foreground.wait_for_end(made.container.pid, made.pidfd, made.master, call.fds)
     os.close(made.pidfd)
     if not options.keep:
         lifecycle.delete_ended(made.container)
@@ -249,11 +259,11 @@ def _delete(root: str, container_id: str) -> None:
 
 
 def _start(call: Call) -> int:
-    from lowrt import create, state
+    from lowrt import start, state
 
     container = state.Container.open(call.root, call.one_id(), locked=True)
     try:
-        create.start(container)
+        start.start(container)
     finally:
         container.unlock()
     return 0

@@ -48,6 +48,21 @@ def reset_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
+def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter | None":
+    """The seccomp filter of a profile; None for an empty one. Raises RuntimeFailure for one that cannot be honoured."""
+    if seccomp.is_empty(profile):
+        return None
+    try:
+        filter_ = seccomp.compile_filter(profile, f"{root}/.seccomp")
+    except (ValueError, OSError) as error:
+        raise RuntimeFailure(f"unable to init seccomp: {reason(error)}") from None
+    if filter_.notifies:
+        from lowrt import notification
+
+        notification.check_listener(profile)
+    return filter_
+
+
 class Process:
     """The program to become. Everything that needs preparation outside is prepared in the constructor."""
 

@@ -157,3 +157,15 @@ def all_ids(root: str) -> list[str]:
     except FileNotFoundError:
         return []
     return [name for name in names if os.path.exists(f"{root}/{name}/state.json")]
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Writes the PID in one go: whoever waits for the file never reads half of it."""
+    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        os.write(descriptor, str(pid).encode())
+        os.close(descriptor)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise RuntimeFailure(f"write the PID file {path}: {reason(error)}") from None

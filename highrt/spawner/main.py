@@ -1,13 +1,17 @@
-"""The spawner's main: imports, freezes, and forks a monitor for each message.
+"""The spawner's main: imports, freezes, and forks a monitor for each message, one ahead of need.
 
 A message on the socket (SOCK_SEQPACKET, inherited from highrt) is one byte, the version, and one descriptor: the new
 monitor's connection, on which the child reads its request itself. The answer is the version and the child's PID (4 bytes,
 big endian). At the end of the stream highrt has gone, and the spawner goes too; monitors stay.
+
+A fork, and the copying of the pages that the child then writes to, is half of what a container's start would wait for. So a
+spare waits, forked and rehearsed, for the next message; the one after it is forked once the answer is out.
 """
 
 import gc
 import os
 import signal
+import sys
 
 from highrt.spawner import loading
 from strata.linux import descriptors, syscalls
@@ -34,30 +38,62 @@ def run(entry_name: str, monitor_name: str, socket: int) -> None:
     gc.freeze()
     try:
         sock.send(bytes([VERSION]))
-        while _serve(sock, entry, monitor):
-            continue
+        spare = Spare(entry, monitor)
+        while _serve(sock, spare):
+            spare = spare if spare.waits else Spare(entry, monitor)
     except OSError:  # highrt was killed with messages unread
         return
 
 
-def _serve(sock: descriptors.Socket, entry: "Any", monitor: "Any") -> bool:
+class Spare:
+    """A process that becomes the next monitor; it ends with the spawner where it is never needed."""
+
+    def __init__(self, entry: "Any", monitor: "Any") -> None:
+        self.waits = True
+        self._socket, theirs = descriptors.pair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_spare(entry, monitor, theirs)
+        theirs.close()
+
+    def become_monitor(self, connection: int) -> None:
+        """Hands it the monitor's connection. Raises OSError when it has died."""
+        self.waits = False
+        try:
+            descriptors.send(self._socket, bytes([VERSION]), (connection,))
+        finally:
+            self._socket.close()
+
+
+def _become_spare(entry: "Any", monitor: "Any", sock: descriptors.Socket) -> None:
+    """In the child. Never returns."""
+    status = 1
+    try:
+        descriptors.close_all_above((0, 1, 2, sock.fileno()))
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if rehearse := getattr(sys.modules[entry.__module__], "rehearse", None):
+            rehearse()
+        message, found = descriptors.receive(sock)
+        sock.close()
+        if message:
+            status = monitor(entry, found[0])
+    finally:
+        os._exit(status)
+
+
+def _serve(sock: descriptors.Socket, spare: Spare) -> bool:
     """Answers one message; False at the end of the stream."""
     message, found = descriptors.receive(sock)
     if not message:
         return False
-    if message[0] != VERSION or len(found) != 1:
-        for descriptor in found:
-            os.close(descriptor)
-        sock.send(bytes([VERSION]) + bytes(4))
-        return True
-    pid = os.fork()
-    if pid == 0:
-        status = 1
+    pid = 0
+    if message[0] == VERSION and len(found) == 1:
         try:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            status = monitor(entry, found[0])
-        finally:
-            os._exit(status)
-    os.close(found[0])
+            spare.become_monitor(found[0])
+            pid = spare.pid
+        except OSError:
+            pass  # the answer says that there is none; highrt asks for another
+    for descriptor in found:
+        os.close(descriptor)
     sock.send(bytes([VERSION]) + pid.to_bytes(4, "big"))
     return True

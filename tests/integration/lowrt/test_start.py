@@ -19,7 +19,7 @@ def tree(tmp_path: Path) -> Path:
     for folder in ("lowrt", "strata/linux"):
         shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(CHECKOUT / "strata/__init__.py", tmp_path / "strata")
-    subprocess.run([INTERPRETER, "-X", "no_debug_ranges", tmp_path / "lowrt/start/bundle.py"], check=True)
+    subprocess.run([INTERPRETER, "-X", "no_debug_ranges", tmp_path / "lowrt/boot/bundle.py"], check=True)
     return tmp_path
 
 

@@ -1,6 +1,6 @@
 """The bundle: lowrt's modules, compiled, in one file that the launcher starts. It saves a third of the imports' time.
 
-`python3 -X no_debug_ranges lowrt/start/bundle.py` (scripts/setup does it) writes `__pycache__/bundle.python3.N.pyc`: the code of
+`python3 -X no_debug_ranges lowrt/boot/bundle.py` (scripts/setup does it) writes `__pycache__/bundle.python3.N.pyc`: the code of
 `loader` with the modules in it. A module whose source has changed since then is imported from its file, as if there were no
 bundle, so nobody has to remember to build it again.
 """
@@ -35,7 +35,7 @@ def build() -> Path:
         if found and found.has_location and found.origin:  # else it is built into the interpreter
             status = os.stat(found.origin)
             modules[name] = (found.origin, status.st_mtime_ns, status.st_size, False, None)
-    loader = _compile(_ROOT / "lowrt/start/loader.py")
+    loader = _compile(_ROOT / "lowrt/boot/loader.py")
     loader = loader.replace(co_consts=tuple(modules if constant == "the modules" else constant for constant in loader.co_consts))
     target = _ROOT / "lowrt/__pycache__" / f"bundle.python{sys.version_info[0]}.{sys.version_info[1]}.pyc"
     target.parent.mkdir(exist_ok=True)

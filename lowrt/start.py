@@ -1,0 +1,72 @@
+"""start: lets a created container's program go."""
+
+import _socket
+import os
+
+from lowrt import hooks, state
+from lowrt.errors import RuntimeFailure, received_failure
+from strata.linux import descriptors
+
+
+def start(container: state.Container) -> None:
+    """Lets a created container's program go, and returns when it runs. Raises RuntimeFailure."""
+    path = f"{container.folder}/{state.START_SOCKET}"
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/{state.START_SOCKET}")
+        except FileNotFoundError:
+            raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
+        except ConnectionRefusedError:
+            # Started already by a command that was killed before it could take the socket away.
+            os.unlink(path)
+            raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
+        try:
+            wait_until_it_runs(container, connection)
+        finally:
+            os.unlink(path)
+    finally:
+        os.close(folder)
+        connection.close()
+    run_poststart_hooks(container)
+
+
+def wait_until_it_runs(container: state.Container, connection: descriptors.Socket) -> None:
+    """Reads what the container's first process says: `x` before the exec, and then the end, because exec closes its side."""
+    ready = False
+    while (received := descriptors.receive(connection))[0]:
+        message, passed = received
+        if passed:
+            _deliver_listener(container, connection, passed[0])
+        if message[:1] == b"e":
+            raise received_failure(message)
+        ready = ready or message == b"x"
+    if not ready:
+        raise RuntimeFailure("container process died before it could be started")
+
+
+def run_poststart_hooks(container: state.Container) -> None:
+    hook_values = container.values.get("hooks")
+    if hook_values:
+        running = hooks.state(
+            container.id, container.values["ociVersion"], "running", container.pid, container.values["bundle"],
+            container.values.get("annotations"),
+        )  # fmt: skip
+        hooks.run_all({"hooks": hook_values}, "poststart", running)
+
+
+def _deliver_listener(container: state.Container, connection: descriptors.Socket, listener: int) -> None:
+    """Gives the listener of the container's seccomp filter to its agent."""
+    from lowrt import notification
+
+    values = container.values
+    # The program does not run yet: to the agent, as with other runtimes, the container is on its way.
+    state_ = hooks.state(
+        container.id, values["ociVersion"], "creating", container.pid, values["bundle"], values.get("annotations")
+    )  # fmt: skip
+    notification.deliver(values["seccomp"], state_, container.pid, connection, listener)
+
+
+def _gone_on(container: state.Container) -> str:
+    return "stopped" if container.status() == "stopped" else "already started"
