@@ -119,7 +119,7 @@ class _Making:
         process_ = self._spec.get("process")
         preserve, process_ = self._preserved_descriptors(process_)
         program = process.Process(process_, self._filter, preserve) if process_ else None
-        root = rootfs.Rootfs(self._spec, self._rootfs, self._cgroup.path)
+        root = rootfs.Rootfs(self._spec, self._rootfs, self._cgroup.path, self._bundle)
         child = init.Init(
             self._spec, root, program,
             state=self._hook_state("creating", 0), sync=child_sync, start=listener, joined=joined,
@@ -153,7 +153,7 @@ class _Making:
                 raise
             # The child failed first: what it said is the reason.
         self._prepare_state()
-        self._converse(sync)
+        self._converse(sync, root)
         container.publish()
         if self._options.pid_file:
             state.write_pid_file(self._options.pid_file, self._pid)
@@ -260,6 +260,11 @@ class _Making:
         self._pid = int(message[1:])
         self._pidfd = pidfds.open_pidfd(self._pid)
 
+    def _user_namespace(self) -> str:
+        """The file of the container's own user namespace, "" where it has none."""
+        path = config.namespace_path(self._linux, "user")
+        return "" if path is None else path or namespaces.path_of(self._pid, "user")
+
     def _write_maps(self) -> None:
         for name in ("uid", "gid"):
             mappings = self._linux.get(f"{name}Mappings")
@@ -271,7 +276,7 @@ class _Making:
         if (adjust := process_.get("oomScoreAdj")) is not None:
             write(f"/proc/{self._pid}/oom_score_adj", str(adjust))
 
-    def _converse(self, sync: descriptors.Socket) -> None:
+    def _converse(self, sync: descriptors.Socket, root: "rootfs.Rootfs") -> None:
         while True:
             message, received = descriptors.receive(sync)
             letter = message[:1]
@@ -280,6 +285,10 @@ class _Making:
                 for kind in ("prestart", "createRuntime"):
                     hooks.run_all(self._spec, kind, running)
                 sync.send(b"k")
+            elif letter == b"m":
+                from lowrt import sources
+
+                sources.serve(sync, root.mounts[int(message[1:])], self._user_namespace(), self._pidfd)
             elif letter == b"c":
                 self._hand_out_console(received[0])
             elif letter == b"r":

@@ -1,15 +1,15 @@
 """The container's first process, from clone to exec (the child's side; `create` is the parent's).
 
 It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the ID maps are set), `j` (it
-joined its cgroup) and `k` (its hooks have run); the child says `h` (the root is made: run your hooks), `c` with the terminal, `r`
-(ready, waiting for start) and `e` with what failed. From then on it waits: at the start socket in the container's folder, or, for
-a `run`, for the parent's `s`.
+joined its cgroup) and `k` (its hooks have run); the child says `m` (make me the source of this mount; the answer is `m` or `e`),
+`h` (the root is made: run your hooks), `c` with the terminal, `r` (ready, waiting for start) and `e` with what failed. From then
+on it waits: at the start socket in the container's folder, or, for a `run`, for the parent's `s`.
 """
 
 import _socket
 import os
 
-from lowrt import config, hooks, process, rootfs, terminal
+from lowrt import config, hooks, process, rootfs, sysctls, terminal
 from lowrt.errors import RuntimeFailure, reason, send_failure
 from strata.linux import descriptors, namespaces, syscalls
 
@@ -41,6 +41,7 @@ class Init:
         self._linux: Spec = spec.get("linux") or {}
         self.sync, self._start, self._joined = sync, start, joined
         self._fds, self._pivot, self._keyring = fds, pivot, keyring
+        self._joined_cgroup = False
 
     def main(self) -> None:
         """Runs in the child, and never returns."""
@@ -93,10 +94,12 @@ class Init:
             syscalls.sethostname(hostname)
         if domainname := self._spec.get("domainname"):
             syscalls.setdomainname(domainname)
-        rootfs.set_sysctls(self._linux.get("sysctl") or {})
+        sysctls.write_all(self._linux.get("sysctl") or {})
         if self._new("mount"):
+            self._root.ask_parent = self._ask_for_source
             self._root.prepare()
-        self._expect(b"j")
+        if not self._joined_cgroup:
+            self._expect(b"j")
         if self._new("cgroup"):
             syscalls.unshare(namespaces.NEWCGROUP)  # its root is the cgroup that the process is in
         if self._new("mount"):
@@ -134,6 +137,20 @@ class Init:
         except OSError as error:
             raise RuntimeFailure(f"cannot make a terminal (a devpts mount on /dev/pts is needed): {reason(error)}") from None
         return console
+
+    def _ask_for_source(self, index: int) -> int:
+        """The source of a mount, which the parent makes (`sources`), as a detached tree."""
+        self.sync.send(b"m%d" % index)
+        while True:
+            message, received = descriptors.receive(self.sync)
+            if message == b"j":  # it was on its way
+                self._joined_cgroup = True
+            elif message == b"m":
+                return received[0]
+            elif message[:1] == b"e":
+                raise RuntimeFailure(message[1:].partition(b" ")[2].decode(errors="surrogateescape"))
+            else:
+                os._exit(1)  # the parent is gone, or has given up
 
     def _new(self, kind: str) -> bool:
         return config.namespace_path(self._linux, kind) == ""

@@ -40,14 +40,91 @@ PROPAGATIONS: dict[str, int] = {
 RECURSIVE: dict[str, tuple[int, bool]] = {
     "rro": (1, True), "rrw": (1, False), "rnosuid": (2, True), "rsuid": (2, False), "rnodev": (4, True), "rdev": (4, False),
     "rnoexec": (8, True), "rexec": (8, False), "rnodiratime": (0x80, True), "rdiratime": (0x80, False),
+    "rrelatime": (0, True), "rnorelatime": (0, False), "rnoatime": (0x10, True), "ratime": (0x10, False),
+    "rstrictatime": (0x20, True), "rnostrictatime": (0x20, False),
     "rnosymfollow": (0x200000, True), "rsymfollow": (0x200000, False),
 }  # fmt: skip
 
-PER_MOUNT = RDONLY | NOSUID | NODEV | NOEXEC | NOATIME | NODIRATIME | RELATIME | NOSYMFOLLOW
-"""The flags that a bind mount can have of its own (they take a second, remounting call)."""
+ATTRIBUTE_RDONLY, ATTRIBUTE_ATIME, ATTRIBUTE_IDMAP = 1, 0x70, 0x100000
+"""ATTRIBUTE_ATIME: the three kinds of atime are one field; to set one, the field must be cleared as a whole."""
+
+_ATTRIBUTES = {
+    RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8, NODIRATIME: 0x80, NOSYMFOLLOW: 0x200000, NOATIME: 0x10, STRICTATIME: 0x20,
+}  # fmt: skip
+_NAMES = (
+    ("MS_RDONLY", RDONLY), ("MS_NOSUID", NOSUID), ("MS_NODEV", NODEV), ("MS_NOEXEC", NOEXEC),
+    ("MS_SYNCHRONOUS", SYNCHRONOUS), ("MS_REMOUNT", REMOUNT), ("MS_MANDLOCK", MANDLOCK), ("MS_DIRSYNC", DIRSYNC),
+    ("MS_NOSYMFOLLOW", NOSYMFOLLOW), ("MS_NOATIME", NOATIME), ("MS_NODIRATIME", NODIRATIME), ("MS_BIND", BIND),
+    ("MS_MOVE", MOVE), ("MS_REC", REC), ("MS_SILENT", SILENT), ("MS_UNBINDABLE", UNBINDABLE), ("MS_PRIVATE", PRIVATE),
+    ("MS_SLAVE", SLAVE), ("MS_SHARED", SHARED), ("MS_RELATIME", RELATIME), ("MS_I_VERSION", I_VERSION),
+    ("MS_STRICTATIME", STRICTATIME), ("MS_LAZYTIME", LAZYTIME),
+)  # fmt: skip
+
+ATIMES = NOATIME | NODIRATIME | RELATIME | STRICTATIME
+LOCKABLE = RDONLY | NOSUID | NODEV | NOEXEC | ATIMES
+"""What a mount that came from a more privileged user namespace keeps for good (MNT_LOCK_* in the kernel)."""
+PER_MOUNT = RDONLY | NOSUID | NODEV | NOEXEC | NOATIME | NODIRATIME | RELATIME | STRICTATIME | NOSYMFOLLOW
+"""The flags that a bind mount can have of its own."""
+
+PROC_MAGIC, DEVPTS_MAGIC, TMPFS_MAGIC = 0x9FA0, 0x1CD1, 0x01021994
+"""What `filesystem` answers (statfs(2))."""
 
 mount = syscalls.mount
 umount = syscalls.umount
+
+
+def flag_names(flags: int) -> str:
+    """Flags as messages name them: MS_RDONLY|MS_BIND."""
+    known = [name for name, bit in _NAMES if flags & bit]
+    rest = flags & ~sum(bit for _, bit in _NAMES)
+    return "|".join([*known, f"{rest:#x}"] if rest else known)
+
+
+def attributes(flags: int) -> tuple[int, int]:
+    """What mount_setattr(2) must set and clear for a mount to have exactly these flags of its own, as a remounting bind has it.
+
+    The kind of atime stays as it is where no flag speaks of it.
+    """
+    wanted = 0
+    for flag, attribute in _ATTRIBUTES.items():
+        if flags & flag:
+            wanted |= attribute
+    clear = 1 | 2 | 4 | 8 | 0x200000
+    if flags & ATIMES:
+        clear |= ATTRIBUTE_ATIME | 0x80
+        if wanted & 0x20:
+            wanted &= ~0x10  # strictatime is the stronger one (do_mount in the kernel)
+    return wanted, clear & ~wanted | (clear & ATTRIBUTE_ATIME)
+
+
+def flags_of(descriptor: int) -> int:
+    """The flags of the mount that a descriptor is on (statvfs(3))."""
+    found = os.fstatvfs(descriptor).f_flag
+    flags = found & (RDONLY | NOSUID | NODEV | NOEXEC | SYNCHRONOUS | MANDLOCK)
+    for theirs, ours in ((0x400, NOATIME), (0x800, NODIRATIME), (0x1000, RELATIME), (0x2000, NOSYMFOLLOW)):
+        if found & theirs:
+            flags |= ours
+    return flags if flags & (NOATIME | RELATIME) else flags | STRICTATIME
+
+
+def filesystem(descriptor: int) -> int:
+    """The kind of file system that a descriptor is on, by its magic number (fstatfs(2))."""
+    return int.from_bytes(syscalls.fstatfs(descriptor)[:8], "little")
+
+
+def copy_tree(directory: int, path: str, *, recursive: bool) -> int:
+    """The descriptor of a detached copy of a mount, or of the tree of mounts there, to be attached with `move`. A path of ""
+    means the descriptor itself."""
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | (0 if path else syscalls.AT_EMPTY_PATH)
+    return syscalls.open_tree(directory, path, flags | (syscalls.AT_RECURSIVE if recursive else 0))
+
+
+move = syscalls.move_mount
+
+
+def set_propagation(descriptor: int, bits: int) -> None:
+    """Gives the mount that a descriptor is the root of another propagation; with REC, also those below it."""
+    syscalls.mount_setattr(descriptor, recursive=bool(bits & REC), set_=0, propagation=bits & ~REC)
 
 
 class Mount:

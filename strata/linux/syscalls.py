@@ -19,7 +19,9 @@ _SETNS, _UNSHARE, _PRCTL = (308, 272, 157) if _X86 else (268, 97, 167)
 _CAPSET, _CAPGET, _KEYCTL = (126, 125, 250) if _X86 else (91, 90, 219)
 _SETHOSTNAME, _SETDOMAINNAME, _PERSONALITY = (170, 171, 135) if _X86 else (161, 162, 92)
 _SECCOMP, _BPF, _MEMFD = (317, 321, 319) if _X86 else (277, 280, 279)
+_FSTATFS = 138 if _X86 else 44
 _SETRESUID, _SETRESGID, _SETGROUPS = (117, 119, 116) if _X86 else (147, 149, 159)
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _OPEN_TREE, _MOVE_MOUNT, _CLONE3, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 437, 442
 _CLOSE_RANGE = 436
 _EXIT_GROUP = 231 if _X86 else 94
@@ -96,8 +98,26 @@ def open_tree(directory: int, path: str, flags: int) -> int:
 
 
 def move_mount(source: int, target: int) -> None:
-    """move_mount(2): attaches the detached mount `source` at what `target` refers to."""
+    """move_mount(2): attaches the mount `source`, detached until now or moved from elsewhere, at what `target` refers to."""
     call(_MOVE_MOUNT, source, b"", target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def new_filesystem(fstype: str, attributes: int = 0) -> int:
+    """fsopen(2), fsconfig(2) and fsmount(2): the descriptor of a new, detached mount without options."""
+    create = 6  # FSCONFIG_CMD_CREATE
+    context = call(_FSOPEN, fstype.encode(), 1)
+    try:
+        call(_FSCONFIG, context, create, None, None, 0)
+        return call(_FSMOUNT, context, 1, attributes)
+    finally:
+        os.close(context)
+
+
+def fstatfs(descriptor: int) -> bytes:
+    """fstatfs(2): a struct statfs."""
+    buffer = memory(120)
+    call(_FSTATFS, descriptor, buffer)
+    return bytes(buffer)
 
 
 def mount_setattr(descriptor: int, *, recursive: bool, set_: int, clear: int = 0, propagation: int = 0, userns: int = 0) -> None:
