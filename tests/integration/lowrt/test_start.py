@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,37 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def loaded_from(tree: Path) -> str:
-    """What the interpreter opened for `lowrt --help`."""
+@pytest.mark.parametrize("command", ["run", "create", "start", "exec", "state", "kill", "delete"])
+def test_the_modules_of_a_command_come_from_the_bundle(tree: Path, command: str) -> None:
     trace = tree / "trace"
-    command = ["strace", "-f", "-e", "trace=openat", "-o", trace, tree / "lowrt/launcher", "--help"]
-    subprocess.run(command, check=True, capture_output=True)
-    return trace.read_text()
+    argv = [
+        "strace",
+        "-f",
+        "-e",
+        "trace=openat",
+        "-o",
+        trace,
+        tree / "lowrt/launcher",
+        "--root",
+        tree / "state",
+        command,
+        "nosuch",
+        "x",
+    ]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode != 0
+    opened = [line.split('"')[1] for line in trace.read_text().splitlines() if str(tree) in line and "= -1" not in line]
+    assert {os.path.basename(path) for path in opened if path.endswith((".py", ".pyc"))} == {
+        f"bundle.python{sys.version_info[0]}.{sys.version_info[1]}.pyc"
+    }
 
 
-def test_modules_come_from_the_bundle(tree: Path) -> None:
-    trace = loaded_from(tree)
-    assert "bundle.python3" in trace
-    assert str(tree / "lowrt/main.py") not in trace
-    assert "__pycache__/main." not in trace
-
-
-def test_a_module_that_was_changed_comes_from_its_file(tree: Path) -> None:
-    source = tree / "lowrt/usage.py"
-    source.write_text(source.read_text().replace("an OCI runtime", "another OCI runtime"))
-    done = subprocess.run([tree / "lowrt/launcher", "--help"], capture_output=True, text=True, check=True)
-    assert "another OCI runtime" in done.stdout
+@pytest.mark.parametrize("module", ["lowrt/state.py", "strata/linux/cgroups/common.py", "strata/linux/cgroups/__init__.py"])
+def test_a_module_that_was_changed_comes_from_its_file(tree: Path, module: str) -> None:
+    source = tree / module
+    source.write_text(source.read_text() + "\nimport os\nos.write(2, b'the new one')\n")
+    done = subprocess.run([tree / "lowrt/launcher", "delete", "nosuch"], capture_output=True, text=True, check=False)
+    assert "the new one" in done.stderr
+    assert "container does not exist" in done.stderr
 
 
 def test_without_a_bundle_the_package_is_started(tree: Path) -> None:
