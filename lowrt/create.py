@@ -8,7 +8,7 @@ import _socket
 import os
 import time
 
-from lowrt import config, hooks, init, process, rootfs, start, state, terminal
+from lowrt import config, documents, hooks, init, process, resources, rootfs, start, state, terminal
 from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
 from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
 from strata.linux.cgroups.common import write
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 _SEQPACKET = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
-_ANY_DEVICE = {"allow": True, "access": "m", "major": -1, "minor": -1}
-# What every container may use (config-linux, Default Devices), whatever the rules before say.
+# What every container may use (config-linux, Default Devices), whatever the rules before say: to make any node, terminals,
+# /dev/net/tun, and the devices of these paths, unless the configuration has others there.
 _DEFAULT_DEVICES = [
-    {**_ANY_DEVICE, "type": "c"},
-    {**_ANY_DEVICE, "type": "b"},
+    *({"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")),
     *({"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
-      for major, minor in ((1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (136, -1), (5, 2))),
+      for major, minor in ((136, -1), (5, 2), (10, 200))),
 ]  # fmt: skip
-_DENY_ALL = {"allow": False, "access": "rwm"}
+_DEFAULT_NODES = {
+    path: {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+    for path, major, minor in (("/dev/null", 1, 3), ("/dev/random", 1, 8), ("/dev/full", 1, 7), ("/dev/tty", 5, 0),
+                               ("/dev/zero", 1, 5), ("/dev/urandom", 1, 9))
+}  # fmt: skip
 
 
 class Options:
@@ -37,7 +40,8 @@ class Options:
 
     bundle = "."
     console_socket = pid_file = ""
-    no_pivot = no_new_keyring = detach = keep = False
+    no_pivot = no_new_keyring = detach = keep = systemd_cgroup = False
+    rootless: bool | None = None
     run = False  # start follows at once, by the same caller
     preserve_fds = 0
 
@@ -75,7 +79,10 @@ def create(root: str, container_id: str, options: Options, fds: tuple[int, int, 
     try:
         return making.make()
     except BaseException as error:
+        killed = making.was_killed_for_memory()
         making.undo()
+        if killed and isinstance(error, (OSError, RuntimeFailure)):
+            raise RuntimeFailure("container init was OOM-killed (memory limit too low?)") from None
         if isinstance(error, OSError):
             raise RuntimeFailure(f"unable to create container: {reason(error)}") from None
         raise
@@ -97,7 +104,11 @@ class _Making:
         self._rootfs = os.path.realpath(os.path.join(bundle, root_path))
         if not os.path.isdir(self._rootfs):
             raise RuntimeFailure(f"root.path {root_path!r}: no such directory ({self._rootfs})")
-        self._cgroup = cgroups.open_cgroup(cgroup_path(self._linux, container_id))
+        self._resources = resources.check(self._linux.get("resources") or {}, unified=cgroups.mode() == "v2")
+        rootless = is_rootless(options.rootless)
+        self._cgroup = cgroup(spec, container_id, systemd=options.systemd_cgroup, rootless=rootless)
+        # A user without rights in the hierarchies does without, where no place in them is asked for.
+        self._lenient = rootless and not self._linux.get("cgroupsPath")
         self._pid, self._pidfd, self._master = 0, -1, -1
         self._open: list[int] = []
         self._sockets: list[descriptors.Socket] = []
@@ -119,7 +130,7 @@ class _Making:
         process_ = self._spec.get("process")
         preserve, process_ = self._preserved_descriptors(process_)
         program = process.Process(process_, self._filter, preserve) if process_ else None
-        root = rootfs.Rootfs(self._spec, self._rootfs, self._cgroup.path, self._bundle)
+        root = rootfs.Rootfs(self._spec, self._rootfs, self._cgroup.folders(), self._bundle)
         child = init.Init(
             self._spec, root, program,
             state=self._hook_state("creating", 0), sync=child_sync, start=listener, joined=joined,
@@ -129,9 +140,7 @@ class _Making:
         into = -1
         if self._cgroup.takes_clones:
             self._claim()
-            self._make_cgroup()
-            into = self._cgroup.open_for_clone()
-            self._open.append(into)
+            into = self._open_cgroup()
         self._clone(child, sync, joined, into)
         child_sync.close()
         if into < 0:
@@ -143,15 +152,13 @@ class _Making:
         if program:
             program.raise_limits(self._pid)
         sync.send(b"g")
+        if into < 0:
+            self._join_cgroup()
+        self._give_cgroup_away()
         try:
-            if into < 0:
-                self._make_cgroup()
-                self._cgroup.add(self._pid)
             sync.send(b"j")
-        except OSError:
-            if not pidfds.wait_gone(self._pidfd, 0):
-                raise
-            # The child failed first: what it said is the reason.
+        except BrokenPipeError:
+            pass  # the child failed first: what it said is the reason
         self._prepare_state()
         self._converse(sync, root)
         container.publish()
@@ -173,20 +180,51 @@ class _Making:
         self.container.make()
         self._own_folder = True
         group = self._cgroup
-        if group.exists() and (found := group.pids(recursive=True)):
-            raise RuntimeFailure(f"container's cgroup is not empty: {len(found)} process(es) found")
-        self.container.note("making", group.path)
+        if group.exists():
+            if found := group.pids(recursive=True):
+                raise RuntimeFailure(f"container's cgroup is not empty: {len(found)} process(es) found")
+            if group.frozen():
+                raise RuntimeFailure("container's cgroup unexpectedly frozen")
+        self.container.note("making", documents.dumps(group.remember()))
         self._own_cgroup = True
 
-    def _make_cgroup(self) -> None:
-        group = self._cgroup
+    def _open_cgroup(self) -> int:
+        """Makes the cgroup; its descriptor to clone the first process into, or -1 where this user may make none."""
         try:
-            group.create()
-            resources = dict(self._linux.get("resources") or {})
-            resources["devices"] = [*(resources.get("devices") or [_DENY_ALL]), *_DEFAULT_DEVICES]
-            group.apply(resources)
+            self._cgroup.prepare(self._limits(), lenient=self._lenient)
+            into = self._cgroup.open_for_clone() if self._cgroup.takes_clones else -1
         except OSError as error:
             raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
+        if into >= 0:
+            self._open.append(into)
+        return into
+
+    def _join_cgroup(self) -> None:
+        """Makes the cgroup, and moves the first process in."""
+        try:
+            self._cgroup.take(self._pid, self._limits(), lenient=self._lenient)
+        except OSError as error:
+            if not pidfds.wait_gone(self._pidfd, 0):
+                raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
+            # The child failed first: what it said is the reason.
+
+    def _limits(self) -> "Spec":
+        nodes = {device.get("path") for device in self._linux.get("devices") or ()}
+        defaults = [rule for path, rule in _DEFAULT_NODES.items() if path not in nodes]
+        return {**self._resources, "devices": [*(self._resources.get("devices") or ()), *_DEFAULT_DEVICES, *defaults]}
+
+    def _give_cgroup_away(self) -> None:
+        """Makes the cgroup the program's user's, where he has a namespace of it and can write in its mount (Cgroup ownership)."""
+        mappings = self._linux.get("uidMappings")
+        if not mappings or config.namespace_path(self._linux, "cgroup") != "":
+            return
+        if not any(mount.get("type") == "cgroup" and os.path.normpath(mount["destination"]) == "/sys/fs/cgroup"
+                   and "ro" not in (mount.get("options") or ()) for mount in self._spec.get("mounts") or ()):  # fmt: skip
+            return
+        uid = ((self._spec.get("process") or {}).get("user") or {}).get("uid", 0)
+        for mapping in mappings:
+            if 0 <= uid - mapping["containerID"] < mapping["size"]:
+                self._cgroup.delegate(mapping["hostID"] + uid - mapping["containerID"])
 
     def _open_namespaces(self) -> dict[str, int]:
         joined = {}
@@ -296,12 +334,7 @@ class _Making:
             elif letter == b"e":
                 raise received_failure(message)
             else:
-                raise RuntimeFailure(self._why_it_died())
-
-    def _why_it_died(self) -> str:
-        if self._cgroup.oom_kill_count():
-            return "container init was OOM-killed (memory limit too low?)"
-        return "container init died before it was set up"
+                raise RuntimeFailure("container init died before it was set up")
 
     def _hand_out_console(self, master: int) -> None:
         if not self._options.console_socket:
@@ -320,7 +353,9 @@ class _Making:
             "ociVersion": spec["ociVersion"],
             "pid": self._pid,
             "startTime": pidfds.start_time(self._pid),
-            "cgroup": self._cgroup.path,
+            "cgroup": self._cgroup.remember(),
+            "resources": self._resources,
+            "privatePid": config.namespace_path(self._linux, "pid") == "",
             "bundle": self._bundle,
             "rootfs": self._rootfs,
             "created": rfc3339(time.time_ns()),
@@ -338,6 +373,10 @@ class _Making:
 
     # --- the end of it, one way or the other
 
+    def was_killed_for_memory(self) -> bool:
+        """Whether the kernel killed in the cgroup: then that is the reason for all that failed after it."""
+        return self._own_cgroup and bool(self._cgroup.oom_kill_count())
+
     def undo(self) -> None:
         """Takes back what was made."""
         if self._pid:
@@ -348,7 +387,7 @@ class _Making:
             except ChildProcessError:
                 pass
         if self._own_cgroup:
-            self._cgroup.destroy()
+            self._cgroup.undo()
         for descriptor in (self._pidfd, self._master):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -362,12 +401,30 @@ class _Making:
             sock.close()
 
 
-def cgroup_path(linux: "Spec", container_id: str) -> str:
-    """The container's cgroup below every hierarchy's root: absolute as given, else below this process's own."""
-    given = linux.get("cgroupsPath") or container_id
-    if given.count(":") == 2:
-        raise RuntimeFailure(f"cgroupsPath {given!r} is one of systemd's: lowrt does not drive systemd yet, give a path")
-    return given if given.startswith("/") else f"{cgroups.own_path().rstrip('/')}/{given}"
+def cgroup(spec: "Spec", container_id: str, *, systemd: bool, rootless: bool) -> cgroups.Cgroup:
+    """The container's cgroup (config-linux, Cgroups Path): absolute as given, relative beside or below this process's own.
+
+    systemd: a unit's, of the path slice:prefix:name; for a rootless user of his own service manager.
+    """
+    given = (spec.get("linux") or {}).get("cgroupsPath") or ""
+    try:
+        if systemd:
+            raise RuntimeFailure("--systemd-cgroup: lowrt does not drive systemd yet; leave it away (cgroupfs)")
+        # `..` leads nowhere above the hierarchy's root, as in any path.
+        clean = os.path.normpath(f"/{given}" if given else f"/{container_id}")
+        return cgroups.open_cgroup(clean) if given.startswith("/") else cgroups.below_own(clean)
+    except (ValueError, OSError) as error:
+        raise RuntimeFailure(reason(error)) from None
+
+
+def is_rootless(asked: bool | None) -> bool:
+    """Whether cgroups are those of a user without rights. asked: what --rootless says, None for auto."""
+    if asked is not None:
+        return asked
+    if os.geteuid() != 0:
+        return True
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
 
 
 def rfc3339(nanoseconds: int) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Options:
     """The flags of exec."""
 
-    process_file = console_socket = pid_file = cwd = user = cgroup = ""
+    process_file = console_socket = pid_file = cwd = user = ""
     detach = terminal = ignore_paused = False
     no_new_privileges: bool | None = None
     preserve_fds = 0
@@ -30,6 +30,7 @@ class Options:
         self.environment: list[str] = []
         self.additional_gids: list[int] = []
         self.capabilities: list[str] = []
+        self.cgroups: list[str] = []
 
 
 def execute(container: state.Container, arguments: list[str], options: Options, fds: tuple[int, int, int]) -> int:
@@ -53,8 +54,8 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
     try:
         if not container.is_alive():
             raise RuntimeFailure("cannot exec in a stopped container")
-        group = _cgroup(container, options)
-        pid = _enter(container, target, program, settings, sync, child_sync, fds, group)
+        below = sub_cgroups(options.cgroups)
+        pid = _enter(container, target, program, settings, sync, child_sync, fds, below)
         pidfd = pidfds.open_pidfd(pid)
         child_sync.close()
         program.raise_limits(pid)
@@ -143,14 +144,38 @@ def _settings(container: state.Container, arguments: list[str], options: Options
     return settings
 
 
-def _cgroup(container: state.Container, options: Options) -> "cgroups.Cgroup":
-    path: str = container.values["cgroup"]
-    if options.cgroup:
-        path = f"{path}/{options.cgroup.strip('/')}"
-    group = cgroups.open_cgroup(path)
-    if not group.exists():
-        raise RuntimeFailure(f"exec: the cgroup {path} does not exist")
-    return group
+def sub_cgroups(given: list[str]) -> dict[str, str]:
+    """Controller → path below the container's cgroup, "" for all of them, of --cgroup's PATH or CONTROLLER,…:PATH."""
+    paths: dict[str, str] = {}
+    for text in given:
+        controllers, colon, path = text.partition(":")
+        if not colon:
+            if len(given) > 1:
+                raise RuntimeFailure(f"invalid --cgroup argument: {text} (missing <controller>: prefix)")
+            return {"": text}
+        for controller in controllers.split(","):
+            if not controller:
+                raise RuntimeFailure(f"invalid --cgroup argument: {text} (empty <controller> prefix)")
+            if controller in paths:
+                raise RuntimeFailure(f"invalid --cgroup argument(s): controller {controller} specified multiple times")
+            paths[controller] = path
+    return paths
+
+
+def _clone_helper(group: "cgroups.Cgroup", below: dict[str, str]) -> tuple[int, int, bool]:
+    """The helper's PID and pidfd (0 in the helper), and whether it starts in the container's cgroup."""
+    try:
+        into = group.open_for_exec(below)
+    except ValueError as error:
+        raise RuntimeFailure(f"exec failed: {error}", 255) from None
+    if into >= 0:
+        try:
+            return *syscalls.clone3(0, cgroup=into), True
+        except OSError:
+            pass  # the container has divided its group, see Cgroup.follow
+        finally:
+            os.close(into)
+    return *syscalls.clone3(0), False
 
 
 def _enter(
@@ -161,13 +186,14 @@ def _enter(
     sync: descriptors.Socket,
     child_sync: descriptors.Socket,
     fds: tuple[int, int, int],
-    group: "cgroups.Cgroup",
+    below: dict[str, str],
 ) -> int:
     """Clones the process inside the namespaces; its PID, as seen here."""
     flags = 0
     for kind in container.values["namespaces"]:
         flags |= namespaces.KINDS[kind][0]
-    helper, helper_pidfd = syscalls.clone3(0)
+    group = container.cgroup()
+    helper, helper_pidfd, inside = _clone_helper(group, below)
     if helper == 0:
         try:
             process.hide()
@@ -191,10 +217,11 @@ def _enter(
         finally:
             os._exit(0)
     try:
-        group.add(helper)  # the process inherits it: not for a moment is it outside the container's limits
+        if not inside:
+            _join_cgroup(group, helper, container.pid, below)
         sync.send(b"g")
         message, _ = descriptors.receive(sync)
-    except OSError:
+    except (OSError, RuntimeFailure):
         pidfds.send_signal(helper_pidfd, 9)  # it waits for a word that will not come
         raise
     finally:
@@ -203,6 +230,14 @@ def _enter(
     if message[:1] != b"p":
         raise _failure(message or b"e1 the process that joins the container has died")
     return int(message[1:])
+
+
+def _join_cgroup(group: "cgroups.Cgroup", helper: int, leader: int, below: dict[str, str]) -> None:
+    """Moves the helper in: the process inherits it, and is not for a moment outside the container's limits."""
+    try:
+        group.follow(helper, leader, below)
+    except (OSError, ValueError) as error:
+        raise RuntimeFailure(f"exec failed: error adding pid {helper} to cgroups: {reason(error)}", 255) from None
 
 
 def _become(program: "process.Process", settings: "Spec", sync: descriptors.Socket, fds: tuple[int, int, int]) -> None:

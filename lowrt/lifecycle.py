@@ -3,36 +3,42 @@
 import _signal  # type: ignore[import-not-found]
 import os
 
-from lowrt import documents, hooks, state
+from lowrt import documents, hooks, resources, state
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import cgroups, pidfds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
 def signal_number(text: str) -> int:
-    """A signal by number or name, with or without SIG. Raises RuntimeFailure."""
-    number = 0
-    if text.isdigit():
+    """A signal by number or name, with or without SIG; 0 only asks whether it could be sent. Raises RuntimeFailure."""
+    if text.isdecimal():
         number = int(text)
     else:
-        name = text.upper()
-        name = name if name.startswith("SIG") else f"SIG{name}"
-        number = int(getattr(_signal, name, 0)) if name[3:].isalnum() else 0
-    if not 0 < number < _signal.NSIG:
+        name, plus, more = text.upper().removeprefix("SIG").partition("+")
+        number = int(getattr(_signal, f"SIG{name}", 0)) if name.isalnum() else 0
+        if plus:  # RTMIN+3
+            number = number + int(more) if name == "RTMIN" and more.isdecimal() else 0
+        if not number:
+            raise RuntimeFailure(f"unknown signal {text!r}")
+    if not 0 <= number < _signal.NSIG:
         raise RuntimeFailure(f"unknown signal {text!r}")
     return number
 
 
 def kill(container: state.Container, number: int, *, everybody: bool = False) -> None:
-    """Sends a signal to the container's first process, or to all of its cgroup."""
-    group = cgroups.open_cgroup(container.values["cgroup"])
+    """Sends a signal to the container's first process, or to all of its cgroup; with SIGKILL also where they share its fate
+    by no PID namespace of their own. everybody: no error where nothing runs any more."""
+    group = container.cgroup()
+    if number == _signal.SIGKILL and (everybody or not container.values["privatePid"]):
+        if not everybody and not container.is_alive() and not group.pids(recursive=True):
+            raise RuntimeFailure("container not running")
+        group.kill()
+        return
     if everybody:
-        if number == _signal.SIGKILL:
-            group.kill()
-            return
         for pid in group.pids(recursive=True):
             try:
                 os.kill(pid, number)
@@ -41,12 +47,8 @@ def kill(container: state.Container, number: int, *, everybody: bool = False) ->
         return
     if not _signal_first(container, number):
         raise RuntimeFailure("container not running")
-    if number == _signal.SIGKILL:
-        # A frozen process dies only when it thaws; one that shares its PID namespace takes nobody along.
-        if group.frozen():
-            group.thaw()
-        if "pid" not in container.values["namespaces"]:
-            group.kill()
+    if number == _signal.SIGKILL and group.frozen():
+        group.thaw()  # a frozen process dies only when it thaws
 
 
 def _signal_first(container: state.Container, number: int) -> bool:
@@ -95,7 +97,7 @@ def delete_ended(container: state.Container) -> None:
 
 
 def _remove(container: state.Container) -> None:
-    cgroups.open_cgroup(container.values["cgroup"]).destroy()
+    container.cgroup().destroy()
     container.remove_folder()
     if hook_values := container.values.get("hooks"):
         stopped = hooks.state(
@@ -110,7 +112,7 @@ def _end(container: state.Container) -> None:
     pidfd = -1
     try:
         pidfd = pidfds.open_pidfd(container.pid)
-        cgroups.open_cgroup(container.values["cgroup"]).kill()
+        container.cgroup().kill()
         pidfds.send_signal(pidfd, _signal.SIGKILL)
         if not pidfds.wait_gone(pidfd, 10.0):
             raise RuntimeFailure(f"container {container.id}: its process {container.pid} does not die")
@@ -128,7 +130,7 @@ def _delete_half_made(root: str, container_id: str) -> bool:
         return False
     try:
         with open(f"{container.folder}/making", encoding="utf-8") as file:
-            cgroups.open_cgroup(file.read()).destroy()
+            cgroups.restore(documents.loads(file.read())).destroy()
     except FileNotFoundError:
         pass
     container.remove_folder()
@@ -137,39 +139,56 @@ def _delete_half_made(root: str, container_id: str) -> bool:
 
 def pause(container: state.Container) -> None:
     if container.status() not in ("created", "running"):
-        raise RuntimeFailure(f"container not running: {container.status()}")
-    cgroups.open_cgroup(container.values["cgroup"]).freeze()
+        raise RuntimeFailure("container not running")
+    _change_freezer(container, "pause", container.cgroup().freeze)
 
 
 def resume(container: state.Container) -> None:
     if container.status() != "paused":
         raise RuntimeFailure("container not paused")
-    cgroups.open_cgroup(container.values["cgroup"]).thaw()
+    _change_freezer(container, "resume", container.cgroup().thaw)
 
 
-def update(container: state.Container, resources: "dict[str, Any]") -> None:
-    """Changes the limits that are given (config-linux, Control groups)."""
+def _change_freezer(container: state.Container, verb: str, change: "Callable[[], None]") -> None:
+    try:
+        change()
+    except OSError as error:
+        raise RuntimeFailure(f"{verb} container {container.id}: {reason(error)}") from None
+
+
+def update(container: state.Container, changed: "dict[str, Any]") -> None:
+    """Changes the limits that are given (config-linux, Control groups), and remembers them. The caller holds the lock."""
     if container.status() == "stopped":
         raise RuntimeFailure("container not running")
+    group, old = container.cgroup(), container.values.get("resources") or {}
+    whole, now = resources.merge(old, changed)
     try:
-        cgroups.open_cgroup(container.values["cgroup"]).apply(resources)
+        group.apply(now)
     except OSError as error:
+        try:
+            group.apply({name: old[name] for name in now if name in old})
+        except OSError:
+            pass  # the first failure is the one to tell
         raise RuntimeFailure(f"update container {container.id}: {reason(error)}") from None
+    container.values["resources"] = whole
+    container.prepare()
+    container.publish()
 
 
 def ps(container: state.Container, format_: str, arguments: list[str]) -> str:
     """The container's processes: PIDs as JSON, or ps's lines about them."""
-    pids = cgroups.open_cgroup(container.values["cgroup"]).pids(recursive=True)
+    pids = container.cgroup().pids(recursive=True)
     if format_ == "json":
-        return documents.dumps(pids) + "\n"
+        return documents.dumps(pids or None) + "\n"
     import subprocess
 
-    lines = subprocess.run(["ps", *(arguments or ["-ef"])], capture_output=True, text=True, check=False)
-    if lines.returncode:
-        raise RuntimeFailure(f"ps: {lines.stderr.strip()}")
-    header, *rows = lines.stdout.splitlines()
+    command = ["ps", *(arguments or ["-ef"])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise RuntimeFailure(f"exit status {done.returncode}: {done.stdout.strip()}")
+    header, *rows = done.stdout.splitlines()
     if "PID" not in header.split():
-        raise RuntimeFailure("ps: its output has no PID column: leave the option away that hides it")
+        raise RuntimeFailure("couldn't find PID field in ps output")
     column = header.split().index("PID")
     wanted = {str(pid) for pid in pids}
     kept = [row for row in rows if len(row.split()) > column and row.split()[column] in wanted]

@@ -20,14 +20,15 @@ _GLOBAL = {"root": "=", "log": "=", "log-format": "=", "debug": "", "systemd-cgr
 _CREATE = {"bundle": "=", "console-socket": "=", "pid-file": "=", "no-pivot": "", "no-new-keyring": "", "preserve-fds": "="}
 _UPDATE = {"resources": "=", "blkio-weight": "=", "cpu-period": "=", "cpu-quota": "=", "cpu-burst": "=", "cpu-share": "=",
            "cpu-rt-period": "=", "cpu-rt-runtime": "=", "cpuset-cpus": "=", "cpuset-mems": "=", "memory": "=",
-           "memory-reservation": "=", "memory-swap": "=", "pids-limit": "=", "cpu-idle": "="}  # fmt: skip
+           "memory-reservation": "=", "memory-swap": "=", "pids-limit": "=", "cpu-idle": "=", "kernel-memory": "=",
+           "kernel-memory-tcp": "=", "l3-cache-schema": "=", "mem-bw-schema": "="}  # fmt: skip
 _FLAGS: "dict[str, dict[str, str]]" = {
     "create": _CREATE,
     "run": {**_CREATE, "detach": "", "keep": "", "no-subreaper": ""},
     "start": {},
     "exec": {"process": "=", "console-socket": "=", "pid-file": "=", "cwd": "=", "env": "=*", "tty": "", "user": "=",
              "additional-gids": "=*", "detach": "", "process-label": "=", "apparmor": "=", "no-new-privs": "", "cap": "=*",
-             "preserve-fds": "=", "cgroup": "=", "ignore-paused": ""},
+             "preserve-fds": "=", "cgroup": "=*", "ignore-paused": ""},
     "state": {},
     "list": {"format": "=", "quiet": ""},
     "ps": {"format": "="},
@@ -36,6 +37,7 @@ _FLAGS: "dict[str, dict[str, str]]" = {
     "pause": {},
     "resume": {},
     "update": _UPDATE,
+    "events": {"interval": "=", "stats": ""},
     "spec": {"bundle": "=", "rootless": ""},
     "features": {},
 }  # fmt: skip
@@ -59,6 +61,8 @@ class Call:
     def __init__(self, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> None:
         self.fds, self.environ = fds, environ
         self.root, self.log, self.log_format = DEFAULT_ROOT, "", "text"
+        self.systemd_cgroup = False
+        self.rootless: bool | None = None
         self.command = ""
         self.values: dict[str, Any] = {}
         self.arguments: list[str] = []
@@ -121,8 +125,7 @@ def _run(call: Call, argv: "Sequence[str]") -> int:
     call.log, call.log_format = given.get("log") or "", given.get("log-format") or "text"
     if call.log_format not in ("text", "json"):
         raise RuntimeFailure(f"--log-format {call.log_format}: must be text or json")
-    if given.get("systemd-cgroup"):
-        raise RuntimeFailure("--systemd-cgroup: lowrt does not drive systemd yet; leave it away (cgroupfs)")
+    call.systemd_cgroup, call.rootless = bool(given.get("systemd-cgroup")), _true_false_auto(given.get("rootless") or "auto")
     if given.get("version"):
         from lowrt import config
 
@@ -134,14 +137,15 @@ def _run(call: Call, argv: "Sequence[str]") -> int:
         call.say(usage.of(rest[1] if len(rest) > 1 else ""))
         return 0
     call.command = rest[0]
-    if call.command in ("checkpoint", "restore", "events"):
+    if call.command in ("checkpoint", "restore"):
         raise RuntimeFailure(f"{call.command}: not supported by this runtime yet")
     flags = _FLAGS.get(call.command)
     if flags is None:
         raise RuntimeFailure(f"no command {call.command!r}: see lowrt --help")
     call.values = {}
-    # What follows exec's container is the program's own line.
-    call.arguments = _parse(call, rest[1:], {**flags, "help": ""}, call.command, stop_after=1 if call.command == "exec" else None)
+    # What follows exec's container is the program's own line, and ps's the program ps's.
+    stop_after = 1 if call.command in ("exec", "ps") else None
+    call.arguments = _parse(call, rest[1:], {**flags, "help": ""}, call.command, stop_after=stop_after)
     if call.values.get("help"):
         from lowrt import usage
 
@@ -208,7 +212,16 @@ def _create_options(call: Call) -> "Any":
     options.no_pivot, options.no_new_keyring = bool(given.get("no-pivot")), bool(given.get("no-new-keyring"))
     options.detach, options.keep = bool(given.get("detach")), bool(given.get("keep"))
     options.preserve_fds = call.number("preserve-fds")
+    options.systemd_cgroup, options.rootless = call.systemd_cgroup, call.rootless
     return options
+
+
+def _true_false_auto(text: str) -> bool | None:
+    if text == "auto":
+        return None
+    if text.lower() not in ("true", "false", "1", "0", "t", "f"):
+        raise RuntimeFailure(f"--rootless {text}: must be true, false or auto")
+    return text.lower() in ("true", "1", "t")
 
 
 def _create(call: Call) -> int:
@@ -280,7 +293,7 @@ def _exec(call: Call) -> int:
             raise RuntimeFailure(f"--{name}: not supported by this runtime yet")
     options.process_file, options.console_socket = given.get("process") or "", given.get("console-socket") or ""
     options.pid_file, options.cwd = given.get("pid-file") or "", given.get("cwd") or ""
-    options.user, options.cgroup = given.get("user") or "", given.get("cgroup") or ""
+    options.user, options.cgroups = given.get("user") or "", given.get("cgroup") or []
     options.detach, options.terminal = bool(given.get("detach")), bool(given.get("tty"))
     options.ignore_paused = bool(given.get("ignore-paused"))
     options.no_new_privileges = given.get("no-new-privs")
@@ -361,8 +374,22 @@ def _resume(call: Call) -> int:
 def _update(call: Call) -> int:
     from lowrt import lifecycle, resources, state
 
+    changed = resources.from_flags(call.values, call.fds[0])
+    _warn(call, resources.warnings(changed))
+    container = state.Container.open(call.root, call.one_id(), locked=True)
+    try:
+        lifecycle.update(container, changed)
+    finally:
+        container.unlock()
+    return 0
+
+
+def _events(call: Call) -> int:
+    from lowrt import events, state
+
+    interval = events.seconds(call.values.get("interval") or "5s")
     container = state.Container.open(call.root, call.one_id())
-    lifecycle.update(container, resources.from_flags(call.values, call.fds[0]))
+    events.report(container, call.say, lambda text: _warn(call, [text]), interval, once=bool(call.values.get("stats")))
     return 0
 
 
@@ -391,8 +418,8 @@ def _features(call: Call) -> int:
 
 _COMMANDS: "dict[str, Callable[[Call], int]]" = {
     "create": _create, "run": _run_container, "start": _start, "exec": _exec, "state": _state, "list": _list, "ps": _ps,
-    "kill": _kill, "delete": _delete_command, "pause": _pause, "resume": _resume, "update": _update, "spec": _spec,
-    "features": _features,
+    "kill": _kill, "delete": _delete_command, "pause": _pause, "resume": _resume, "update": _update, "events": _events,
+    "spec": _spec, "features": _features,
 }  # fmt: skip
 
 
@@ -406,6 +433,11 @@ def _report(call: Call, message: str) -> None:
         os.write(call.fds[2], f"lowrt: {message}\n".encode(errors="surrogateescape"))
     except OSError:
         pass
+
+
+def _warn(call: Call, texts: list[str]) -> None:
+    for text in texts:
+        _log(call, "warning", text)
 
 
 def _warn_of_capabilities(call: Call, names: list[str]) -> None:

@@ -296,13 +296,12 @@ def _mount_cgroup(root: "Rootfs", mount: Mount) -> None:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), entry.name, dir_fd=made)  # cpu → cpu,cpuacct
-            elif entry.is_dir():
+                continue
+            own = [folder for folder in root.cgroup_folders if folder.startswith(f"{entry.path}/")]
+            if own:  # else it is no hierarchy, or one that the container has no group in
                 os.mkdir(entry.name, 0o755, dir_fd=made)
-                try:
-                    # By name in the new tmpfs, which nobody else can have changed.
-                    mounts.mount(entry.path + root.cgroup_path, f"/proc/self/fd/{made}/{entry.name}", "", mounts.BIND)
-                except FileNotFoundError:  # no hierarchy, or one that the container has no group in
-                    os.rmdir(entry.name, dir_fd=made)
+                # By name in the new tmpfs, which nobody else can have changed.
+                mounts.mount(own[0], f"/proc/self/fd/{made}/{entry.name}", "", mounts.BIND)
     set_, _ = mounts.attributes(mount.flags & mounts.PER_MOUNT & ~mounts.ATIMES)
     if set_:
         syscalls.mount_setattr(made, recursive=True, set_=set_)
@@ -319,7 +318,7 @@ def _mount_cgroup_v2(root: "Rootfs", mount: Mount) -> None:
         return
     except RuntimeFailure as error:
         failed = error
-    source = cgroups.ROOT + (root.cgroup_path if root.has_namespace("cgroup") else "")
+    source = root.cgroup_folders[0] if root.cgroup_folders and root.has_namespace("cgroup") else cgroups.ROOT
     try:
         tree = mounts.copy_tree(syscalls.AT_FDCWD, source, recursive=False)
     except OSError:

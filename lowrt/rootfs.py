@@ -26,15 +26,15 @@ class Rootfs(beneath.Beneath):
     """The root on its way: `folder` is its descriptor once `prepare` has bound it. Made before the clone: raises
     RuntimeFailure for mounts that cannot be honoured.
 
-    path: the root's own, without links. cgroup_path: the container's cgroup below each hierarchy's root. bundle: where
+    path: the root's own, without links. cgroup_folders: the container's cgroup in each hierarchy. bundle: where
     relative sources begin. ask_parent: gets the number of a mount and returns its source as a detached tree (`sources`).
     """
 
     ask_parent: "Callable[[int], int]"
 
-    def __init__(self, spec: "Spec", path: str, cgroup_path: str, bundle: str = "") -> None:
+    def __init__(self, spec: "Spec", path: str, cgroup_folders: list[str], bundle: str = "") -> None:
         super().__init__(-1)
-        self.spec, self.path, self.cgroup_path = spec, path, cgroup_path
+        self.spec, self.path, self.cgroup_folders = spec, path, cgroup_folders
         self.linux: Spec = spec.get("linux") or {}
         self.in_user_namespace = self.has_namespace("user")
         self.mounts = [

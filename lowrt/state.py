@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from strata.linux.cgroups import Cgroup
+
 _ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-.")
 START_SOCKET = "start.sock"
 
@@ -113,6 +115,11 @@ class Container:
         pid: int = self.values["pid"]
         return pid
 
+    def cgroup(self) -> "Cgroup":
+        from strata.linux import cgroups
+
+        return cgroups.restore(self.values["cgroup"])
+
     def is_alive(self) -> bool:
         """Whether the container's first process runs: it is the same one (by its start time), and not a zombie."""
         try:
@@ -124,9 +131,7 @@ class Container:
         """created, running, paused or stopped."""
         if not self.is_alive():
             return "stopped"
-        from strata.linux import cgroups
-
-        if cgroups.open_cgroup(self.values["cgroup"]).frozen():
+        if self.cgroup().frozen():
             return "paused"
         return "created" if os.path.exists(f"{self.folder}/{START_SOCKET}") else "running"
 

@@ -1,7 +1,9 @@
-"""What all tests share: the option --long, and waiting for a condition with a deadline."""
+"""What all tests share: the option --long, waiting for a condition with a deadline, and a lane with cgroup v2 alone."""
 
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -29,3 +31,28 @@ def wait_for(condition: Callable[[], T], *, seconds: float = 10.0, what: str = "
             pytest.fail(f"waited {seconds} s for {what or condition}: last result {result!r}")
         time.sleep(0.02)
     return result
+
+
+class Lane:
+    """A view of the machine's cgroups. Commands that begin with `prefix` see it; `tree` is where this process sees v2's tree."""
+
+    def __init__(self, prefix: list[str], tree: Path) -> None:
+        self.prefix, self.tree = prefix, tree
+
+
+@pytest.fixture(scope="session")
+def v2_lane() -> Iterator[Lane]:
+    """Pure cgroup v2: on a machine with v1 hierarchies, a mount namespace in which a v2 tree takes their place."""
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        yield Lane([], root)
+        return
+    script = "umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && echo ready && read end"
+    holder = subprocess.Popen(["unshare", "--mount", "sh", "-ec", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        yield Lane(["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt"], root / "unified")
+    finally:
+        holder.kill()
+        holder.communicate()

@@ -25,6 +25,7 @@ _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _OPEN_TREE, _MOVE_MOUNT, _CLONE3, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 437, 442
 _CLOSE_RANGE = 436
 _EXIT_GROUP = 231 if _X86 else 94
+_INOTIFY_INIT1, _INOTIFY_ADD_WATCH = (294, 254) if _X86 else (26, 27)
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
 
@@ -188,9 +189,22 @@ def seccomp(operation: int, flags: int, program: bytes | None) -> int:
     return call(_SECCOMP, operation, flags, program)
 
 
-def bpf(command: int, attributes: bytes) -> int:
-    """bpf(2)."""
+def bpf(command: int, attributes: "bytes | bytearray") -> int:
+    """bpf(2). attributes: a bytearray where the kernel answers in them."""
     return call(_BPF, command, attributes, len(attributes))
+
+
+IN_MODIFY = 2
+
+
+def inotify_init() -> int:
+    """inotify_init1(2): a descriptor that does not block."""
+    return call(_INOTIFY_INIT1, os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def inotify_add_watch(descriptor: int, path: str, mask: int) -> int:
+    """inotify_add_watch(2)."""
+    return call(_INOTIFY_ADD_WATCH, descriptor, os.fsencode(path), mask, what=path)
 
 
 def memfd_create(name: str, flags: int = 1) -> int:

@@ -5,19 +5,23 @@
 
 A path is relative to the root of every hierarchy: on a v1 or hybrid machine (v1 controllers, and a v2 tree at
 `/sys/fs/cgroup/unified`) it is made in each. Resources are those of the OCI runtime spec (config-linux, Control Groups), as
-plain dicts. `v1` and `v2` hold the two worlds; no other module asks which one it is in, but by `mode`.
+plain dicts. `v1` and `v2` hold the two worlds; no other module asks which one it is in, but by `mode`. `systemd` has groups
+that a service manager makes (it is imported by who wants one).
 """
 
 import os
 
-from strata.linux.cgroups.common import Cgroup, Stats
-from strata.linux.cgroups.v1 import CgroupV1
+from strata.linux.cgroups.common import Cgroup, Stats, read
+from strata.linux.cgroups.v1 import UNIFIED, CgroupV1, hierarchies
 from strata.linux.cgroups.v2 import CgroupV2
 
-__all__ = ["ROOT", "Cgroup", "Stats", "mode", "open_cgroup", "own_path"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["ROOT", "Cgroup", "Stats", "below_own", "in_every_hierarchy", "mode", "open_cgroup", "own_path", "restore"]
 
 ROOT = "/sys/fs/cgroup"
-_CGROUP2_MAGIC = 0x63677270
 
 
 def mode() -> str:
@@ -32,26 +36,69 @@ def open_cgroup(path: str) -> Cgroup:
 
     Raises ValueError for a path that leaves the hierarchy or names its root.
     """
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if not parts or ".." in parts:
-        raise ValueError(f"cgroup path {path!r}: must name a group below the root")
-    clean = "/" + "/".join(parts)
-    return CgroupV2(ROOT, clean) if mode() == "v2" else CgroupV1(ROOT, clean)
+    clean = _clean(path)
+    return CgroupV2(f"{ROOT}{clean}") if mode() == "v2" else CgroupV1(in_every_hierarchy(clean))
+
+
+def in_every_hierarchy(path: str) -> dict[str, str]:
+    """v1: controller → the folder of that path; "" is the v2 tree beside them."""
+    return {controller: f"{folder}{path}" for controller, folder in hierarchies(ROOT).items()}
+
+
+def below_own(path: str) -> Cgroup:
+    """The cgroup of that relative path beside this process's own (v2, where a group with processes has no others below it),
+    or below it (v1, in each hierarchy where the process is there). Raises ValueError as `open_cgroup`.
+    """
+    clean = _clean(path)
+    if mode() == "v2":
+        return CgroupV2(f"{ROOT}{os.path.dirname(own_path()).rstrip('/')}{clean}")
+    own = _own_paths("self")
+    paths = {}
+    for controller, folder in hierarchies(ROOT).items():
+        parent = own.get(controller, own.get(f"name={controller}", "/")).rstrip("/")
+        if parent and not os.path.isdir(f"{folder}{parent}"):
+            parent = _inside_mount(folder, parent)
+        paths[controller] = f"{folder}{parent}{clean}"
+    return CgroupV1(paths)
+
+
+def restore(remembered: "dict[str, Any]") -> Cgroup:
+    """The cgroup that `Cgroup.remember` told of."""
+    paths: dict[str, str] = remembered["paths"]
+    return CgroupV1(paths) if set(paths) - {UNIFIED} else CgroupV2(paths.get("", ""))
 
 
 def own_path(pid: int | str = "self") -> str:
-    """The path of a process's cgroup: in the v2 tree, or in that of the memory (else the first) controller of v1.
+    """The path of a process's cgroup: in the v2 tree, or in that of the memory (else the first) controller of v1."""
+    found = _own_paths(pid)
+    if mode() == "v2":
+        return found.get("", "/")
+    return found.get("memory") or next((path for path in found.values()), "/")
 
-    On v1 it is "/" where some hierarchy lacks that group: a group below it would have to make it there, and who would
-    take it away again?
-    """
-    first = ""
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-        lines = [line.rstrip("\n").split(":", 2) for line in file]
-    for number, controllers, path in lines:
-        if mode() == "v2" and number == "0":
-            return path
-        if "memory" in controllers.split(","):
-            first = path
-        first = first or path
-    return first if first in ("", "/") or all(map(os.path.isdir, open_cgroup(first).folders())) else "/"
+
+def _own_paths(pid: int | str) -> dict[str, str]:
+    """Controller (or name=NAME, or "" for v2) → the path of a process's cgroup."""
+    found = {}
+    for line in read(f"/proc/{pid}/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            found[controller] = path
+    return found
+
+
+def _inside_mount(folder: str, path: str) -> str:
+    """A path of the host's, where a container without a cgroup namespace has only a part of the hierarchy mounted."""
+    from strata.linux import mounts
+
+    for mounted in mounts.mountinfo():
+        root = mounted.root.rstrip("/")
+        if mounted.target == folder and f"{path}/".startswith(f"{root}/"):
+            return path.removeprefix(root)
+    return ""
+
+
+def _clean(path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts:
+        raise ValueError(f"cgroup path {path!r}: must name a group below the root")
+    return "/" + "/".join(parts)

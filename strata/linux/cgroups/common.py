@@ -1,4 +1,4 @@
-"""What v1 and v2 have in common: the interface, and the ways of reading, killing and removing."""
+"""What v1 and v2 have in common: the interface, and the ways of reading, writing, killing and removing."""
 
 import os
 import time
@@ -8,10 +8,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from strata.linux.cgroups.watch import Watch
+
     Resources = dict[str, Any]
 
 
 _SIGKILL = 9  # the signal module costs 6 ms of a cold start
+_ENOENT, _EBUSY, _EINVAL = 2, 16, 22
+DENIED = (1, 13, 30)
+"""EPERM, EACCES, EROFS: what a user without rights in a hierarchy gets."""
 
 
 class Stats:
@@ -27,14 +32,25 @@ class Stats:
 class Cgroup:
     """A group, in all hierarchies that the machine has. Every failure is an OSError that names the file."""
 
-    path: str
+    def __init__(self, paths: "dict[str, str]") -> None:
+        """paths: controller → the group's folder in its hierarchy; that of a v2 tree has the name "", also beside v1's."""
+        self.paths = paths
+        self.made: list[str] = []
 
     def folders(self) -> "list[str]":
         """The group's folder in each hierarchy."""
-        raise NotImplementedError
+        return list(dict.fromkeys(self.paths.values()))
 
-    def create(self) -> None:
-        """Makes the group and its parents; what is there already stays."""
+    def remember(self) -> "dict[str, Any]":
+        """What `restore` makes the same group of, as JSON has it."""
+        return {"paths": self.paths}
+
+    def create(self, resources: "Resources | None" = None, *, lenient: bool = False) -> None:
+        """Makes the group and its parents; what is there already stays, and what was made is in `made`.
+
+        resources: those of them that must be set before a process can join. lenient: leaves out (also of `paths`) the
+        hierarchies where this user may make no group.
+        """
         raise NotImplementedError
 
     takes_clones = False
@@ -44,13 +60,68 @@ class Cgroup:
         """A descriptor of the group, for `syscalls.clone3`. Only where it takes clones."""
         raise NotImplementedError
 
+    def prepare(self, resources: "Resources", *, lenient: bool = False) -> None:
+        """Makes the group with its limits. lenient: as in `create`, and without rules for devices where the user may set none."""
+        self.create(resources, lenient=lenient)
+        if not lenient:
+            self.apply(resources)
+            return
+        self.apply({name: value for name, value in resources.items() if name != "devices"})
+        try:
+            self.apply({"devices": resources["devices"]} if "devices" in resources else {})
+        except OSError as error:
+            if error.errno not in (*DENIED, _ENOENT):
+                raise
+
+    def take(self, pid: int, resources: "Resources", *, lenient: bool = False) -> None:
+        """Makes the group with its limits, and moves its first process in."""
+        self.prepare(resources, lenient=lenient)
+        if not lenient:
+            self.add(pid)
+            return
+        for folder in self.folders():
+            try:
+                join(folder, pid)
+            except OSError as error:
+                if error.errno not in DENIED:
+                    raise
+                self.paths = {name: path for name, path in self.paths.items() if path != folder}
+
     def exists(self) -> bool:
         return any(os.path.isdir(folder) for folder in self.folders())
 
-    def add(self, pid: int) -> None:
-        """Moves a process into the group."""
-        for folder in self.folders():
-            write(f"{folder}/cgroup.procs", str(pid))
+    def add(self, pid: int, below: "dict[str, str] | None" = None) -> None:
+        """Moves a process into the group, or into groups below it: controller → path, "" for all hierarchies.
+
+        Raises ValueError for a path that leaves the group, or a controller that is not there.
+        """
+        for folder in self._below(below):
+            join(folder, pid)
+
+    def open_for_exec(self, below: "dict[str, str] | None") -> int:
+        """As `open_for_clone`, of a group that is there, or of one below it as for `add`."""
+        return -1
+
+    def follow(self, pid: int, leader: int, below: "dict[str, str] | None" = None) -> None:
+        """As `add`; where nobody can be added to the group itself any more (v2), to that of its process `leader`."""
+        self.add(pid, below)
+
+    def _below(self, below: "dict[str, str] | None") -> "list[str]":
+        if not below:
+            return self.folders()
+        paths = dict(self.paths)
+        for controller, path in below.items():
+            if ".." in path.split("/"):
+                raise ValueError(f"bad sub cgroup path: {path}")
+            names = [controller] if controller else list(paths)
+            for name in names:
+                if name not in paths:
+                    raise ValueError(f"unknown controller {name} in SubCgroupPaths")
+                paths[name] = f"{self.paths[name]}/{path.strip('/')}".rstrip("/")
+        return list(dict.fromkeys(paths.values()))
+
+    def delegate(self, uid: int) -> None:
+        """Makes the group the user's, with what it may write in (config-linux, Cgroup ownership). Not on v1."""
 
     def apply(self, resources: "Resources") -> None:
         """Sets the limits that are given. Raises OSError for one that the kernel refuses or lacks."""
@@ -61,16 +132,18 @@ class Cgroup:
         found: set[int] = set()
         for folder in self.folders():
             for inside in descendants(folder) if recursive else (folder,):
-                found.update(int(line) for line in read(f"{inside}/cgroup.procs", "").split())
+                found.update(processes(inside))
         return sorted(found)
 
     def freeze(self) -> None:
+        """Stops all processes of the group and below it, and returns when they stand still."""
         raise NotImplementedError
 
     def thaw(self) -> None:
         raise NotImplementedError
 
     def frozen(self) -> bool:
+        """Whether the group itself was frozen; one that stands still with its parent was not."""
         raise NotImplementedError
 
     def kill(self) -> None:
@@ -94,49 +167,91 @@ class Cgroup:
                 return
             time.sleep(0.002)
 
-    def destroy(self) -> None:
-        """Kills what is in the group and below it, and removes it all."""
-        if not self._remove_empty():
-            self.kill()
-            self.remove()
-
-    def _remove_empty(self) -> bool:
-        """Removes the group where nothing is in it; whether nothing of it is left."""
-        gone = True
-        for folder in self.folders():
-            try:
-                os.rmdir(folder)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                gone = False
-        return gone
-
     def remove(self) -> None:
         """Removes the group with those below it. A process that is still ending is waited for, up to 2 s."""
         deadline = time.monotonic() + 2.0
         for folder in self.folders():
+            if _is_removed(folder):
+                continue
             for inside in sorted(descendants(folder), key=len, reverse=True):
                 pause = 0.001
-                while True:
-                    try:
+                while not _is_removed(inside):
+                    if time.monotonic() > deadline:
                         os.rmdir(inside)
-                    except FileNotFoundError:
-                        pass
-                    except OSError as error:
-                        if error.errno != 16 or time.monotonic() > deadline:  # EBUSY
-                            raise
-                        time.sleep(pause)
-                        pause = min(pause * 2, 0.05)
-                        continue
-                    break
+                        break
+                    time.sleep(pause)
+                    pause = min(pause * 2, 0.05)
+
+    def destroy(self) -> None:
+        """Kills what is in the group and below it, and removes it all."""
+        in_use = [folder for folder in self.folders() if not _is_removed(folder)]  # as a rule there is nothing in it
+        if in_use:
+            self.kill()
+            self.remove()
+
+    def undo(self) -> None:
+        """The same, and removes the parents that were made for it."""
+        self.destroy()
+        remove_folders(self.made)
 
     def stats(self) -> Stats:
+        raise NotImplementedError
+
+    def usage(self) -> "dict[str, Any]":
+        """What the group used, in the shape in which `runc events --stats` shows it (its types.Stats)."""
         raise NotImplementedError
 
     def oom_kill_count(self) -> int:
         """How many processes of the group and below it the kernel killed for want of memory."""
         raise NotImplementedError
+
+    def watch(self) -> "Watch":
+        """Tells of processes that are killed for want of memory. Raises OSError where memory is not controlled."""
+        raise NotImplementedError
+
+
+def _is_removed(folder: str) -> bool:
+    """Whether a group's folder is gone now; False while it is in use."""
+    try:
+        os.rmdir(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == _EBUSY:
+            return False
+        if os.path.exists(folder):  # a read-only mount says so even of what is not there
+            raise
+    return True
+
+
+def remove_folders(made: "list[str]") -> None:
+    """Takes back what `create` made, as far as nobody else uses it."""
+    for folder in reversed(made):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            pass
+
+
+def make_folders(folder: str) -> "list[str]":
+    """Makes a folder with its parents; returns those that were not there, outer ones first."""
+    try:
+        os.mkdir(folder)
+        return [folder]
+    except FileExistsError:
+        return []
+    except FileNotFoundError:
+        if folder == os.path.dirname(folder):
+            raise
+    made = make_folders(os.path.dirname(folder))
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        return made
+    except BaseException:
+        remove_folders(made)
+        raise
+    return [*made, folder]
 
 
 def descendants(folder: str) -> "Iterator[str]":
@@ -148,6 +263,21 @@ def descendants(folder: str) -> "Iterator[str]":
     yield folder
     for entry in entries:
         yield from descendants(entry)
+
+
+def processes(folder: str) -> "list[int]":
+    """The processes of one group; of a threaded one (v2), which has no list of them, those that its threads belong to."""
+    try:
+        return [int(line) for line in read(f"{folder}/cgroup.procs", "").split()]
+    except OSError as error:
+        if error.errno != 95:  # EOPNOTSUPP
+            raise
+    found = set()
+    for thread in read(f"{folder}/cgroup.threads", "").split():
+        for line in read(f"/proc/{thread}/status", "").splitlines():
+            if line.startswith("Tgid:"):
+                found.add(int(line[5:]))
+    return sorted(found)
 
 
 def read(path: str, missing: str | None = None) -> str:
@@ -163,12 +293,18 @@ def read(path: str, missing: str | None = None) -> str:
         while chunk := os.read(descriptor, 65536):
             chunks.append(chunk)
     except OSError as error:
-        if missing is not None and error.errno in (19, 95):  # ENODEV, EOPNOTSUPP: the group is going, or has no such thing
+        if missing is not None and error.errno == 19:  # ENODEV: the group is going
             return missing
         raise
     finally:
         os.close(descriptor)
     return b"".join(chunks).decode()
+
+
+def read_number(path: str, missing: int | None = None) -> int:
+    """A file with one number; `max` is the largest that 64 bits hold, as runc reads it."""
+    text = read(path, None if missing is None else str(missing)).strip()
+    return 2**64 - 1 if text == "max" else int(text)
 
 
 def write(path: str, text: str) -> None:
@@ -180,7 +316,28 @@ def write(path: str, text: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} (writing {text!r})", path) from None
+        raise refusal(path, text, error) from None
+
+
+def refusal(path: str, text: str, error: OSError) -> OSError:
+    """A failed write, worded as runc words it."""
+    reason = os.strerror(error.errno or 0)
+    return OSError(error.errno, f'failed to write "{text}": write {path}: {reason[:1].lower()}{reason[1:]}')
+
+
+def join(folder: str, pid: int) -> None:
+    """Moves a process into the group in a folder."""
+    path = f"{folder}/cgroup.procs"
+    for _ in range(5):
+        try:
+            write(path, str(pid))
+            return
+        except OSError as error:
+            if error.errno != _EINVAL:
+                raise
+            failed = error
+        time.sleep(0.03)  # a process that has only just been cloned (TASK_NEW) cannot be moved yet
+    raise failed
 
 
 def keyed(text: str) -> dict[str, int]:
@@ -191,3 +348,12 @@ def keyed(text: str) -> dict[str, int]:
         if value.strip().isdigit():
             found[key] = int(value)
     return found
+
+
+def rdma_line(device: str, limits: "dict[str, Any]") -> str:
+    """A line of rdma.max."""
+    parts = [device]
+    for key, name in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")):
+        if limits.get(key) is not None:
+            parts.append(f"{name}={limits[key]}")
+    return " ".join(parts)

@@ -1,99 +1,134 @@
-"""Device rules on cgroup v2: an eBPF program on the group, made from the list of rules (BPF_PROG_TYPE_CGROUP_DEVICE).
+"""What a list of device rules means, and how cgroup v1 is told of it (`ebpf` tells v2).
 
-The kernel asks it at every open and mknod with a context of three words: the access wanted and the type of the device, its
-major and its minor number. The last rule that applies decides, so the program tries them from the end.
+The meaning is that of v1's devices controller, on v2 too: a group allows nothing but its exceptions or, after a rule for all
+devices that allows, everything but its exceptions. A later rule changes what earlier ones said of exactly the same devices.
+
+https://docs.kernel.org/admin-guide/cgroup-v1/devices.html
 """
 
 import os
-from _struct import pack, unpack
 
-from strata.linux import syscalls
+from strata.linux.cgroups.common import read, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_BPF_PROG_LOAD, _BPF_PROG_ATTACH = 5, 8
-_PROG_TYPE_CGROUP_DEVICE, _CGROUP_DEVICE = 15, 6
-_ALLOW_MULTI = 2
-_TYPES = {"b": 1, "c": 2}
-_ACCESS = {"m": 1, "r": 2, "w": 4}
-_VERDICT_LENGTH = 2
-_R0, _R1, _R2, _R3, _R4, _R5 = range(6)
+    Rule = dict[str, Any]
+    Device = tuple[str, int, int]
+
+_ACCESS = {"r": 2, "w": 4, "m": 1}
+"""In the order in which the kernel writes them; the numbers are those that an eBPF program is asked with."""
+_ALL = 7
+_ANY = -1
 
 
-def attach(folder: str, rules: "list[dict[str, Any]]") -> None:
-    """Loads the program for these rules and attaches it to the group in the folder."""
-    program = assemble(rules)
-    license_ = b"Apache\0"
-    attributes = pack(
-        "IIQQ", _PROG_TYPE_CGROUP_DEVICE, len(program) // 8, syscalls.address_of(program), syscalls.address_of(license_)
-    )
-    loaded = syscalls.bpf(_BPF_PROG_LOAD, attributes.ljust(128, b"\0"))
+class Rules:
+    """allows: what goes for a device without an exception. exceptions: (type, major, minor) → kinds of access; -1 is any."""
+
+    def __init__(self, *, allows: bool = False) -> None:
+        self.allows = allows
+        self.exceptions: dict[Device, int] = {}
+
+    @classmethod
+    def of(cls, rules: "list[Rule]") -> "Rules":
+        """What a list in a configuration means; without any rule nothing is allowed. Raises OSError for one that cannot be."""
+        found = cls()
+        for rule in rules:
+            found.add(rule)
+        return found
+
+    @classmethod
+    def parse(cls, listing: str) -> "Rules":
+        """What a group's devices.list says. Where it allows everything by default, the kernel does not list the exceptions."""
+        found = cls()
+        for line in listing.splitlines():
+            kind, numbers, access = line.split()
+            if kind == "a":
+                return cls(allows=True)
+            major, minor = (_ANY if number == "*" else int(number) for number in numbers.split(":"))
+            found.exceptions[kind, major, minor] = _mask(access)
+        return found
+
+    def add(self, rule: "Rule") -> None:
+        """Takes one more rule of a configuration (config-linux, Allowed Device list)."""
+        kind, allow = rule.get("type") or "a", bool(rule.get("allow"))
+        if kind == "a":
+            self.allows, self.exceptions = allow, {}
+            return
+        major, minor = (_ANY if rule.get(name) is None else int(rule[name]) for name in ("major", "minor"))
+        device, access = (kind, max(major, _ANY), max(minor, _ANY)), _mask(rule.get("access") or "rwm")
+        if allow != self.allows:
+            self.exceptions[device] = self.exceptions.get(device, 0) | access
+            return
+        for wider in ((kind, _ANY, device[2]), (kind, device[1], _ANY), (kind, _ANY, _ANY)):
+            if wider != device and self.exceptions.get(wider, 0) & access:
+                # The kernel would ignore it, and leave a device open (or closed) that the configuration wants otherwise.
+                raise OSError(22, f"the device rule {_line(device, access)!r} would make a hole in the rule "
+                                  f"{_line(wider, self.exceptions[wider])!r}, which is not supported")  # fmt: skip
+        left = self.exceptions.pop(device, 0) & ~access
+        if left:
+            self.exceptions[device] = left
+
+    def changes(self, target: "Rules") -> "list[tuple[bool, str]]":
+        """The fewest lines, (allow, line), that make these rules the others: what is allowed by both stays so all the time."""
+        lines = []
+        old = self.exceptions
+        if self.allows or target.allows:
+            lines.append((target.allows, "a"))
+            old = {}
+        for device in sorted(old, key=_order):
+            if dropped := old[device] & ~target.exceptions.get(device, 0):
+                lines.append((target.allows, _line(device, dropped)))
+        for device in sorted(target.exceptions, key=_order):
+            if gained := target.exceptions[device] & ~old.get(device, 0):
+                lines.append((not target.allows, _line(device, gained)))
+        return lines
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rules) and (self.allows, self.exceptions) == (other.allows, other.exceptions)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def set_v1(folder: str, rules: "list[Rule]") -> None:
+    """Makes the rules those of the group in a v1 folder, without a moment in which less is allowed than before and after."""
+    target = Rules.of(rules)
+    current = Rules.parse(read(f"{folder}/devices.list"))
+    opened: dict[bool, int] = {}
     try:
-        group = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            attributes = pack("IIII", group, loaded, _CGROUP_DEVICE, _ALLOW_MULTI)
-            syscalls.bpf(_BPF_PROG_ATTACH, attributes.ljust(128, b"\0"))
-        finally:
-            os.close(group)
+        for allow, line in current.changes(target):
+            path = f"{folder}/devices.{'allow' if allow else 'deny'}"
+            try:
+                if allow not in opened:
+                    opened[allow] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                os.write(opened[allow], line.encode())
+            except OSError as error:
+                raise refusal(path, line, error) from None
     finally:
-        os.close(loaded)
+        for descriptor in opened.values():
+            os.close(descriptor)
+    now = Rules.parse(read(f"{folder}/devices.list"))
+    if now.allows != target.allows or (not now.allows and now != target):
+        raise OSError(22, f"{folder}/devices.list is not what the device rules ask for")
 
 
-def assemble(rules: "list[dict[str, Any]]") -> bytes:
-    """The program's instructions. Without a rule that applies, access is denied."""
-    code = [
-        _load_word(_R2, _R1, 0),  # access << 16 | type
-        _instruction(0xBF, _R3, _R2),  # r3 = r2
-        _instruction(0x57, _R2, immediate=0xFFFF),  # r2 &= 0xffff: the type
-        _instruction(0x77, _R3, immediate=16),  # r3 >>= 16: the access
-        _load_word(_R4, _R1, 4),  # major
-        _load_word(_R5, _R1, 8),  # minor
-    ]
-    for rule in reversed(rules):
-        instructions = _rule(rule)
-        code += instructions
-        if len(instructions) == _VERDICT_LENGTH:  # it applies to everything: the verifier refuses what cannot be reached
-            return b"".join(code)
-    return b"".join([*code, *_verdict(allow=False)])
+def _mask(access: str) -> int:
+    mask = 0
+    for letter in access:
+        mask |= _ACCESS.get(letter, 0)
+    return mask
 
 
-def _rule(rule: "dict[str, Any]") -> list[bytes]:
-    """Tests, each of which jumps past the rule's verdict when it fails."""
-    access = 0
-    for letter in rule.get("access") or "rwm":
-        access |= _ACCESS[letter]
-    tests: list[bytes] = []  # instructions; a jump's offset is filled in below
-    kind = rule.get("type") or "a"
-    if kind != "a":
-        tests.append(_instruction(0x55, _R2, immediate=_TYPES[kind]))  # if r2 != type
-    if access != 7:
-        # All of what is wanted must be in the rule: wanted & ~access == 0.
-        tests.append(_instruction(0xBF, _R1, _R3))
-        tests.append(_instruction(0x57, _R1, immediate=7 & ~access))
-        tests.append(_instruction(0x55, _R1, immediate=0))
-    for register, name in ((_R4, "major"), (_R5, "minor")):
-        number = rule.get(name)
-        if number is not None and number >= 0:
-            tests.append(_instruction(0x55, register, immediate=number))
-    verdict = _verdict(allow=bool(rule.get("allow")))
-    length = len(tests) + len(verdict)
-    placed = []
-    for index, test in enumerate(tests):
-        opcode, registers, _, immediate = unpack("BBhi", test)
-        offset = length - index - 1 if opcode == 0x55 else 0
-        placed.append(pack("BBhi", opcode, registers, offset, immediate))
-    return placed + verdict
+def letters(mask: int) -> str:
+    """Kinds of access as the kernel and systemd write them."""
+    return "".join(letter for letter, bit in _ACCESS.items() if mask & bit)
 
 
-def _verdict(*, allow: bool) -> list[bytes]:
-    return [_instruction(0xB7, _R0, immediate=int(allow)), _instruction(0x95)]
+def _line(device: "Device", mask: int) -> str:
+    kind, major, minor = device
+    return f"{kind} {'*' if major == _ANY else major}:{'*' if minor == _ANY else minor} {letters(mask)}"
 
 
-def _instruction(opcode: int, target: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
-    return pack("BBhi", opcode, source << 4 | target, offset, immediate)
-
-
-def _load_word(target: int, base: int, offset: int) -> bytes:
-    return _instruction(0x61, target, base, offset)
+def _order(device: "Device") -> "tuple[int, int, str]":
+    return device[1], device[2], device[0]

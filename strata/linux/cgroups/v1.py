@@ -1,182 +1,304 @@
-"""cgroup v1, also beside a v2 tree (hybrid): one hierarchy a controller, the same path in each.
+"""cgroup v1, also beside a v2 tree (hybrid): a hierarchy a controller, or for a few together.
 
 https://docs.kernel.org/admin-guide/cgroup-v1/
 """
 
 import os
 
-from strata.linux.cgroups.common import Cgroup, Stats, keyed, read, write
+from strata.linux.cgroups import convert, devices
+from strata.linux.cgroups.common import DENIED, Cgroup, Stats, keyed, make_folders, rdma_line, read, read_number, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from strata.linux.cgroups.common import Resources
+    from strata.linux.cgroups.v2 import CgroupV2
+    from strata.linux.cgroups.watch import Watch
 
-_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio",
-                "perf_event", "rdma", "systemd", "unified")  # fmt: skip
-_hierarchies: dict[str, dict[str, str]] = {}
+_ENOENT, _EBUSY, _EINVAL = 2, 16, 22
+UNIFIED = ""
+"""The name of the v2 tree among the hierarchies."""
+_FREEZE_TRIES = 1000
 
 
 def hierarchies(root: str) -> dict[str, str]:
-    """Controller → the mount of its hierarchy; co-mounted ones (cpu,cpuacct) share theirs. `unified` is the v2 tree."""
-    found = _hierarchies.get(root)
-    if found is None:
-        found = {}
-        for name in _CONTROLLERS:
-            folder = os.path.realpath(f"{root}/{name}")
-            if os.path.exists(f"{folder}/cgroup.procs"):
-                found[name] = folder
-        _hierarchies[root] = found
+    """Controller → the folder where its hierarchy is mounted. `systemd` is the named one without a controller."""
+    found = {}
+    for entry in os.scandir(root):
+        # Links (cpu → cpu,cpuacct) only say it again. A folder in which nothing is mounted has no such file.
+        if entry.is_dir(follow_symlinks=False) and os.path.exists(f"{entry.path}/cgroup.procs"):
+            if entry.name == "unified":
+                found[UNIFIED] = entry.path
+                continue
+            for controller in entry.name.split(","):
+                found[controller] = entry.path
     return found
 
 
 class CgroupV1(Cgroup):
-    def __init__(self, root: str, path: str) -> None:
-        self.path = path
-        self._hierarchies = hierarchies(root)
-
-    def folders(self) -> list[str]:
-        return list(dict.fromkeys(f"{folder}{self.path}" for folder in self._hierarchies.values()))
-
-    def folder(self, controller: str) -> str | None:
-        """The group's folder in a controller's hierarchy; None where that is not mounted."""
-        hierarchy = self._hierarchies.get(controller)
-        return f"{hierarchy}{self.path}" if hierarchy else None
-
-    def create(self) -> None:
+    def create(self, resources: "Resources | None" = None, *, lenient: bool = False) -> None:
+        cpu = (resources or {}).get("cpu") or {}
         for folder in self.folders():
             try:
-                os.mkdir(folder)
-            except FileExistsError:
-                pass
-            except FileNotFoundError:
-                os.makedirs(folder, exist_ok=True)
-        cpuset = self._hierarchies.get("cpuset")
-        if cpuset:
-            self._inherit_cpuset(cpuset)
-
-    def _inherit_cpuset(self, hierarchy: str) -> None:
-        """A new cpuset is empty and takes no process: each level starts with what its parent has."""
-        folder = hierarchy
-        for part in self.path.strip("/").split("/"):
-            parent, folder = folder, f"{folder}/{part}"
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                if not read(f"{folder}/{name}").strip():
-                    write(f"{folder}/{name}", read(f"{parent}/{name}").strip())
+                self.made += make_folders(folder)
+            except OSError as error:
+                if not lenient or error.errno not in DENIED:
+                    raise
+                self.paths = {name: path for name, path in self.paths.items() if path != folder}
+        if folder := self.paths.get("cpuset", ""):
+            _fill_cpuset(folder, "cpuset.cpus", cpu.get("cpus"))
+            _fill_cpuset(folder, "cpuset.mems", cpu.get("mems"))
 
     def apply(self, resources: "Resources") -> None:
+        if resources.get("unified"):
+            raise OSError(_EINVAL, "invalid configuration: cannot use unified on cgroup v1")
+        cpu = resources.get("cpu") or {}
+        for key in ("cpus", "mems"):
+            if cpu.get(key):
+                self._set("cpuset", f"cpuset.{key}", cpu[key])
+        if (rules := resources.get("devices")) is not None:
+            devices.set_v1(self._folder("devices", "devices.list"), rules)
         self._apply_memory(resources.get("memory") or {})
-        self._apply_cpu(resources.get("cpu") or {})
-        limit = (resources.get("pids") or {}).get("limit")
-        if limit:
-            self._set("pids", "pids.max", limit if limit > 0 else "max")
-        for rule in resources.get("devices") or ():
-            self._set("devices", "devices.allow" if rule.get("allow") else "devices.deny", _device_rule(rule))
-        block = resources.get("blockIO") or {}
-        if block.get("weight"):
-            folder = self.folder("blkio") or ""
-            name = "blkio.weight" if os.path.exists(f"{folder}/blkio.weight") else "blkio.bfq.weight"
-            self._set("blkio", name, block["weight"])
-        for key, file in (("throttleReadBpsDevice", "read_bps"), ("throttleWriteBpsDevice", "write_bps"),
-                          ("throttleReadIOPSDevice", "read_iops"), ("throttleWriteIOPSDevice", "write_iops")):  # fmt: skip
-            for limited in block.get(key) or ():
-                value = f"{limited['major']}:{limited['minor']} {limited['rate']}"
-                self._set("blkio", f"blkio.throttle.{file}_device", value)
-        for limited in resources.get("hugepageLimits") or ():
-            self._set("hugetlb", f"hugetlb.{limited['pageSize']}.limit_in_bytes", limited["limit"])
+        self._apply_cpu(cpu)
+        if (limit := (resources.get("pids") or {}).get("limit")) is not None:
+            self._set("pids", "pids.max", convert.tasks(limit))
+        self._apply_block(resources.get("blockIO") or {})
+        if pages := resources.get("hugepageLimits"):
+            self._apply_pages(pages)
         network = resources.get("network") or {}
         if network.get("classID"):
             self._set("net_cls", "net_cls.classid", network["classID"])
         for priority in network.get("priorities") or ():
             self._set("net_prio", "net_prio.ifpriomap", f"{priority['name']} {priority['priority']}")
+        if rdma := resources.get("rdma"):
+            if "rdma" not in self.paths and (tree := self._unified("rdma")):
+                tree.apply_rdma(rdma)
+                return
+            for device, limits in rdma.items():
+                self._set("rdma", "rdma.max", rdma_line(device, limits))
 
     def _apply_memory(self, memory: "dict[str, Any]") -> None:
-        limit, swap = memory.get("limit"), memory.get("swap")
-        folder = self.folder("memory")
-        writes: list[tuple[str, object]] = []
-        if limit:
-            writes.append(("memory.limit_in_bytes", limit))
-        if swap and folder and os.path.exists(f"{folder}/memory.memsw.limit_in_bytes"):
-            writes.append(("memory.memsw.limit_in_bytes", swap))
-            # The limit may not pass the limit with swap, so when it grows that one goes first.
-            now = int(read(f"{folder}/memory.memsw.limit_in_bytes", "0").strip() or 0)
-            if limit and (swap == -1 or 0 < now < swap):
-                writes.reverse()
-        for name, value in writes:
-            self._set("memory", name, value)
-        for key, name in (("reservation", "memory.soft_limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes")):
-            if memory.get(key):
-                self._set("memory", name, memory[key])
-        swappiness = memory.get("swappiness")
-        if swappiness is not None and 0 <= swappiness <= 100:
-            self._set("memory", "memory.swappiness", swappiness)
+        limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
+        if memory.get("useHierarchy"):
+            self._set("memory", "memory.use_hierarchy", 1)  # since Linux 5.11 it is always so
+        if limit or swap:
+            folder = self._folder("memory", "memory.limit_in_bytes")
+            if limit == -1 and swap == 0 and os.path.exists(f"{folder}/memory.memsw.limit_in_bytes"):
+                swap = -1
+            # The limit may never pass the one with swap: which goes first depends on where they are now.
+            if limit and swap and (swap == -1 or read_number(f"{folder}/memory.limit_in_bytes") < swap):
+                self._set("memory", "memory.memsw.limit_in_bytes", swap)
+                swap = 0
+            if limit:
+                self._set_memory_limit(folder, limit)
+            if swap:
+                self._set("memory", "memory.memsw.limit_in_bytes", swap)
+        if memory.get("reservation"):
+            self._set("memory", "memory.soft_limit_in_bytes", memory["reservation"])
         if memory.get("disableOOMKiller"):
             self._set("memory", "memory.oom_control", 1)
+        swappiness = memory.get("swappiness")
+        if swappiness is not None and swappiness not in (-1, 2**64 - 1):  # both mean "not set"
+            if not 0 <= swappiness <= 100:
+                raise OSError(_EINVAL, f"invalid memory swappiness value: {swappiness} (valid range is 0-100)")
+            self._set("memory", "memory.swappiness", swappiness)
+
+    def _set_memory_limit(self, folder: str, limit: int) -> None:
+        try:
+            self._set("memory", "memory.limit_in_bytes", limit)
+        except OSError as error:
+            if error.errno != _EBUSY:
+                raise
+            usage, peak = (read_number(f"{folder}/memory.{name}_in_bytes") for name in ("usage", "max_usage"))
+            raise OSError(_EBUSY, f"unable to set memory limit to {limit} (current usage: {usage}, peak usage: {peak})") from None
 
     def _apply_cpu(self, cpu: "dict[str, Any]") -> None:
-        names = (
-            ("cpus", "cpuset", "cpuset.cpus"), ("mems", "cpuset", "cpuset.mems"), ("shares", "cpu", "cpu.shares"),
-            ("period", "cpu", "cpu.cfs_period_us"), ("quota", "cpu", "cpu.cfs_quota_us"), ("burst", "cpu", "cpu.cfs_burst_us"),
-            ("realtimePeriod", "cpu", "cpu.rt_period_us"), ("realtimeRuntime", "cpu", "cpu.rt_runtime_us"),
-        )  # fmt: skip
-        for key, controller, name in names:
-            if cpu.get(key):
-                self._set(controller, name, cpu[key])
-        if cpu.get("idle") is not None:
-            self._set("cpu", "cpu.idle", cpu["idle"])
+        idle = cpu.get("idle")
+        if idle == 0:
+            self._set("cpu", "cpu.idle", idle)
+        if shares := cpu.get("shares"):
+            self._set("cpu", "cpu.shares", shares)
+            if (now := read_number(f"{self.paths['cpu']}/cpu.shares")) != shares:
+                word = "maximum" if shares > now else "minimum"
+                raise OSError(_EINVAL, f"the {word} allowed cpu-shares is {now}")
+        quota = cpu.get("quota") or 0
+        # A period or burst may be refused only because of the quota that still goes: then once more after the new one.
+        later = []
+        for key, name in (("period", "cpu.cfs_period_us"), ("burst", "cpu.cfs_burst_us")):
+            value = cpu.get(key)
+            if not value and (key == "period" or value is None):
+                continue
+            try:
+                self._set("cpu", name, value)
+            except OSError as error:
+                if key == "burst" and error.errno == _ENOENT:
+                    continue  # before Linux 5.14
+                if error.errno != _EINVAL or not quota:
+                    raise
+                later.append((name, value))
+        if quota:
+            self._set("cpu", "cpu.cfs_quota_us", quota)
+        for name, value in later:
+            self._set("cpu", name, value)
+        if idle:  # an idle group takes no shares
+            self._set("cpu", "cpu.idle", idle)
+        self._apply_realtime(cpu.get("realtimePeriod") or 0, cpu.get("realtimeRuntime") or 0)
+
+    def _apply_realtime(self, period: int, runtime: int) -> None:
+        refused = False
+        if period:
+            try:
+                self._set("cpu", "cpu.rt_period_us", period)
+            except OSError as error:
+                if error.errno != _EINVAL or not runtime:
+                    raise
+                refused = True  # because of the runtime that still goes
+        if runtime:
+            self._set("cpu", "cpu.rt_runtime_us", runtime)
+        if refused:
+            self._set("cpu", "cpu.rt_period_us", period)
+
+    def _apply_block(self, block: "dict[str, Any]") -> None:
+        weights = block.get("weightDevice") or ()
+        if block.get("weight") or weights:
+            # Two schedulers know weights: CFQ (gone since Linux 5.0) and BFQ.
+            folder = self._folder("blkio", "blkio.weight")
+            name = "blkio.weight" if os.path.exists(f"{folder}/blkio.weight") else "blkio.bfq.weight"
+            if block.get("weight"):
+                self._set("blkio", name, block["weight"])
+            for device in weights:
+                numbers = f"{device['major']}:{device['minor']}"
+                if device.get("weight"):
+                    self._set("blkio", f"{name}_device", f"{numbers} {device['weight']}")
+                if device.get("leafWeight"):
+                    self._set("blkio", "blkio.leaf_weight_device", f"{numbers} {device['leafWeight']}")
+        if block.get("leafWeight"):
+            self._set("blkio", "blkio.leaf_weight", block["leafWeight"])
+        for key, name in (("throttleReadBpsDevice", "read_bps"), ("throttleWriteBpsDevice", "write_bps"),
+                          ("throttleReadIOPSDevice", "read_iops"), ("throttleWriteIOPSDevice", "write_iops")):  # fmt: skip
+            for device in block.get(key) or ():
+                value = f"{device['major']}:{device['minor']} {device['rate']}"
+                self._set("blkio", f"blkio.throttle.{name}_device", value)
+
+    def _apply_pages(self, pages: "list[dict[str, Any]]") -> None:
+        if "hugetlb" not in self.paths and (tree := self._unified("hugetlb")):
+            tree.apply_pages(pages)
+            return
+        for limited in pages:
+            name = f"hugetlb.{limited['pageSize']}"
+            self._set("hugetlb", f"{name}.limit_in_bytes", limited["limit"])
+            if os.path.exists(f"{self.paths['hugetlb']}/{name}.rsvd.limit_in_bytes"):
+                self._set("hugetlb", f"{name}.rsvd.limit_in_bytes", limited["limit"])
+
+    def _unified(self, controller: str) -> "CgroupV2 | None":
+        """The group in the v2 tree, where that is the one with the controller."""
+        from strata.linux.cgroups.v2 import CgroupV2
+
+        folder = self.paths.get(UNIFIED)
+        if folder is None:
+            return None
+        tree = CgroupV2(folder)
+        return tree if tree.enable(controller) else None
+
+    def _folder(self, controller: str, name: str) -> str:
+        folder = self.paths.get(controller)
+        if folder is None:
+            raise OSError(
+                _ENOENT, f"cannot set {controller} limit: container could not join or create cgroup "
+                         f"(there is none to write {name} in: is the controller mounted?)"
+            )  # fmt: skip
+        return folder
 
     def _set(self, controller: str, name: str, value: object) -> None:
-        folder = self.folder(controller)
-        if folder is None:
-            raise OSError(2, f"the {controller} controller is not mounted, so {name} cannot be set", self.path)
-        write(f"{folder}/{name}", str(value))
+        write(f"{self._folder(controller, name)}/{name}", str(value))
 
     def freeze(self) -> None:
-        self._freezer("FROZEN")
-
-    def thaw(self) -> None:
-        self._freezer("THAWED")
-
-    def _freezer(self, state: str) -> None:
-        folder = self.folder("freezer")
+        folder = self.paths.get("freezer")
         if folder is None:
-            raise OSError(2, "the freezer controller is not mounted", self.path)
-        if not os.path.isdir(folder):
-            return
+            raise OSError(_ENOENT, "cannot toggle freezer: cgroups not configured for container")
         import time
 
-        deadline = time.monotonic() + 2.0
-        while True:
-            write(f"{folder}/freezer.state", state)
-            if read(f"{folder}/freezer.state").strip() == state:
-                return
-            if time.monotonic() > deadline:
-                raise OSError(16, f"the group does not become {state}", folder)
-            time.sleep(0.001)
+        # While processes keep coming (by fork, or exec into the container) the kernel can stay in FREEZING for ever. The
+        # documented way out is to ask again; to thaw for a moment now and then has proved to help.
+        path = f"{folder}/freezer.state"
+        try:
+            for attempt in range(1, _FREEZE_TRIES):
+                if attempt % 50 == 0:
+                    write(path, "THAWED")
+                    time.sleep(0.01)
+                write(path, "FROZEN")
+                if attempt % 25 == 0:
+                    time.sleep(0.00001)
+                state = read(path).strip()
+                if state == "FROZEN":
+                    return
+            raise OSError(_EBUSY, "unable to freeze")
+        except OSError:
+            try:
+                write(path, "THAWED")  # half frozen is the worst of all
+            except OSError:
+                pass
+            raise
+
+    def thaw(self) -> None:
+        folder = self.paths.get("freezer")
+        if folder is None:
+            raise OSError(_ENOENT, "cannot toggle freezer: cgroups not configured for container")
+        write(f"{folder}/freezer.state", "THAWED")
 
     def frozen(self) -> bool:
-        folder = self.folder("freezer")
-        return bool(folder) and read(f"{folder}/freezer.state", "").strip() in ("FROZEN", "FREEZING")
+        folder = self.paths.get("freezer")
+        if folder is None:
+            return False
+        state = read(f"{folder}/freezer.state", "").strip()
+        return state in ("FROZEN", "FREEZING") and read(f"{folder}/freezer.self_freezing", "1").strip() == "1"
+
+    def kill(self) -> None:
+        if tree := self.paths.get(UNIFIED):
+            try:
+                write(f"{tree}/cgroup.kill", "1")  # all at once; the rest is for those that are in v1's groups alone
+            except OSError:
+                pass  # before Linux 5.14, or the group is gone
+        super().kill()
 
     def stats(self) -> Stats:
         found = Stats()
-        found.cpu_usage_ns = int(read(f"{self.folder('cpuacct')}/cpuacct.usage", "0") or 0)
-        memory = self.folder("memory")
-        found.memory_usage_bytes = int(read(f"{memory}/memory.usage_in_bytes", "0") or 0)
+        memory = self.paths.get("memory", "")
+        found.cpu_usage_ns = read_number(f"{self.paths.get('cpuacct', '')}/cpuacct.usage", 0)
+        found.memory_usage_bytes = read_number(f"{memory}/memory.usage_in_bytes", 0)
         details = keyed(read(f"{memory}/memory.stat", ""))
         found.memory_working_set_bytes = max(found.memory_usage_bytes - details.get("total_inactive_file", 0), 0)
         found.memory_rss_bytes = details.get("total_rss", 0)
-        found.pids = int(read(f"{self.folder('pids')}/pids.current", "0") or 0)
+        found.pids = read_number(f"{self.paths.get('pids', '')}/pids.current", 0)
         found.oom_kills = self.oom_kill_count()
         return found
 
+    def usage(self) -> "dict[str, Any]":
+        from strata.linux.cgroups import usage
+
+        return usage.of_v1(self.paths)
+
     def oom_kill_count(self) -> int:
-        return keyed(read(f"{self.folder('memory')}/memory.oom_control", "")).get("oom_kill", 0)
+        return keyed(read(f"{self.paths.get('memory', '')}/memory.oom_control", "")).get("oom_kill", 0)
+
+    def watch(self) -> "Watch":
+        from strata.linux.cgroups import watch
+
+        return watch.WatchV1(self._folder("memory", "memory.oom_control"))
 
 
-def _device_rule(rule: "dict[str, Any]") -> str:
-    kind = rule.get("type") or "a"
-    numbers = [rule.get(name) for name in ("major", "minor")]
-    major, minor = ("*" if number is None or number < 0 else number for number in numbers)
-    return f"{kind} {major}:{minor} {rule.get('access') or 'rwm'}"
+def _fill_cpuset(folder: str, name: str, asked: str | None = None) -> str:
+    """A new cpuset is empty and takes no process: it gets what is asked for, else what its parent has; returns what it has.
+
+    Never the parent's first: that may be refused because of a sibling that has some for itself alone.
+    """
+    if asked:
+        _fill_cpuset(os.path.dirname(folder), name)
+        write(f"{folder}/{name}", asked)
+        return asked
+    text = read(f"{folder}/{name}").strip()
+    if not text:
+        text = _fill_cpuset(os.path.dirname(folder), name)
+        write(f"{folder}/{name}", text)
+    return text

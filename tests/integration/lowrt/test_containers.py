@@ -485,5 +485,5 @@ def test_exec_into_a_cgroup_that_is_not_there_fails_and_ends(runtime: Any) -> No
     runtime.start("sleep", "100")
     done = runtime.call("exec", "--cgroup", "nosuch", runtime.id, "true")
     assert done.returncode != 0
-    assert "does not exist" in done.stderr
+    assert "no such file or directory" in done.stderr
     assert runtime.call("exec", runtime.id, "true").returncode == 0
