@@ -75,6 +75,8 @@ def create(root: str, container_id: str, options: Options, fds: tuple[int, int, 
     terminal_wanted = bool((spec.get("process") or {}).get("terminal"))
     if options.console_socket and not terminal_wanted:
         raise RuntimeFailure("cannot use console socket if runc will not detach or allocate tty: process.terminal is false")
+    if options.no_pivot and (spec.get("linux") or {}).get("rootfsPropagation") in ("private", "rprivate"):
+        raise RuntimeFailure("rootfsPropagation of [r]private is not safe without pivot_root")
     making = _Making(root, container_id, bundle, spec, options, fds, environ)
     try:
         return making.make()
@@ -338,6 +340,7 @@ class _Making:
 
     def _hand_out_console(self, master: int) -> None:
         if not self._options.console_socket:
+            terminal.leave_line_ends(master)
             self._master = master
             return
         try:

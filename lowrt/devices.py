@@ -98,6 +98,7 @@ def _bind(device: Device, folder: int, name: str) -> None:
         raise RuntimeFailure(f"error creating device nodes: create device inode {device.path}: {reason(error)}") from None
     tree = mounts.copy_tree(syscalls.AT_FDCWD, device.path, recursive=False)
     _expect(device, os.fstat(tree))
+    syscalls.mount_setattr(tree, recursive=False, set_=mounts.attributes(mounts.NOSUID | mounts.NOEXEC)[0])
     mounts.move(tree, place)
     os.close(tree)
     os.close(place)

@@ -283,6 +283,7 @@ def _converse(sync: descriptors.Socket, options: Options) -> int:
             os.close(received[0])
         elif message == b"c":
             master = received[0]
+            terminal.leave_line_ends(master)
         else:
             raise _failure(message or b"e1 the process died before it was set up")
 

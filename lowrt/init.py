@@ -75,7 +75,7 @@ class Init:
         kept = (*self._fds, *self._joined.values(), self.sync.fileno(), *([self._start.fileno()] if self._start else []))
         process.close_others(kept, self._program)
         self._expect(b"g")
-        if self._new("user"):
+        if config.has_namespace(self._linux, "user"):
             syscalls.setresgid(0)
             syscalls.setresuid(0)
             process.show()  # or /proc/self/fd, which the mounts go through, would belong to the host's root
@@ -129,11 +129,8 @@ class Init:
     def _make_console(self, settings: "Spec") -> terminal.Console:
         """The terminal, from the container's own devpts, and its slave as /dev/console."""
         try:
-            multiplexer = self._root.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-            console = terminal.Console(multiplexer, settings.get("consoleSize"))
-            target = self._root.make_file("/dev/console")
-            syscalls.mount(f"/proc/self/fd/{console.slave}", f"/proc/self/fd/{target}", "", 4096)
-            os.close(target)
+            console = terminal.Console(self._root.open_multiplexer(), settings.get("consoleSize"))
+            self._root.bind_console(console.slave)
         except OSError as error:
             raise RuntimeFailure(f"cannot make a terminal (a devpts mount on /dev/pts is needed): {reason(error)}") from None
         return console

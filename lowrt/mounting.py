@@ -80,9 +80,7 @@ class Mount:
 
     def _check(self, in_user_namespace: bool) -> None:
         wrong = ""
-        if any("\0" in text for text in (self.destination, self.kind, self.source, *self.data)):
-            wrong = "mount field contains null byte"
-        elif self.bind and self.data:
+        if self.bind and self.data:
             wrong = f"bind mounts cannot have any filesystem-specific options applied ({', '.join(self.data)})"
         elif self.identity and not self.bind:
             wrong = "id-mapped mounts are only supported for bind-mounts"

@@ -250,14 +250,28 @@ def close_others(keep: tuple[int, ...], program: Process | None) -> None:
 
 def own_stdio(uid: int) -> None:
     """Gives stdin, stdout and stderr to the user, so that /dev/stdout can be opened again; what cannot be given stays."""
-    null = os.makedev(1, 3)
     for number in (0, 1, 2):
         try:
             status = os.fstat(number)
-            if status.st_uid != uid and not (stat.S_ISCHR(status.st_mode) and status.st_rdev == null):
+            if _is_null(status):
+                _replace_null(number)
+            elif status.st_uid != uid:
                 os.fchown(number, uid, -1)
         except OSError:
             continue
+
+
+def _is_null(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
+
+
+def _replace_null(number: int) -> None:
+    """Puts the container's own null device in the place of the host's, whose mode root in the container could change."""
+    own = os.open("/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if _is_null(os.fstat(own)):
+        os.set_blocking(own, True)
+        os.dup2(own, number)
+    os.close(own)
 
 
 def take_stdio(fds: tuple[int, int, int]) -> None:

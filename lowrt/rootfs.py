@@ -9,8 +9,9 @@ Here is the order of things; `mounting`, `devices` and `masks` know how each is 
 """
 
 import os
+import stat
 
-from lowrt import config, devices, masks, mounting
+from lowrt import config, devices, masks, mounting, terminal
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import beneath, mounts, procfs, syscalls
 
@@ -78,6 +79,32 @@ class Rootfs(beneath.Beneath):
         for mount in self.mounts:
             if mount.kind == "cgroup":
                 mounting.make(self, mount)
+
+    def open_multiplexer(self) -> int:
+        """The multiplexer of the container's own devpts. Raises OSError."""
+        place = self.open("/dev/pts/ptmx", os.O_PATH | os.O_NOFOLLOW)
+        try:
+            terminal.check_multiplexer(place)  # before it is opened: that alone could do something to another device
+            return os.open(f"/proc/self/fd/{place}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        finally:
+            os.close(place)
+
+    def bind_console(self, slave: int) -> None:
+        """Makes a terminal the container's /dev/console. Raises OSError, also where that is a link or in /proc: whatever is
+        written there would go to the terminal."""
+        folder, name = self.parent("/dev/console")
+        if mounts.filesystem(folder) == mounts.PROC_MAGIC:
+            raise OSError(1, "must not be in /proc", "/dev/console")
+        try:
+            place = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        except FileExistsError:
+            place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            if stat.S_ISLNK(os.fstat(place).st_mode):
+                raise OSError(40, os.strerror(40), "/dev/console") from None
+        tree = mounts.copy_tree(slave, "", recursive=False)
+        mounts.move(tree, place)
+        for descriptor in (tree, place, folder):
+            os.close(descriptor)
 
     def restrict(self) -> None:
         """What may not be written, and what may not be seen: last, because hooks may still have written."""

@@ -6,19 +6,24 @@ import os
 from _struct import pack
 
 from lowrt.errors import RuntimeFailure, reason
-from strata.linux import descriptors
+from strata.linux import descriptors, mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_PTMX_INODE = 2  # of every devpts (mknod_ptmx in the kernel)
 _TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY, _TIOCSWINSZ = 0x40045431, 0x5441, 0x540E, 0x5414
 
 
 class Console:
-    """A new pseudo-terminal of the devpts instance that `ptmx` (an open descriptor of its multiplexer) belongs to."""
+    """A new pseudo-terminal of the devpts instance that `ptmx` (an open descriptor of its multiplexer) belongs to.
+
+    Raises OSError if that is something else.
+    """
 
     def __init__(self, ptmx: int, size: "dict[str, int] | None") -> None:
+        check_multiplexer(ptmx)
         self.master = ptmx
         fcntl.ioctl(ptmx, _TIOCSPTLCK, pack("i", 0))
         # By ioctl, not by the name under /dev/pts, which the container could have replaced (TIOCGPTPEER).
@@ -35,9 +40,28 @@ class Console:
         os.close(self.slave)
 
 
+def check_multiplexer(descriptor: int) -> None:
+    """Raises OSError (ENODEV) for what is not the multiplexer of a devpts: an image or a container may have put anything at its
+    path (CVE-2025-52565)."""
+    status = os.fstat(descriptor)
+    genuine = status.st_rdev == os.makedev(5, 2) and status.st_ino == _PTMX_INODE
+    if not genuine or mounts.filesystem(descriptor) != mounts.DEVPTS_MAGIC:
+        raise OSError(19, "not the multiplexer of a devpts", "/dev/pts/ptmx")
+
+
 def set_size(descriptor: int, columns: int, rows: int) -> None:
     """Sets a terminal's size, in characters."""
     fcntl.ioctl(descriptor, _TIOCSWINSZ, pack("HHHH", rows, columns, 0, 0))
+
+
+def leave_line_ends(master: int) -> None:
+    """Lets a terminal pass on line ends as they are, before its program starts, as runc has it for one that it relays: what is
+    printed may as well go to a file or a pipe."""
+    import termios
+
+    mode = termios.tcgetattr(master)
+    mode[1] &= ~termios.ONLCR
+    termios.tcsetattr(master, termios.TCSANOW, mode)
 
 
 def connect(path: str) -> descriptors.Socket:
@@ -68,6 +92,9 @@ class Relay:
         if os.isatty(self._stdin):
             self._before = termios.tcgetattr(self._stdin)
             tty.setraw(self._stdin, termios.TCSADRAIN)
+            mode = termios.tcgetattr(self._stdin)
+            mode[1] |= termios.OPOST  # line ends are made here; see `leave_line_ends`
+            termios.tcsetattr(self._stdin, termios.TCSADRAIN, mode)
             self._resize()
             signal.signal(signal.SIGWINCH, lambda *_: self._resize())
         try:
