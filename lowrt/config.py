@@ -61,8 +61,13 @@ def check(spec: "Any") -> None:
 
 def check_process(process: "Any") -> None:
     """The same for a process alone, as exec has it."""
-    _fit(process, schema.PROCESS, "process")
+    fit_process(process)
     _check_process(process)
+
+
+def fit_process(process: "Any") -> None:
+    """Brings a process into shape. Raises RuntimeFailure."""
+    _fit(process, schema.PROCESS, "process")
 
 
 def check_resources(resources: "Any") -> None:
@@ -89,14 +94,20 @@ def _check_process(process: "Spec") -> None:
         seen.add(kind)
     adjust = process.get("oomScoreAdj", 0)
     _expect(-1000 <= adjust <= 1000, f"process.oomScoreAdj: must be a number from -1000 to 1000, not {adjust}")
-    for name in ("scheduler", "ioPriority", "execCPUAffinity"):
-        _expect(not process.get(name), f"process.{name}: not supported by this runtime yet")
-    if process.get("selinuxLabel"):
-        _expect(
-            os.path.isdir("/sys/fs/selinux"), "selinux label is specified in config, but selinux is disabled or not supported"
-        )
-    if process.get("apparmorProfile"):
-        _expect(os.path.isdir("/sys/kernel/security/apparmor"), "apparmor: config provided but apparmor not supported")
+    _check_attributes(process, {})
+
+
+def _check_attributes(process: "Spec", linux: "Spec") -> None:
+    """The rarer ones, which most configurations have none of."""
+    for name in ("scheduler", "ioPriority", "execCPUAffinity", "apparmorProfile", "selinuxLabel"):
+        if name in process:
+            break
+    else:
+        if not {"personality", "memoryPolicy", "mountLabel"} & linux.keys():
+            return
+    from lowrt import attributes
+
+    attributes.check(process, linux)
 
 
 def _check_hook(hook: "Spec", where: str) -> None:
@@ -109,9 +120,7 @@ def _check_hook(hook: "Spec", where: str) -> None:
 def _check_linux(linux: "Spec") -> None:
     for name in _REFUSED:
         _expect(not linux.get(name), f"linux.{name}: not supported by this runtime")
-    for name in ("memoryPolicy", "personality"):
-        _expect(not linux.get(name), f"linux.{name}: not supported by this runtime yet")
-    _expect(not linux.get("mountLabel"), "linux.mountLabel: selinux is disabled or not supported")
+    _check_attributes({}, linux)
     for index, device in enumerate(linux.get("devices") or ()):
         where = f"linux.devices[{index}]"
         _expect(device.get("type") in ("c", "b", "u", "p"), f"{where}.type: invalid device type {device.get('type', '')!r}")
@@ -209,17 +218,36 @@ def namespace_path(linux: "Spec", kind: str) -> str | None:
     return None
 
 
-def unknown_capabilities(process: "Spec") -> list[str]:
-    """Names that the kernel's list does not have: they are warned of and left out, as runc does."""
-    given = process.get("capabilities") or {}
-    return sorted({name for names in given.values() for name in names or () if name not in capabilities.NUMBERS})
+def warnings(spec: "Spec") -> list[str]:
+    """What will not be as the configuration says, and runc is not stricter about either."""
+    found = capability_warnings(spec.get("process") or {}, in_user_namespace=has_namespace(spec.get("linux") or {}, "user"))
+    for mount in spec.get("mounts") or ():
+        if not mount["destination"].startswith("/"):
+            found.append(f"mount destination {mount['destination']} is not absolute: it is taken from the root on")
+    return found
 
 
-def _fit(value: "Any", kind: "Any", where: str) -> None:
+def capability_warnings(process: "Spec", *, in_user_namespace: bool) -> list[str]:
+    """Capabilities that a process will not have although it should."""
+    given = process.get("capabilities")
+    if not given:
+        return []
+    held = (1 << capabilities.last() + 1) - 1 if in_user_namespace else capabilities.held()
+    found = []
+    if ignored := capabilities.ignored(given, held):
+        found.append(f"ignoring unknown or unavailable capabilities: [{' '.join(ignored)}]")
+    for name in capabilities.not_ambient(given):
+        found.append(f"can't raise ambient capability {name}: operation not permitted")
+    return found
+
+
+def _fit(value: "Any", kind: "Any", what: str) -> None:
+    """what: the name of the whole; a part of config.json is named by its place in it."""
     try:
         schema.fit(value, kind)
     except schema.Misfit as misfit:
-        raise RuntimeFailure(f"{where}: {misfit}" if misfit.path else f"{where} {misfit.args[0]}") from None
+        between = "" if not misfit.path else ": " if what == "config.json" else "."
+        raise RuntimeFailure(f"{what}{between}{misfit}") from None
 
 
 def _expect(holds: bool, message: str) -> None:

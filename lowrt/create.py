@@ -131,7 +131,7 @@ class _Making:
         self._sockets += [sync, child_sync, *([listener] if listener else [])]
         process_ = self._spec.get("process")
         preserve, process_ = self._preserved_descriptors(process_)
-        program = process.Process(process_, self._filter, preserve) if process_ else None
+        program = process.Process(process_, self._linux, self._filter, preserve) if process_ else None
         root = rootfs.Rootfs(self._spec, self._rootfs, self._cgroup.folders(), self._bundle)
         child = init.Init(
             self._spec, root, program,
@@ -150,8 +150,8 @@ class _Making:
         if listener:
             self._listen(listener)
         self._write_maps()
-        self._write_oom_score(process_ or {})
         if program:
+            program.adjust_oom_score(self._pid)
             program.raise_limits(self._pid)
         sync.send(b"g")
         if into < 0:
@@ -265,7 +265,7 @@ class _Making:
         """Makes the container's first process. into: the descriptor of a cgroup that it starts in, or -1."""
         flags = 0
         for entry in self._linux.get("namespaces") or ():
-            if not entry.get("path") and entry["type"] != "cgroup":
+            if not entry.get("path") and entry["type"] not in ("cgroup", "time"):  # the process enters these itself
                 flags |= namespaces.KINDS[entry["type"]][0]
         if "pid" in joined or "user" in joined:
             self._clone_inside(child, sync, flags, joined, into)
@@ -311,10 +311,6 @@ class _Making:
             if mappings and config.namespace_path(self._linux, "user") == "":
                 text = "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in mappings)
                 write(f"/proc/{self._pid}/{name}_map", text)
-
-    def _write_oom_score(self, process_: "Spec") -> None:
-        if (adjust := process_.get("oomScoreAdj")) is not None:
-            write(f"/proc/{self._pid}/oom_score_adj", str(adjust))
 
     def _converse(self, sync: descriptors.Socket, root: "rootfs.Rootfs") -> None:
         while True:
@@ -367,6 +363,8 @@ class _Making:
             "namespaces": [entry["type"] for entry in self._linux.get("namespaces") or ()],
             "process": spec.get("process"),
             "seccomp": self._linux.get("seccomp"),
+            "keyring": "" if self._options.no_new_keyring else f"_ses.{self.container.id}",
+            **{name: self._linux[name] for name in ("personality", "memoryPolicy") if name in self._linux},
             "hooks": spec.get("hooks"),
         }
         self.container.prepare()

@@ -9,10 +9,10 @@ import os
 from lowrt import config, documents, foreground, hooks, process, state, terminal
 from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
 from strata.linux import cgroups, descriptors, namespaces, pidfds, syscalls
-from strata.linux.cgroups.common import write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Spec = dict[str, Any]
@@ -27,6 +27,7 @@ class Options:
     preserve_fds = 0
 
     def __init__(self) -> None:
+        self.warn: Callable[[list[str]], None] = lambda texts: None
         self.environment: list[str] = []
         self.additional_gids: list[int] = []
         self.capabilities: list[str] = []
@@ -45,7 +46,10 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
     profile = container.values.get("seccomp")
     root = os.path.dirname(container.folder)
     filter_ = process.compiled_filter(profile, root) if profile else None
-    program = process.Process(settings, filter_, options.preserve_fds)
+    program = process.Process(settings, container.values, filter_, options.preserve_fds)
+    if in_user_namespace := "user" in container.values["namespaces"]:
+        program.may_set_groups = process.may_set_groups(container.pid)
+    options.warn(config.capability_warnings(settings, in_user_namespace=in_user_namespace))
     if not program.environment.get("PATH"):
         program.environment["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     sync, child_sync = descriptors.pair()
@@ -59,8 +63,7 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         pidfd = pidfds.open_pidfd(pid)
         child_sync.close()
         program.raise_limits(pid)
-        if (adjust := settings.get("oomScoreAdj")) is not None:
-            write(f"/proc/{pid}/oom_score_adj", str(adjust))
+        program.adjust_oom_score(pid)
         sync.send(b"g")
         master = _converse(sync, options)
         if options.pid_file:
@@ -114,7 +117,8 @@ def _settings(container: state.Container, arguments: list[str], options: Options
                 given: Spec = documents.loads(file.read())
         except (OSError, ValueError) as error:
             raise RuntimeFailure(f"read the process from {options.process_file}: {reason(error)}") from None
-        return given
+        config.fit_process(given)
+        return _with_defaults(given, container.values.get("process") or {})
     if not arguments:
         raise RuntimeFailure("exec needs a program: give it after the container's ID, or a process with --process")
     settings: Spec = dict(container.values.get("process") or {"cwd": "/"})
@@ -138,10 +142,24 @@ def _settings(container: state.Container, arguments: list[str], options: Options
     settings["user"] = user
     if options.capabilities:
         sets = dict(settings.get("capabilities") or {})
-        for kind in ("bounding", "effective", "permitted"):
+        # Nothing can be ambient that is not inheritable, so where nothing is inheritable nothing is tried (as runc has it).
+        for kind in ("bounding", "effective", "permitted", *(("ambient",) if sets.get("inheritable") else ())):
             sets[kind] = [*(sets.get(kind) or ()), *options.capabilities]
         settings["capabilities"] = sets
     return settings
+
+
+def _with_defaults(given: "Spec", container: "Spec") -> "Spec":
+    """A process of its own file has the container's attributes where it says nothing, as in runc: less confined it never is."""
+    if "capabilities" not in given and "capabilities" in container:
+        given["capabilities"] = container["capabilities"]
+    for name in ("apparmorProfile", "selinuxLabel", "rlimits", "scheduler", "ioPriority", "execCPUAffinity"):
+        if not given.get(name) and container.get(name):
+            given[name] = container[name]
+    umask = (container.get("user") or {}).get("umask")
+    if umask is not None:
+        given.setdefault("user", {}).setdefault("umask", umask)
+    return given
 
 
 def sub_cgroups(given: list[str]) -> dict[str, str]:
@@ -200,6 +218,8 @@ def _enter(
             process.close_others((*fds, child_sync.fileno(), target), program)
             if descriptors.receive(child_sync)[0] != b"g":
                 os._exit(1)
+            program.start_on_its_cpus()
+            proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if program.needs_proc else -1
             syscalls.setns(target, flags & ~namespaces.NEWPID)
             if flags & namespaces.NEWUSER:
                 # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
@@ -210,7 +230,7 @@ def _enter(
             pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)
             if pid == 0:
                 os.close(target)
-                _become(program, settings, child_sync, fds)
+                _become(program, settings, child_sync, fds, proc, container.values)
             child_sync.send(b"p%d" % pid)
         except BaseException as error:
             send_failure(child_sync, error)
@@ -240,14 +260,24 @@ def _join_cgroup(group: "cgroups.Cgroup", helper: int, leader: int, below: dict[
         raise RuntimeFailure(f"exec failed: error adding pid {helper} to cgroups: {reason(error)}", 255) from None
 
 
-def _become(program: "process.Process", settings: "Spec", sync: descriptors.Socket, fds: tuple[int, int, int]) -> None:
-    """In the new process: its terminal and stdio, then the program. Never returns."""
+def _become(
+    program: "process.Process", settings: "Spec", sync: descriptors.Socket, fds: tuple[int, int, int], proc: int, values: "Spec"
+) -> None:  # fmt: skip
+    """In the new process: its terminal and stdio, then the program. Never returns.
+
+    proc: a descriptor of the machine's /proc where something of it is needed, else -1. values: the container's state.
+    """
     try:
         process.die_with_parent(True)
         process.reset_signals()
         if descriptors.receive(sync)[0] != b"g":
             os._exit(1)
         os.setsid()
+        if proc >= 0:
+            program.open_attributes(proc)
+            os.close(proc)
+        if values.get("keyring"):
+            process.take_keyring(values["keyring"], by_others="user" in values["namespaces"])
         if settings.get("terminal"):
             multiplexer = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             console = terminal.Console(multiplexer, settings.get("consoleSize"))
@@ -257,6 +287,8 @@ def _become(program: "process.Process", settings: "Spec", sync: descriptors.Sock
         else:
             process.take_stdio(fds)
             process.own_stdio(program.uid)
+        program.go_on_its_cpus()
+        program.apply_attributes()
         program.check_program()
         sync.send(b"r")
         if descriptors.receive(sync)[0] != b"k":

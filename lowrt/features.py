@@ -23,7 +23,7 @@ def features() -> "Spec":
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "mountOptions": sorted([*mounts.OPTIONS, *mounts.PROPAGATIONS, *mounts.RECURSIVE]),
         "linux": {
-            "namespaces": sorted(kind for kind in namespaces.KINDS if kind != "time"),
+            "namespaces": sorted(namespaces.KINDS),
             "capabilities": [name for name, number in capabilities.NUMBERS.items() if number <= capabilities.last()],
             "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
             "seccomp": {
@@ -34,7 +34,7 @@ def features() -> "Spec":
                 "supportedFlags": sorted(seccomp.supported_flags()),
                 "knownFlags": sorted(seccomp.FLAGS),
             },
-            "apparmor": {"enabled": False},
+            "apparmor": {"enabled": True},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": False}},

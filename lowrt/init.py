@@ -15,6 +15,7 @@ from strata.linux import descriptors, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Spec = dict[str, Any]
@@ -42,6 +43,15 @@ class Init:
         self.sync, self._start, self._joined = sync, start, joined
         self._fds, self._pivot, self._keyring = fds, pivot, keyring
         self._joined_cgroup = False
+        self._enter_time: Callable[[], None] | None = None
+        if self._new("time"):
+            from strata.linux import timens
+
+            offsets = {
+                clock: (given.get("secs", 0), given.get("nanosecs", 0))
+                for clock, given in (self._linux.get("timeOffsets") or {}).items()
+            }
+            self._enter_time = lambda: timens.enter_new(offsets)
 
     def main(self) -> None:
         """Runs in the child, and never returns."""
@@ -79,17 +89,23 @@ class Init:
             syscalls.setresgid(0)
             syscalls.setresuid(0)
             process.show()  # or /proc/self/fd, which the mounts go through, would belong to the host's root
+        program = self._program
+        if program and config.has_namespace(self._linux, "user"):
+            program.may_set_groups = process.may_set_groups("self")
+        if program and program.needs_proc:
+            proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            program.open_attributes(proc)
+            os.close(proc)
         os.setsid()
         for kind, descriptor in self._joined.items():
             if kind not in ("pid", "user"):
                 syscalls.setns(descriptor, namespaces.KINDS[kind][0])
         if self._new("network"):
             namespaces.loopback_up()
+        if self._enter_time:
+            self._enter_time()
         if self._keyring:
-            try:
-                syscalls.join_session_keyring(self._keyring)
-            except OSError:
-                pass  # no keys in this kernel, or the user's quota is used up
+            process.take_keyring(self._keyring, by_others=config.has_namespace(self._linux, "user"))
         if hostname := self._spec.get("hostname"):
             syscalls.sethostname(hostname)
         if domainname := self._spec.get("domainname"):
@@ -100,6 +116,7 @@ class Init:
             self._root.prepare()
         if not self._joined_cgroup:
             self._expect(b"j")
+        process.allow_all_cpus()
         if self._new("cgroup"):
             syscalls.unshare(namespaces.NEWCGROUP)  # its root is the cgroup that the process is in
         if self._new("mount"):
@@ -113,7 +130,6 @@ class Init:
             self._root.restrict()
             process.hide()
             self._root.enter(pivot=self._pivot)
-        program = self._program
         if console:
             descriptors.send(self.sync, b"c", (console.master,))
             os.close(console.master)
@@ -122,6 +138,7 @@ class Init:
             process.take_stdio(self._fds)
             process.own_stdio(program.uid if program else 0)
         if program:
+            program.apply_attributes()
             program.check_program()
         process.die_with_parent(False)
         self.sync.send(b"r")

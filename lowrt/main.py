@@ -115,7 +115,7 @@ def rehearse() -> None:
 
     spec = documents.loads(documents.dumps(features.template(rootless=False)))
     config.check(spec)
-    process.Process(spec["process"], None, 0)
+    process.Process(spec["process"], spec["linux"], None, 0)
 
 
 def _run(call: Call, argv: "Sequence[str]") -> int:
@@ -229,7 +229,7 @@ def _create(call: Call) -> int:
 
     container_id, options = call.one_id(), _create_options(call)
     made = create.create(call.root, container_id, options, call.fds, call.environ)
-    _warn_of_capabilities(call, config.unknown_capabilities(made.spec.get("process") or {}))
+    _warn(call, config.warnings(made.spec))
     os.close(made.pidfd)
     if made.master >= 0:
         os.close(made.master)
@@ -249,6 +249,9 @@ def _run_container(call: Call) -> int:
     try:
         if options.detach and made.master >= 0:
             raise RuntimeFailure("cannot allocate tty if runc will detach without setting console socket: use --console-socket")
+        from lowrt import config
+
+        _warn(call, config.warnings(made.spec))
         made.start()
     except BaseException:
         _delete(call.root, container_id)
@@ -298,6 +301,7 @@ def _exec(call: Call) -> int:
     options.ignore_paused = bool(given.get("ignore-paused"))
     options.no_new_privileges = given.get("no-new-privs")
     options.preserve_fds = call.number("preserve-fds")
+    options.warn = lambda texts: _warn(call, texts)
     options.environment, options.capabilities = given.get("env") or [], given.get("cap") or []
     try:
         options.additional_gids = [int(text) for text in given.get("additional-gids") or ()]
@@ -435,14 +439,13 @@ def _report(call: Call, message: str) -> None:
         pass
 
 
-def _warn(call: Call, texts: list[str]) -> None:
+def _warn(call: Call, texts: "Sequence[str]") -> None:
+    """Says what is no failure: to the log, or to stderr where there is none."""
     for text in texts:
-        _log(call, "warning", text)
-
-
-def _warn_of_capabilities(call: Call, names: list[str]) -> None:
-    if names:
-        _log(call, "warning", f"ignoring unknown or unavailable capabilities: {names}")
+        if call.log:
+            _log(call, "warning", text)
+        else:
+            os.write(call.fds[2], f"lowrt: warning: {text}\n".encode(errors="surrogateescape"))
 
 
 def _log(call: Call, level: str, message: str) -> None:

@@ -11,19 +11,21 @@ import resource
 import stat
 
 from lowrt.errors import RuntimeFailure, reason
-from strata.linux import capabilities, descriptors, rlimits, seccomp, syscalls
+from strata.linux import capabilities, descriptors, keyrings, rlimits, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from lowrt import attributes
     from lowrt.notification import Courier
 
     Spec = dict[str, Any]
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PASSWD_LIMIT_BYTES = 1 << 20
+_ALL_CPUS = b"\xff" * 1024  # more than the kernel can be built for; it takes those that there are
 
 
 def hide() -> None:
@@ -67,8 +69,10 @@ class Process:
     """The program to become. Everything that needs preparation outside is prepared in the constructor."""
 
     _courier: "Courier | None" = None
+    _is_in_cwd = False
 
-    def __init__(self, process: "Spec", filter_: "seccomp.Filter | None", preserve_fds: int) -> None:
+    def __init__(self, process: "Spec", linux: "Spec", filter_: "seccomp.Filter | None", preserve_fds: int) -> None:
+        """process: what the specification has of it. linux: the container's `linux` object, or what its state keeps of it."""
         self.arguments: list[str] = process["args"]
         self.environment = dict(pair.partition("=")[::2] for pair in process.get("env") or ())
         self.cwd: str = process["cwd"]
@@ -87,14 +91,34 @@ class Process:
             (rlimits.NUMBERS[limit["type"]], limit["type"], _rlimit(limit["soft"]), _rlimit(limit["hard"]))
             for limit in process.get("rlimits") or ()
         ]
-        self._last_capability = capabilities.last()
-        given = process.get("capabilities")
-        known = (1 << self._last_capability + 1) - 1
-        sets = [
-            known & capabilities.mask([name for name in (given or {}).get(kind) or () if name in capabilities.NUMBERS])
-            for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
-        ]
-        self._bounding, self._effective, self._permitted, self._inheritable, self._ambient = sets
+        # Without a word about them they stay as they are, as in runc.
+        self._capabilities = capabilities.Sets(process["capabilities"]) if "capabilities" in process else None
+        self._oom_score_adjustment: int | None = process.get("oomScoreAdj")
+        self.may_set_groups = True
+        self._attributes = _attributes(process, linux)
+        self._cpus: tuple[bytes, bytes] = (b"", b"")
+        if "execCPUAffinity" in process:
+            from lowrt import attributes
+
+            self._cpus = attributes.affinity(process["execCPUAffinity"])
+
+    def adjust_oom_score(self, pid: int) -> None:
+        """Tells the kernel how readily to kill a process when memory is short (proc_pid_oom_score_adj(5)).
+
+        Raises RuntimeFailure.
+        """
+        adjustment = self._oom_score_adjustment
+        if adjustment is None:
+            return
+        try:
+            descriptor = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, b"%d" % adjustment)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            hint = " (lowering it needs CAP_SYS_RESOURCE)" if error.errno in (errno.EACCES, errno.EPERM) else ""
+            raise RuntimeFailure(f"failed to set oomScoreAdj to {adjustment}: {error_text(error)}{hint}") from None
 
     def raise_limits(self, pid: int) -> None:
         """Raises hard limits of a process that is to become this program, by a process outside of its user namespace.
@@ -109,6 +133,32 @@ class Process:
                 except (OSError, ValueError) as error:
                     raise RuntimeFailure(f"error setting rlimit type {name}: {_limit_reason(error)}") from None
 
+    def open_attributes(self, proc: int) -> None:
+        """Opens what `apply_attributes` needs of the machine's /proc (a descriptor of it)."""
+        if self._attributes:
+            self._attributes.open(proc)
+
+    def apply_attributes(self) -> None:
+        """Sets how this process is scheduled, and the like. Raises RuntimeFailure."""
+        if self._attributes:
+            self._attributes.apply()
+
+    def start_on_its_cpus(self) -> None:
+        """For exec: the CPUs that the process begins on (config.md, execCPUAffinity)."""
+        if self._cpus[0]:
+            _set_affinity("initial", self._cpus[0])
+
+    def go_on_its_cpus(self) -> None:
+        """For exec: the CPUs that the program runs on; all where nothing is said about them."""
+        if self._cpus[1]:
+            _set_affinity("final", self._cpus[1])
+        elif not self._cpus[0]:
+            allow_all_cpus()
+
+    @property
+    def needs_proc(self) -> bool:
+        return self._attributes is not None
+
     def check_program(self) -> None:
         """Goes to the working directory and looks whether the program is there. Raises RuntimeFailure."""
         self._read_home()
@@ -119,6 +169,7 @@ class Process:
         except OSError as error:
             raise RuntimeFailure(f'chdir to cwd ("{self.cwd}") set in config.json failed: {reason(error)}') from None
         self._check_cwd()
+        self._is_in_cwd = True
         self._find_program()
 
     def become(self, report: descriptors.Socket, last: "Callable[[], None] | None" = None) -> None:
@@ -131,6 +182,8 @@ class Process:
         if self._filter and self._filter.notifies:
             self._courier = self._make_courier(report)
         self._set_limits()
+        if self._capabilities:
+            self._capabilities.leave_out()
         if not self._no_new_privileges:
             self._load_filter()  # needs CAP_SYS_ADMIN, so before the capabilities go
         self._change_user()
@@ -170,21 +223,33 @@ class Process:
             self._filter.load()
 
     def _change_user(self) -> None:
-        capabilities.drop_bounding(self._bounding, self._last_capability)
+        if self._capabilities:
+            self._capabilities.bound()
         capabilities.keep_through_setuid(True)
-        if _may_set_groups():
+        if self.may_set_groups:
             syscalls.setgroups(self._groups)
-        syscalls.setresgid(self.gid)
-        syscalls.setresuid(self.uid)
+        try:
+            syscalls.setresgid(self.gid)
+        except OSError as error:
+            raise RuntimeFailure(_unmapped("gid", self.gid, error)) from None
+        try:
+            syscalls.setresuid(self.uid)
+        except OSError as error:
+            raise RuntimeFailure(_unmapped("uid", self.uid, error)) from None
         capabilities.keep_through_setuid(False)
-        capabilities.set_sets(self._effective, self._permitted, self._inheritable)
-        capabilities.set_ambient(self._ambient & self._permitted & self._inheritable)
+        if self._capabilities:
+            try:
+                self._capabilities.take()
+            except OSError as error:
+                raise RuntimeFailure(f"unable to apply caps: can't apply capabilities: {reason(error)}") from None
 
     def _chdir_as_user(self) -> None:
-        try:
-            os.chdir(self.cwd)
-        except OSError as error:
-            raise RuntimeFailure(f'chdir to cwd ("{self.cwd}") set in config.json failed: {reason(error)}') from None
+        """Where the runtime could go, the user is: a folder may be open to one and closed to the other."""
+        if not self._is_in_cwd:
+            try:
+                os.chdir(self.cwd)
+            except OSError as error:
+                raise RuntimeFailure(f'chdir to cwd ("{self.cwd}") set in config.json failed: {reason(error)}') from None
         self._check_cwd()
 
     @staticmethod
@@ -286,16 +351,60 @@ def error_text(error: OSError) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _may_set_groups() -> bool:
-    """A user namespace whose creator wrote `deny` keeps its groups."""
+def allow_all_cpus() -> None:
+    """Undoes what the caller (taskset, a service manager) chose for itself; the cgroup's cpuset holds all the same."""
     try:
-        descriptor = os.open("/proc/self/setgroups", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.sched_setaffinity(_ALL_CPUS)
     except OSError:
+        pass  # it stays as it was, which is no more than what it had
+
+
+def _set_affinity(which: str, mask: bytes) -> None:
+    try:
+        syscalls.sched_setaffinity(mask)
+    except OSError as error:
+        raise RuntimeFailure(f"error setting {which} CPU affinity: {reason(error)}") from None
+
+
+def take_keyring(name: str, *, by_others: bool) -> None:
+    """Joins the container's session keyring, so that the caller's is out of reach. by_others: whoever joins it later may be
+    another user. Raises RuntimeFailure."""
+    try:
+        keyring = keyrings.join_session(name)
+        keyrings.make_searchable(keyring, by_others=by_others)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # without keys in the kernel nobody has any
+            raise RuntimeFailure(f"unable to join session keyring: {reason(error)}") from None
+
+
+def may_set_groups(pid: int | str) -> bool:
+    """Whether setgroups(2) is open to a process: a user namespace may have it denied, and its processes keep their groups.
+
+    /proc must be the machine's.
+    """
+    try:
+        descriptor = os.open(f"/proc/{pid}/setgroups", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return True
     try:
         return os.read(descriptor, 16).strip() != b"deny"
     finally:
         os.close(descriptor)
+
+
+def _attributes(process: "Spec", linux: "Spec") -> "attributes.Attributes | None":
+    of_process, of_linux = {"scheduler", "ioPriority", "apparmorProfile", "selinuxLabel"}, {"personality", "memoryPolicy"}
+    if not (of_process & process.keys() or of_linux & linux.keys()):
+        return None
+    from lowrt import attributes
+
+    return attributes.Attributes(process, linux)
+
+
+def _unmapped(kind: str, number: int, error: OSError) -> str:
+    if error.errno == errno.EINVAL:
+        return f"cannot set{kind} to unmapped {kind} {number} in user namespace"
+    return f"set{kind} {number}: {reason(error)}"
 
 
 def _rlimit(value: int) -> int:

@@ -18,7 +18,7 @@ class Misfit(Exception):
         self.path: list[str] = []
 
     def __str__(self) -> str:
-        return f"{''.join(reversed(self.path)).removeprefix('.')}: {self.args[0]}"
+        return f"{''.join(reversed(self.path)).removeprefix('.')}{':' if self.path else ''} {self.args[0]}"
 
 
 class Map:

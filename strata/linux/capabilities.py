@@ -32,16 +32,8 @@ def last() -> int:
 
 
 def held() -> int:
-    """The bits of this process's effective set: what it can give to another."""
-    with open("/proc/self/status", encoding="utf-8") as file:
-        return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-
-
-def drop_bounding(keep: int, last_number: int) -> None:
-    """Takes everything but `keep` out of the bounding set."""
-    for number in range(last_number + 1):
-        if not keep >> number & 1:
-            syscalls.prctl(_PR_CAPBSET_DROP, number)
+    """The bits of this thread's permitted set: what it can give to another."""
+    return syscalls.capget()[1]
 
 
 def keep_through_setuid(on: bool) -> None:
@@ -49,13 +41,50 @@ def keep_through_setuid(on: bool) -> None:
     syscalls.prctl(_PR_SET_KEEPCAPS, int(on))
 
 
-def set_sets(effective: int, permitted: int, inheritable: int) -> None:
-    syscalls.capset(effective, permitted, inheritable)
+class Sets:
+    """What a thread shall have of each set, by the OCI runtime specification's names of the sets (config.md, Linux Process).
+
+    Names that the kernel does not know are left out, and (`leave_out`) what the thread has not got itself.
+    """
+
+    def __init__(self, given: "dict[str, list[str]]") -> None:
+        self._last = last()
+        known = (1 << self._last + 1) - 1
+        self._bounding, self._effective, self._permitted, self._inheritable, self._ambient = (
+            known & mask([name for name in given.get(kind) or () if name in NUMBERS])
+            for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
+        )
+
+    def leave_out(self) -> None:
+        """Leaves out what the thread has not got: before it changes anything."""
+        _, held, _ = syscalls.capget()
+        self._effective &= held
+        self._permitted &= held
+        self._inheritable &= held
+        self._ambient &= self._permitted & self._inheritable
+
+    def bound(self) -> None:
+        """Takes everything else out of the bounding set: while the thread still may (CAP_SETPCAP)."""
+        for number in range(self._last + 1):
+            if not self._bounding >> number & 1:
+                syscalls.prctl(_PR_CAPBSET_DROP, number)
+
+    def take(self) -> None:
+        """Sets the others: after the change of user, which changes them too. Raises OSError."""
+        syscalls.capset(self._effective, self._permitted, self._inheritable)
+        syscalls.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR)
+        for number in range(self._last + 1):
+            if self._ambient >> number & 1:
+                syscalls.prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, number)
 
 
-def set_ambient(bits: int) -> None:
-    """Makes the ambient set these capabilities; each must be permitted and inheritable."""
-    syscalls.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR)
-    for number in range(64):
-        if bits >> number & 1:
-            syscalls.prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, number)
+def ignored(given: "dict[str, list[str]]", held_bits: int) -> list[str]:
+    """What `Sets` leaves out, sorted: names that are unknown, or not among the ones held."""
+    names = {name for names in given.values() for name in names}
+    return sorted(name for name in names if name not in NUMBERS or not held_bits >> NUMBERS[name] & 1)
+
+
+def not_ambient(given: "dict[str, list[str]]") -> list[str]:
+    """Those that cannot be ambient, because they are not both permitted and inheritable."""
+    both = set(given.get("permitted") or ()) & set(given.get("inheritable") or ())
+    return [name for name in given.get("ambient") or () if name in NUMBERS and name not in both]

@@ -23,6 +23,7 @@ _FSTATFS = 138 if _X86 else 44
 _SETRESUID, _SETRESGID, _SETGROUPS = (117, 119, 116) if _X86 else (147, 149, 159)
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _OPEN_TREE, _MOVE_MOUNT, _CLONE3, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 437, 442
+_SCHED_SETAFFINITY = 203 if _X86 else 122
 _CLOSE_RANGE = 436
 _EXIT_GROUP = 231 if _X86 else 94
 _INOTIFY_INIT1, _INOTIFY_ADD_WATCH = (294, 254) if _X86 else (26, 27)
@@ -179,9 +180,14 @@ def personality(persona: int) -> int:
     return call(_PERSONALITY, persona)
 
 
-def join_session_keyring(name: str) -> int:
-    """keyctl(KEYCTL_JOIN_SESSION_KEYRING): a new keyring of that name for this process."""
-    return call(_KEYCTL, 1, name.encode(), 0, 0, 0)
+def keyctl(operation: int, a: "int | bytes" = 0, b: "int | bytes | bytearray" = 0, c: int = 0) -> int:
+    """keyctl(2)."""
+    return call(_KEYCTL, operation, a, b, c, 0)
+
+
+def sched_setaffinity(mask: bytes) -> None:
+    """sched_setaffinity(2) for this thread: a bit for each CPU that it may run on."""
+    call(_SCHED_SETAFFINITY, 0, len(mask), mask)
 
 
 def seccomp(operation: int, flags: int, program: bytes | None) -> int:

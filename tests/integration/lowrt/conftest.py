@@ -13,11 +13,14 @@ import pytest
 LOWRT = Path(__file__).parents[3] / "lowrt" / "launcher"
 APPLETS = (
     "sh true false echo ls cat mount id ps sleep sysctl hostname touch mkdir stty tty kill dd head readlink mknod nc wget ip"
+    " uname"
 )
 
 
 class Runtime:
     """lowrt with a root folder of its own. `config` is the bundle's configuration; `write` puts it where create reads it."""
+
+    launcher = LOWRT
 
     def __init__(self, folder: Path) -> None:
         self.root, self.bundle = folder / "state", folder / "bundle"

@@ -110,7 +110,7 @@ def check_only(steps: list[tuple[int, str, Any]]) -> None:
     with contextlib.suppress(RuntimeFailure):
         config.check(spec)
         if spec.get("process"):
-            process.Process(spec["process"], None, 0)
+            process.Process(spec["process"], spec["linux"], None, 0)
         documents.loads(documents.dumps(spec))  # as it is written into the state
         if (profile := spec["linux"].get("seccomp")) and not seccomp.is_empty(profile):
             with contextlib.suppress(ValueError):
@@ -252,12 +252,13 @@ def try_to_create(bundle: Path, steps: list[tuple[int, str, Any]]) -> bool:
     if spec["root"]["path"] not in ("rootfs", "nosuch"):
         return False  # nothing of the machine becomes a container's root here
     (bundle / "config.json").write_text(text)
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, LOWRT]
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, str(LOWRT)]
     done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=60, check=False)
     error = (bundle / "error").read_text()
     try:
         assert done.returncode in (0, 1, 126, 127), (done.returncode, error, done.stdout, done.stderr)
-        assert (error == "") == (done.returncode == 0)
+        failures = [line for line in error.splitlines() if not line.startswith("lowrt: warning: ")]
+        assert (failures == []) == (done.returncode == 0)
         assert "Traceback" not in error
         before, after = ((bundle / name).read_text().splitlines() for name in ("before", "after"))
         assert set(after) <= set(before)
