@@ -14,7 +14,7 @@ import signal
 import sys
 
 from highrt.spawner import loading
-from strata.linux import descriptors, syscalls
+from strata.linux import cgroups, descriptors, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _become_spare(entry: "Any", monitor: "Any", sock: descriptors.Socket) -> Non
     try:
         descriptors.close_all_above((0, 1, 2, sock.fileno()))
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _wake_cgroups()
         if rehearse := getattr(sys.modules[entry.__module__], "rehearse", None):
             rehearse()
         message, found = descriptors.receive(sock)
@@ -79,6 +80,14 @@ def _become_spare(entry: "Any", monitor: "Any", sock: descriptors.Socket) -> Non
             status = monitor(entry, found[0])
     finally:
         os._exit(status)
+
+
+def _wake_cgroups() -> None:
+    """For the container that is on its way: the spare before this one was handed out just now."""
+    try:
+        cgroups.wake()
+    except OSError:
+        pass  # then its first move into a cgroup waits as long as it must
 
 
 def _serve(sock: descriptors.Socket, spare: Spare) -> bool:
