@@ -86,6 +86,7 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
             raise RuntimeFailure(f"exec failed: {reason(error)}", 255) from None
         raise
     finally:
+        container.unlock()
         os.close(target)
         sync.close()
         child_sync.close()
@@ -211,6 +212,7 @@ def _enter(
     for kind in container.values["namespaces"]:
         flags |= namespaces.KINDS[kind][0]
     group = container.cgroup()
+    container.lock(shared=True)  # until the helper is in the cgroup: a delete finds it there
     helper, helper_pidfd, inside = _clone_helper(group, below)
     if helper == 0:
         try:
@@ -239,6 +241,7 @@ def _enter(
     try:
         if not inside:
             _join_cgroup(group, helper, container.pid, below)
+        container.unlock()
         sync.send(b"g")
         message, _ = descriptors.receive(sync)
     except (OSError, RuntimeFailure):

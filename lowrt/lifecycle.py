@@ -63,33 +63,53 @@ def _signal_first(container: state.Container, number: int) -> bool:
 
 
 def delete(root: str, container_id: str, *, force: bool) -> None:
-    """Removes what is left of a container, and with force a running one."""
+    """Removes what is left of a container, with force also a running one, and what a killed create has left in any case."""
+    container = state.Container(root, container_id)
     try:
-        container = state.Container.open(root, container_id, locked=True)
-    except RuntimeFailure:
-        if force and not _delete_half_made(root, container_id):
+        if not container.try_lock(wait=not force):
+            # A start that waits for a program that does not come ends when its process does.
+            _kill_first(root, container_id)
+            container.try_lock(wait=True)
+        try:
+            container.read()
+        except state.NotThere:
+            _remove_remains(container)
+            raise
+        except RuntimeFailure:
+            if not force:
+                raise
+            _remove_remains(container)
             return
-        if force:
-            return
-        raise
-    try:
         status = container.status()
         if status == "created" or (status != "stopped" and force):
             _end(container)
         elif status != "stopped":
             raise RuntimeFailure(f"cannot delete container {container_id} that is not stopped: {status}")
         _remove(container)
+    except state.NotThere:
+        if not force:
+            raise
     except OSError as error:
         raise RuntimeFailure(f"cannot delete container {container_id}: {reason(error)}") from None
     finally:
         container.unlock()
 
 
+def _kill_first(root: str, container_id: str) -> None:
+    """Kills a container's first process; nothing happens where the container is not there (yet)."""
+    try:
+        _signal_first(state.Container.open(root, container_id), _signal.SIGKILL)
+    except RuntimeFailure:
+        pass
+
+
 def delete_ended(container: state.Container) -> None:
     """Removes what is left of a container whose first process has ended and was waited for by the caller."""
-    container.lock()
     try:
+        container.lock()
         _remove(container)
+    except state.NotThere:
+        pass  # somebody was quicker
     except OSError as error:
         raise RuntimeFailure(f"cannot delete container {container.id}: {reason(error)}") from None
     finally:
@@ -123,27 +143,22 @@ def _end(container: state.Container) -> None:
             os.close(pidfd)
 
 
-def _delete_half_made(root: str, container_id: str) -> bool:
-    """Takes away what a create that was killed has left; False where there is nothing."""
-    container = state.Container(root, container_id)
-    if not os.path.isdir(container.folder):
-        return False
-    try:
-        with open(f"{container.folder}/making", encoding="utf-8") as file:
-            cgroups.restore(documents.loads(file.read())).destroy()
-    except FileNotFoundError:
-        pass
+def _remove_remains(container: state.Container) -> None:
+    """Takes away what a create that was killed has left, or a container whose state is damaged. Only locked."""
+    if remembered := container.noted("making"):  # else it was killed before there was a group
+        cgroups.restore(documents.loads(remembered)).destroy()
     container.remove_folder()
-    return True
 
 
 def pause(container: state.Container) -> None:
+    """Freezes its processes. The caller holds the lock: a delete could not kill what is frozen meanwhile."""
     if container.status() not in ("created", "running"):
         raise RuntimeFailure("container not running")
     _change_freezer(container, "pause", container.cgroup().freeze)
 
 
 def resume(container: state.Container) -> None:
+    """Thaws its processes. The caller holds the lock."""
     if container.status() != "paused":
         raise RuntimeFailure("container not paused")
     _change_freezer(container, "resume", container.cgroup().thaw)

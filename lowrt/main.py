@@ -364,14 +364,22 @@ def _delete_command(call: Call) -> int:
 def _pause(call: Call) -> int:
     from lowrt import lifecycle, state
 
-    lifecycle.pause(state.Container.open(call.root, call.one_id()))
+    container = state.Container.open(call.root, call.one_id(), locked=True)
+    try:
+        lifecycle.pause(container)
+    finally:
+        container.unlock()
     return 0
 
 
 def _resume(call: Call) -> int:
     from lowrt import lifecycle, state
 
-    lifecycle.resume(state.Container.open(call.root, call.one_id()))
+    container = state.Container.open(call.root, call.one_id(), locked=True)
+    try:
+        lifecycle.resume(container)
+    finally:
+        container.unlock()
     return 0
 
 

@@ -9,7 +9,7 @@ from strata.linux import descriptors
 
 
 def start(container: state.Container) -> None:
-    """Lets a created container's program go, and returns when it runs. Raises RuntimeFailure."""
+    """Lets the program of a created container, locked, go, and returns when it runs, unlocked. Raises RuntimeFailure."""
     path = f"{container.folder}/{state.START_SOCKET}"
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
@@ -17,11 +17,11 @@ def start(container: state.Container) -> None:
         try:
             connection.connect(f"/proc/self/fd/{folder}/{state.START_SOCKET}")
         except FileNotFoundError:
-            raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
+            raise _gone_on(container) from None
         except ConnectionRefusedError:
             # Started already by a command that was killed before it could take the socket away.
             os.unlink(path)
-            raise RuntimeFailure(f"cannot start a container that has {_gone_on(container)}") from None
+            raise _gone_on(container) from None
         try:
             wait_until_it_runs(container, connection)
         finally:
@@ -29,6 +29,7 @@ def start(container: state.Container) -> None:
     finally:
         os.close(folder)
         connection.close()
+    container.unlock()  # it runs: what hooks take their time for, nobody else has to wait for
     run_poststart_hooks(container)
 
 
@@ -68,5 +69,11 @@ def _deliver_listener(container: state.Container, connection: descriptors.Socket
     notification.deliver(values["seccomp"], state_, container.pid, connection, listener)
 
 
-def _gone_on(container: state.Container) -> str:
-    return "stopped" if container.status() == "stopped" else "already started"
+def _gone_on(container: state.Container) -> RuntimeFailure:
+    """Why a container that is not waiting for its start cannot be started, in runc's words."""
+    status = container.status()
+    if status == "stopped":
+        return RuntimeFailure("cannot start a container that has stopped")
+    if status == "running":
+        return RuntimeFailure("cannot start an already running container")
+    return RuntimeFailure(f"cannot start a container in the {status} state")

@@ -1,7 +1,10 @@
-"""What the runtime remembers of a container: a folder ROOT/ID with state.json and the lock.
+"""What the runtime remembers of a container: a folder ROOT/ID with state.json, which is also the lock.
 
-state.json is written to a new file, synced and renamed. A folder without it belongs to a create that was killed: delete
---force finds the cgroup and the process by what was written into `making` before they were made.
+state.json is written to a new file, synced and renamed. A folder without it belongs to a create that is under way (it holds
+the lock), or that was killed: delete finds the cgroup, and what is in it, by what was written into `making` before.
+
+The lock is a flock(2) of the folder itself, and counts only while the folder is at its path: of two commands that wait for it
+while a third deletes the container, neither works on what is gone, or on a container that got the same ID since.
 """
 
 import fcntl
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
 
 _ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-.")
 START_SOCKET = "start.sock"
+VERSION = 1
+"""Of what state.json holds. Each has the oldest version whose reader can make sense of it: newer ones are refused."""
+_NEEDED = {"ociVersion": str, "pid": int, "startTime": int, "cgroup": dict, "bundle": str, "rootfs": str, "created": str,
+           "namespaces": list}  # fmt: skip
 
 
 def check_id(container_id: str) -> None:
@@ -38,46 +45,106 @@ class Container:
 
     @classmethod
     def open(cls, root: str, container_id: str, *, locked: bool = False) -> "Container":
-        """A container that is there. locked: no other command changes it meanwhile. Raises RuntimeFailure."""
+        """A container that is there. locked: no other command changes it until `unlock`. Raises RuntimeFailure."""
         container = cls(root, container_id)
         if locked:
-            container._take_lock(create=False)
-        try:
-            with open(f"{container.folder}/state.json", encoding="utf-8") as file:
-                container.values = documents.loads(file.read())
-        except FileNotFoundError:
-            container.unlock()
-            raise not_there(container_id) from None
-        except (OSError, ValueError) as error:
-            container.unlock()
-            raise RuntimeFailure(f"read the state of container {container_id}: {reason(error)}") from None
+            container.lock()
+        else:
+            container.read()
         return container
+
+    def read(self) -> None:
+        """Reads state.json. Raises NotThere, or RuntimeFailure for one that makes no sense."""
+        try:
+            with open(f"{self.folder}/state.json", "rb") as file:
+                data = file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotThere(self.id) from None
+        except OSError as error:
+            raise RuntimeFailure(f"read the state of container {self.id}: {reason(error)}") from None
+        try:
+            values = documents.loads(data.decode())
+            problem = _problem(values)
+        except ValueError as error:
+            problem = reason(error)
+        if problem:
+            raise RuntimeFailure(
+                f"read the state of container {self.id}: {self.folder}/state.json: {problem} (delete --force removes it)"
+            )
+        self.values = values
 
     def make(self) -> None:
         """Makes the folder of a new container, locked. Raises RuntimeFailure where one of that ID exists."""
-        try:
+        while True:
             try:
-                os.mkdir(self.folder, 0o711)
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(self.folder), mode=0o711, exist_ok=True)
-                os.mkdir(self.folder, 0o711)
-        except FileExistsError:
-            raise RuntimeFailure(f"container with given ID already exists: {self.id}") from None
-        self._take_lock(create=True)
+                try:
+                    os.mkdir(self.folder, 0o711)
+                except FileNotFoundError:
+                    os.makedirs(os.path.dirname(self.folder), mode=0o711, exist_ok=True)
+                    os.mkdir(self.folder, 0o711)
+            except FileExistsError:
+                raise RuntimeFailure(f"container with given ID already exists: {self.id}{self._half_made()}") from None
+            if self._take_lock():
+                return  # else a delete took it for the remains of a killed create, and removed it
 
-    def lock(self) -> None:
-        """No other command changes it until `unlock`. Raises RuntimeFailure when it is gone."""
-        self._take_lock(create=False)
-
-    def _take_lock(self, *, create: bool) -> None:
+    def _half_made(self) -> str:
+        """In parentheses, that nobody is making a container that is not there yet: a create was killed."""
+        if os.path.exists(f"{self.folder}/state.json"):
+            return ""
         try:
-            self._lock = os.open(f"{self.folder}/lock", os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-        except (FileNotFoundError, NotADirectoryError):
-            raise not_there(self.id) from None
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if not self._take_lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                return ""
+        except OSError:
+            return ""
+        self.unlock()
+        return f" (left by a create that was killed: lowrt delete --force {self.id})"
+
+    def lock(self, *, shared: bool = False) -> None:
+        """No other command changes it until `unlock`; with shared, nobody deletes it. Its state is as it is read then.
+
+        Raises NotThere when it is gone (or another one has its ID), RuntimeFailure when its state cannot be read.
+        """
+        if not self._take_lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            raise NotThere(self.id)
+        known = self.values
+        try:
+            self.read()
+            if known and (known["pid"], known["startTime"]) != (self.values["pid"], self.values["startTime"]):
+                raise NotThere(self.id)
+        except BaseException:
+            self.unlock()
+            raise
+
+    def try_lock(self, *, wait: bool) -> bool:
+        """Locks the folder, whatever is in it; False where somebody else has it locked and it is not to wait. Raises NotThere."""
+        try:
+            if self._take_lock(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+                return True
+        except BlockingIOError:
+            return False
+        raise NotThere(self.id)
+
+    def _take_lock(self, operation: int = fcntl.LOCK_EX) -> bool:
+        """False when there is no such folder, or it was removed while this waited and is not there again."""
+        while True:
+            try:
+                self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            try:
+                fcntl.flock(self._lock, operation)
+                if os.path.samestat(os.fstat(self._lock), os.stat(self.folder)):
+                    return True
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                self.unlock()
+                raise
+            self.unlock()
 
     def unlock(self) -> None:
         if self._lock >= 0:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child may still have a copy of the descriptor
             os.close(self._lock)
             self._lock = -1
 
@@ -86,24 +153,36 @@ class Container:
         self._write(f"{name}.new", text)
         os.rename(f"{self.folder}/{name}.new", f"{self.folder}/{name}")
 
+    def noted(self, name: str) -> str:
+        """What was written into a small file; "" where it was not, or cannot be read."""
+        try:
+            with open(f"{self.folder}/{name}", encoding="utf-8", errors="surrogateescape") as file:
+                return file.read()
+        except OSError:
+            return ""
+
     def _write(self, name: str, text: str) -> None:
         descriptor = os.open(f"{self.folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, text.encode())
+            data = text.encode(errors="surrogateescape")
+            while data:
+                data = data[os.write(descriptor, data) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
     def prepare(self) -> None:
         """Writes down what `publish` makes the container's state."""
-        self._write("state.json.new", documents.dumps(self.values))
+        self._write("state.json.new", documents.dumps({"version": VERSION, "oldestReader": VERSION, **self.values}))
 
     def publish(self) -> None:
         """From now on the container exists for other commands."""
         os.rename(f"{self.folder}/state.json.new", f"{self.folder}/state.json")
 
     def remove_folder(self) -> None:
-        for name in os.listdir(self.folder):
+        """Only locked. What says where the container's parts are goes last, for one that is killed meanwhile."""
+        names = os.listdir(self.folder)
+        for name in sorted(names, key=("state.json", "making").__contains__):
             os.unlink(f"{self.folder}/{name}")
         os.rmdir(self.folder)
         self.unlock()
@@ -151,8 +230,24 @@ class Container:
         }
 
 
-def not_there(container_id: str) -> RuntimeFailure:
-    return RuntimeFailure(f"container does not exist: {container_id}")
+class NotThere(RuntimeFailure):
+    """No container has that ID."""
+
+    def __init__(self, container_id: str) -> None:
+        super().__init__(f"container does not exist: {container_id}")
+
+
+def _problem(values: "Any") -> str:
+    """What is wrong with a state; "" if nothing."""
+    if not isinstance(values, dict):
+        return "must be an object"
+    oldest = values.get("oldestReader", VERSION)
+    if not isinstance(oldest, int) or oldest > VERSION:
+        return f"written by a newer lowrt (version {values.get('version')} of it; this one reads {VERSION})"
+    for name, kind in _NEEDED.items():
+        if not isinstance(values.get(name), kind):
+            return f"has no {name}"
+    return ""
 
 
 def all_ids(root: str) -> list[str]:

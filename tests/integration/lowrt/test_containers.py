@@ -69,7 +69,7 @@ def test_the_life_of_a_container(runtime: Any) -> None:
     assert Path(f"/proc/{state['pid']}/comm").read_text() == "sleep\n"
     again = runtime.call("start", runtime.id)
     assert again.returncode == 1
-    assert "already started" in again.stderr
+    assert "cannot start an already running container" in again.stderr
     refused = runtime.call("delete", runtime.id)
     assert refused.returncode == 1
     assert "not stopped: running" in refused.stderr
