@@ -281,6 +281,7 @@ class _Making:
         helper, helper_pidfd = syscalls.clone3(0, cgroup=into)
         if helper == 0:
             try:
+                process.hide()  # and so what it clones: others are in that PID namespace
                 for kind in ("user", "pid"):
                     if kind in joined:
                         syscalls.setns(joined[kind], namespaces.KINDS[kind][0])

@@ -227,6 +227,7 @@ def _enter(
                 # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
                 syscalls.setresgid(0)
                 syscalls.setresuid(0)
+                process.hide()  # the change of user may have undone it (fs.suid_dumpable)
             if flags & namespaces.NEWPID:
                 syscalls.setns(target, namespaces.NEWPID)
             pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)

@@ -43,6 +43,8 @@ class Init:
         self.sync, self._start, self._joined = sync, start, joined
         self._fds, self._pivot, self._keyring = fds, pivot, keyring
         self._joined_cgroup = False
+        # A parent without rights can write the ID maps only while /proc/PID is its own, which that of a hidden process is not.
+        self._mapped_by_user = self._new("user") and os.geteuid() != 0
         self._enter_time: Callable[[], None] | None = None
         if self._new("time"):
             from strata.linux import timens
@@ -80,15 +82,20 @@ class Init:
         return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
 
     def _set_up(self) -> None:
+        if not self._mapped_by_user:
+            process.hide()  # at once: there may be others in its PID namespace
         process.die_with_parent(True)
         process.reset_signals()
         kept = (*self._fds, *self._joined.values(), self.sync.fileno(), *([self._start.fileno()] if self._start else []))
         process.close_others(kept, self._program)
         self._expect(b"g")
+        if self._enter_time:
+            self._enter_time()
         if config.has_namespace(self._linux, "user"):
+            # The caller's user has no number in there: what it makes could be given to nobody.
             syscalls.setresgid(0)
             syscalls.setresuid(0)
-            process.show()  # or /proc/self/fd, which the mounts go through, would belong to the host's root
+            process.hide()  # the change of user may have undone it (fs.suid_dumpable)
         program = self._program
         if program and config.has_namespace(self._linux, "user"):
             program.may_set_groups = process.may_set_groups("self")
@@ -102,8 +109,6 @@ class Init:
                 syscalls.setns(descriptor, namespaces.KINDS[kind][0])
         if self._new("network"):
             namespaces.loopback_up()
-        if self._enter_time:
-            self._enter_time()
         if self._keyring:
             process.take_keyring(self._keyring, by_others=config.has_namespace(self._linux, "user"))
         if hostname := self._spec.get("hostname"):
@@ -128,7 +133,6 @@ class Init:
         hooks.run_all(self._spec, "createContainer", self._state)
         if self._new("mount"):
             self._root.restrict()
-            process.hide()
             self._root.enter(pivot=self._pivot)
         if console:
             descriptors.send(self.sync, b"c", (console.master,))

@@ -33,11 +33,6 @@ def hide() -> None:
     syscalls.prctl(_PR_SET_DUMPABLE, 0)
 
 
-def show() -> None:
-    """Undoes what a change of user did to this process's files in /proc. Only while nothing of the container runs."""
-    syscalls.prctl(_PR_SET_DUMPABLE, 1)
-
-
 def die_with_parent(on: bool) -> None:
     """Whether this process is killed when the one that made it dies."""
     syscalls.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL if on else 0)
@@ -236,6 +231,7 @@ class Process:
             syscalls.setresuid(self.uid)
         except OSError as error:
             raise RuntimeFailure(_unmapped("uid", self.uid, error)) from None
+        hide()  # the change of user may have undone it (fs.suid_dumpable)
         capabilities.keep_through_setuid(False)
         if self._capabilities:
             try:
