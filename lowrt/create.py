@@ -8,7 +8,7 @@ import _socket
 import os
 import time
 
-from lowrt import config, documents, hooks, init, process, resources, rootfs, start, state, terminal
+from lowrt import config, documents, hooks, init, log, process, resources, rootfs, start, state, terminal
 from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
 from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
 from strata.linux.cgroups.common import write
@@ -39,7 +39,7 @@ class Options:
     """The flags of create and run."""
 
     bundle = "."
-    console_socket = pid_file = ""
+    console_socket = pidfd_socket = pid_file = ""
     no_pivot = no_new_keyring = detach = keep = systemd_cgroup = False
     rootless: bool | None = None
     run = False  # start follows at once, by the same caller
@@ -72,9 +72,7 @@ def create(root: str, container_id: str, options: Options, fds: tuple[int, int, 
     """Makes a container up to the point where `start` lets its program go. Raises RuntimeFailure, having undone everything."""
     bundle = os.path.realpath(options.bundle)
     spec = config.load(bundle)
-    terminal_wanted = bool((spec.get("process") or {}).get("terminal"))
-    if options.console_socket and not terminal_wanted:
-        raise RuntimeFailure("cannot use console socket if runc will not detach or allocate tty: process.terminal is false")
+    terminal.check_socket(bool((spec.get("process") or {}).get("terminal")), options.console_socket, detach=options.detach)
     if options.no_pivot and (spec.get("linux") or {}).get("rootfsPropagation") in ("private", "rprivate"):
         raise RuntimeFailure("rootfsPropagation of [r]private is not safe without pivot_root")
     making = _Making(root, container_id, bundle, spec, options, fds, environ)
@@ -144,6 +142,8 @@ class _Making:
             self._claim()
             into = self._open_cgroup()
         self._clone(child, sync, joined, into)
+        if log.debugging():
+            log.debug(f"container {container.id}: process {self._pid}, cgroup {' '.join(self._cgroup.folders())}")
         child_sync.close()
         if into < 0:
             self._claim()
@@ -164,6 +164,9 @@ class _Making:
         self._prepare_state()
         self._converse(sync, root)
         container.publish()
+        log.debug(f"container {container.id}: created")
+        if self._options.pidfd_socket:
+            terminal.hand_over(self._options.pidfd_socket, b"standard", self._pidfd)
         if self._options.pid_file:
             state.write_pid_file(self._options.pid_file, self._pid)
         container.unlock()
@@ -297,7 +300,7 @@ class _Making:
         message, _ = descriptors.receive(sync)
         os.waitpid(helper, 0)
         if message[:1] != b"p":
-            raise received_failure(message or b"e1 the process that joins namespaces has died")
+            raise received_failure(message or b"e" + b"the process that joins namespaces has died")
         self._pid = int(message[1:])
         self._pidfd = pidfds.open_pidfd(self._pid)
 
@@ -336,16 +339,14 @@ class _Making:
                 raise RuntimeFailure("container init died before it was set up")
 
     def _hand_out_console(self, master: int) -> None:
-        if not self._options.console_socket:
+        if self._options.console_socket:
+            try:
+                terminal.hand_over(self._options.console_socket, b"/dev/ptmx", master)
+            finally:
+                os.close(master)
+        else:
             terminal.leave_line_ends(master)
             self._master = master
-            return
-        try:
-            with_name = terminal.connect(self._options.console_socket)
-            descriptors.send(with_name, b"/dev/ptmx", (master,))
-            with_name.close()
-        finally:
-            os.close(master)
 
     def _prepare_state(self) -> None:
         spec = self._spec

@@ -51,6 +51,11 @@ try:
             value, end = scan(text, start)
         except StopIteration as stop:
             raise ValueError(f"expecting a value at character {stop.value}") from None
+        except SystemError:  # what the C half raises for most faults is of the json module, which is not loaded
+            import json
+
+            json.loads(text)
+            raise
         except RecursionError:
             raise ValueError("nested too deeply") from None
         if text[end:].strip(" \t\r\n"):
@@ -64,7 +69,18 @@ try:
         return "".join(_encode(value, 0))
 
 except (ImportError, AttributeError, TypeError):
-    from json import dumps, loads  # type: ignore[assignment]  # noqa: F401
+    from json import dumps, loads  # type: ignore[assignment]
 
     def loads_once(text: str) -> "Any":
         return loads(text, object_pairs_hook=_as_object)  # type: ignore[call-arg]
+
+
+def pretty(value: "Any", indent: str, at: str = "\n") -> str:
+    """The value as JSON for people, a member a line. at: what begins a line, for this value's closing bracket."""
+    inner = at + indent
+    if isinstance(value, dict) and value:
+        members = [f"{dumps(name)}: {pretty(member, indent, inner)}" for name, member in value.items()]
+        return "{" + inner + f",{inner}".join(members) + at + "}"
+    if isinstance(value, list | tuple) and value:
+        return "[" + inner + f",{inner}".join([pretty(member, indent, inner) for member in value]) + at + "]"
+    return dumps(value)

@@ -8,11 +8,15 @@ if TYPE_CHECKING:
 
 
 class RuntimeFailure(Exception):
-    """A command's failure; the text is for people. status: the command's exit status."""
+    """A command's failure; the text is for people."""
 
-    def __init__(self, message: str, status: int = 1) -> None:
+
+class UsageFailure(RuntimeFailure):
+    """A command line that cannot be understood. command: whose help to show, "" for that of lowrt."""
+
+    def __init__(self, command: str, message: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.command = command
 
 
 def reason(error: BaseException) -> str:
@@ -27,15 +31,13 @@ def reason(error: BaseException) -> str:
 
 def send_failure(report: "Socket", error: BaseException) -> None:
     """Sends what failed to whoever waits for it."""
-    status = error.status if isinstance(error, RuntimeFailure) else 1
     try:
         # write(2), because a seccomp filter that is on already has it more often than sendto(2).
-        os.write(report.fileno(), b"e%d " % status + reason(error).encode(errors="surrogateescape"))
+        os.write(report.fileno(), b"e" + reason(error).encode(errors="surrogateescape"))
     except OSError:
         pass
 
 
 def received_failure(message: bytes) -> RuntimeFailure:
     """The failure that `send_failure` sent."""
-    status, _, text = message[1:].partition(b" ")
-    return RuntimeFailure(f"unable to start container process: {text.decode(errors='replace')}", int(status or b"1"))
+    return RuntimeFailure(f"unable to start container process: {message[1:].decode(errors='replace')}")

@@ -6,13 +6,12 @@ holds only what the program may hold, and is this command's (or the monitor's) c
 
 import os
 
-from lowrt import config, documents, foreground, hooks, process, state, terminal
+from lowrt import config, documents, foreground, hooks, log, process, state, terminal
 from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
 from strata.linux import cgroups, descriptors, namespaces, pidfds, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     Spec = dict[str, Any]
@@ -21,13 +20,12 @@ if TYPE_CHECKING:
 class Options:
     """The flags of exec."""
 
-    process_file = console_socket = pid_file = cwd = user = ""
+    process_file = console_socket = pidfd_socket = pid_file = cwd = user = ""
     detach = terminal = ignore_paused = False
     no_new_privileges: bool | None = None
     preserve_fds = 0
 
     def __init__(self) -> None:
-        self.warn: Callable[[list[str]], None] = lambda texts: None
         self.environment: list[str] = []
         self.additional_gids: list[int] = []
         self.capabilities: list[str] = []
@@ -43,13 +41,14 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         raise RuntimeFailure("cannot exec in a paused container (use --ignore-paused to override)")
     settings = _settings(container, arguments, options)
     config.check_process(settings)
+    terminal.check_socket(bool(settings.get("terminal")), options.console_socket, detach=options.detach)
     profile = container.values.get("seccomp")
     root = os.path.dirname(container.folder)
     filter_ = process.compiled_filter(profile, root) if profile else None
     program = process.Process(settings, container.values, filter_, options.preserve_fds)
     if in_user_namespace := "user" in container.values["namespaces"]:
         program.may_set_groups = process.may_set_groups(container.pid)
-    options.warn(config.capability_warnings(settings, in_user_namespace=in_user_namespace))
+    log.warnings(config.capability_warnings(settings, in_user_namespace=in_user_namespace))
     if not program.environment.get("PATH"):
         program.environment["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     sync, child_sync = descriptors.pair()
@@ -62,10 +61,13 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         pid = _enter(container, target, program, settings, sync, child_sync, fds, below)
         pidfd = pidfds.open_pidfd(pid)
         child_sync.close()
+        log.debug(f"container {container.id}: process {pid}")
         program.raise_limits(pid)
         program.adjust_oom_score(pid)
         sync.send(b"g")
         master = _converse(sync, options)
+        if options.pidfd_socket:
+            terminal.hand_over(options.pidfd_socket, b"setns", pidfd)
         if options.pid_file:
             state.write_pid_file(options.pid_file, pid)
         sync.send(b"k")
@@ -75,15 +77,15 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
             if passed:
                 _deliver_listener(container, pid, sync, passed[0])
             if message[:1] == b"e":
-                raise _failure(message)
+                raise received_failure(message)
             ready = ready or message == b"x"
         if not ready:
-            raise RuntimeFailure("exec failed: the process died before its program could be started")
+            raise RuntimeFailure("the process died before its program could be started")
     except BaseException as error:
         if pid:
             _end(pid, pidfd)
         if isinstance(error, OSError):
-            raise RuntimeFailure(f"exec failed: {reason(error)}", 255) from None
+            raise RuntimeFailure(reason(error)) from None
         raise
     finally:
         container.unlock()
@@ -121,7 +123,7 @@ def _settings(container: state.Container, arguments: list[str], options: Options
         config.fit_process(given)
         return _with_defaults(given, container.values.get("process") or {})
     if not arguments:
-        raise RuntimeFailure("exec needs a program: give it after the container's ID, or a process with --process")
+        raise RuntimeFailure("exec args cannot be empty: give the program after the container's ID, or a process with --process")
     settings: Spec = dict(container.values.get("process") or {"cwd": "/"})
     settings["args"] = arguments
     settings["terminal"] = options.terminal
@@ -252,7 +254,7 @@ def _enter(
         os.waitpid(helper, 0)
         os.close(helper_pidfd)
     if message[:1] != b"p":
-        raise _failure(message or b"e1 the process that joins the container has died")
+        raise received_failure(message or b"e" + b"the process that joins the container has died")
     return int(message[1:])
 
 
@@ -313,20 +315,15 @@ def _converse(sync: descriptors.Socket, options: Options) -> int:
         if message == b"r":
             return master
         if message == b"c" and options.console_socket:
-            connection = terminal.connect(options.console_socket)
-            descriptors.send(connection, b"/dev/ptmx", (received[0],))
-            connection.close()
-            os.close(received[0])
+            try:
+                terminal.hand_over(options.console_socket, b"/dev/ptmx", received[0])
+            finally:
+                os.close(received[0])
         elif message == b"c":
             master = received[0]
             terminal.leave_line_ends(master)
         else:
-            raise _failure(message or b"e1 the process died before it was set up")
-
-
-def _failure(message: bytes) -> RuntimeFailure:
-    failure = received_failure(message)
-    return RuntimeFailure(f"exec failed: {failure}", failure.status if failure.status > 1 else 255)
+            raise received_failure(message or b"e" + b"the process died before it was set up")
 
 
 def _end(pid: int, pidfd: int) -> None:

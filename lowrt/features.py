@@ -1,7 +1,9 @@
 """features (runtime-spec features.md) and spec: what this runtime can do, and a configuration to start from."""
 
-from lowrt import config
-from strata.linux import capabilities, mounts, namespaces, seccomp
+import os
+
+from lowrt import config, main
+from strata.linux import capabilities, cgroups, mounts, namespaces, seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -9,6 +11,7 @@ if TYPE_CHECKING:
 
     Spec = dict[str, Any]
 
+_LIKE_RUNC = "1.4.0"  # whose command line and configuration this one follows
 _DEFAULT_CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 MASKED_PATHS = ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
                 "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi"]  # fmt: skip
@@ -16,12 +19,12 @@ READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 
 
 def features() -> "Spec":
-    """The features structure."""
+    """The features structure (runtime-spec features.md)."""
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": config.SPEC_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": sorted([*mounts.OPTIONS, *mounts.PROPAGATIONS, *mounts.RECURSIVE]),
+        "mountOptions": sorted([*mounts.OPTIONS, *mounts.PROPAGATIONS, *mounts.RECURSIVE, "idmap", "ridmap", "tmpcopyup"]),
         "linux": {
             "namespaces": sorted(namespaces.KINDS),
             "capabilities": [name for name, number in capabilities.NUMBERS.items() if number <= capabilities.last()],
@@ -31,15 +34,41 @@ def features() -> "Spec":
                 "actions": sorted(seccomp.ACTIONS),
                 "operators": sorted(seccomp.OPERATORS),
                 "archs": sorted(seccomp.ARCHITECTURES),
-                "supportedFlags": sorted(seccomp.supported_flags()),
                 "knownFlags": sorted(seccomp.FLAGS),
+                "supportedFlags": sorted(seccomp.FLAGS),
             },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "memoryPolicy": {"modes": [], "flags": []},
+            "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": False},
         },
+        "annotations": _annotations(),
+        # What somebody who may annotate a container, but not configure it, should not be let set.
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
     }
+
+
+def _annotations() -> dict[str, str]:
+    found = {
+        "strata.lowrt.version": main.VERSION,
+        "org.opencontainers.runc.version": _LIKE_RUNC,
+        "org.opencontainers.runc.checkpoint.enabled": "false",
+    }
+    if version := libseccomp_version():
+        found["io.github.seccomp.libseccomp.version"] = version
+    return found
+
+
+def libseccomp_version() -> str:
+    """The library's version; "" where it is missing."""
+    from strata.linux import libseccomp
+
+    try:
+        return libseccomp.version()
+    except OSError:
+        return ""
 
 
 def template(*, rootless: bool) -> "Spec":
@@ -70,24 +99,30 @@ def template(*, rootless: bool) -> "Spec":
         ],
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
+            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
         },
     }
+    if cgroups.mode() == "v2":
+        spec["linux"]["namespaces"].append({"type": "cgroup"})  # with v1 as well, the host's layout is seen anyway
     if rootless:
-        import os
-
-        linux = spec["linux"]
-        linux["namespaces"] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup", "user")]
-        linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
-        linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
-        del linux["resources"]
-        spec["mounts"] = [m for m in spec["mounts"] if m["type"] not in ("sysfs", "cgroup")]
-        spec["mounts"].append(_mount("/sys", "none", "rbind nosuid noexec nodev ro", source="/sys"))
-        for mount in spec["mounts"]:
-            mount["options"] = [o for o in mount.get("options", ()) if o != "gid=5"]
+        _make_rootless(spec)
     return spec
+
+
+def _make_rootless(spec: "Spec") -> None:
+    """Without what a user without privileges cannot have: a network of its own, cgroups, other IDs than the own."""
+    linux = spec["linux"]
+    linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "network"] + [{"type": "user"}]
+    linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+    linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
+    del linux["resources"]
+    for index, mount in enumerate(spec["mounts"]):
+        if mount["destination"] == "/sys":  # a new sysfs needs a network namespace
+            spec["mounts"][index] = _mount("/sys", "none", "rbind nosuid noexec nodev ro", source="/sys")
+        elif "options" in mount:
+            mount["options"] = [option for option in mount["options"] if not option.startswith(("gid=", "uid="))]
 
 
 def _mount(destination: str, kind: str, options: str, source: str = "") -> "Spec":

@@ -3,7 +3,7 @@
 import _signal  # type: ignore[import-not-found]
 import os
 
-from lowrt import documents, hooks, resources, state
+from lowrt import documents, hooks, log, resources, state
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import cgroups, pidfds
 
@@ -119,6 +119,7 @@ def delete_ended(container: state.Container) -> None:
 def _remove(container: state.Container) -> None:
     container.cgroup().destroy()
     container.remove_folder()
+    log.debug(f"container {container.id}: deleted")
     if hook_values := container.values.get("hooks"):
         stopped = hooks.state(
             container.id, container.values["ociVersion"], "stopped", 0, container.values["bundle"],
@@ -210,20 +211,29 @@ def ps(container: state.Container, format_: str, arguments: list[str]) -> str:
     return "\n".join([header, *kept]) + "\n"
 
 
-def list_all(root: str, format_: str, *, quiet: bool) -> str:
-    """All containers under a root."""
+def list_all(root: str, format_: str, *, quiet: bool, complain: "Callable[[str], None]") -> str:
+    """All containers under a root. complain: takes a line for each entry that is none; the others are listed all the same."""
     found = []
     for container_id in state.all_ids(root):
         try:
-            found.append(state.Container.open(root, container_id).public())
-        except RuntimeFailure:
-            continue  # deleted meanwhile
+            container = state.Container.open(root, container_id)
+            found.append({**container.public(), "owner": _user_name(os.stat(container.folder).st_uid)})
+        except (RuntimeFailure, OSError, LookupError, TypeError, ValueError) as error:
+            complain(f"load container {container_id}: {reason(error)}")
     if quiet:
         return "".join(f"{values['id']}\n" for values in found)
     if format_ == "json":
         return documents.dumps(found or None) + "\n"
     rows: list[tuple[str, ...]] = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
-    names = ("id", "pid", "status", "bundle", "created", "owner")
-    rows += [tuple(str(values[name] or ("0" if name == "pid" else "root")) for name in names) for values in found]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "".join("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows)
+    rows += [tuple(str(values[name.lower()]) for name in rows[0]) for values in found]
+    widths = [max(12, *(len(row[i]) + 3 for row in rows)) for i in range(len(rows[0]))]
+    return "".join("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows)
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"

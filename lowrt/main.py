@@ -1,58 +1,25 @@
 """The command line of lowrt: runc's, with its flags, exit statuses and messages.
 
-`run` parses by hand: argparse and click cost more than a whole container. What only some commands need is imported by them.
+`flags` reads the line, `log` takes what goes wrong; what only some commands need is imported by them.
 """
 
 import os
 
-from lowrt.errors import RuntimeFailure, reason
+from lowrt import flags, log
+from lowrt.errors import RuntimeFailure, UsageFailure, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+VERSION = "0.1.0"
 DEFAULT_ROOT = "/run/lowrt"
-
-# Flags by command: the name without dashes → whether it takes a value. `*` after the value: it may be given again.
-_GLOBAL = {"root": "=", "log": "=", "log-format": "=", "debug": "", "systemd-cgroup": "", "rootless": "=", "criu": "=",
-           "version": "", "help": ""}  # fmt: skip
-_CREATE = {"bundle": "=", "console-socket": "=", "pid-file": "=", "no-pivot": "", "no-new-keyring": "", "preserve-fds": "="}
-_UPDATE = {"resources": "=", "blkio-weight": "=", "cpu-period": "=", "cpu-quota": "=", "cpu-burst": "=", "cpu-share": "=",
-           "cpu-rt-period": "=", "cpu-rt-runtime": "=", "cpuset-cpus": "=", "cpuset-mems": "=", "memory": "=",
-           "memory-reservation": "=", "memory-swap": "=", "pids-limit": "=", "cpu-idle": "=", "kernel-memory": "=",
-           "kernel-memory-tcp": "=", "l3-cache-schema": "=", "mem-bw-schema": "="}  # fmt: skip
-_FLAGS: "dict[str, dict[str, str]]" = {
-    "create": _CREATE,
-    "run": {**_CREATE, "detach": "", "keep": "", "no-subreaper": ""},
-    "start": {},
-    "exec": {"process": "=", "console-socket": "=", "pid-file": "=", "cwd": "=", "env": "=*", "tty": "", "user": "=",
-             "additional-gids": "=*", "detach": "", "process-label": "=", "apparmor": "=", "no-new-privs": "", "cap": "=*",
-             "preserve-fds": "=", "cgroup": "=*", "ignore-paused": ""},
-    "state": {},
-    "list": {"format": "=", "quiet": ""},
-    "ps": {"format": "="},
-    "kill": {"all": ""},
-    "delete": {"force": ""},
-    "pause": {},
-    "resume": {},
-    "update": _UPDATE,
-    "events": {"interval": "=", "stats": ""},
-    "spec": {"bundle": "=", "rootless": ""},
-    "features": {},
-}  # fmt: skip
-_SHORT: "dict[str, dict[str, str]]" = {
-    "": {"v": "version", "h": "help"},
-    "create": {"b": "bundle"},
-    "run": {"b": "bundle", "d": "detach"},
-    "exec": {"p": "process", "e": "env", "t": "tty", "u": "user", "g": "additional-gids", "d": "detach", "c": "cap"},
-    "list": {"f": "format", "q": "quiet"},
-    "ps": {"f": "format"},
-    "kill": {"a": "all"},
-    "delete": {"f": "force"},
-    "update": {"r": "resources"},
-    "spec": {"b": "bundle"},
-}
+# The statuses that runc's callers know: exec's own failures are told apart from a program's by 255.
+_FAILED, _NO_SUCH_COMMAND, _EXEC_FAILED = 1, 3, 255
+# Commands whose errors say first that they failed.
+_NAMED_IN_ERRORS = {"create": "lowrt create failed: ", "run": "lowrt run failed: ", "exec": "exec failed: "}
+_REFUSED = ("checkpoint", "restore")
 
 
 class Call:
@@ -60,7 +27,7 @@ class Call:
 
     def __init__(self, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> None:
         self.fds, self.environ = fds, environ
-        self.root, self.log, self.log_format = DEFAULT_ROOT, "", "text"
+        self.root, self.root_given = DEFAULT_ROOT, False
         self.systemd_cgroup = False
         self.rootless: bool | None = None
         self.command = ""
@@ -72,18 +39,38 @@ class Call:
         while data:
             data = data[os.write(self.fds[1], data) :]
 
-    def one_id(self) -> str:
-        """The only argument, a container's ID."""
-        if len(self.arguments) != 1:
-            raise RuntimeFailure(f"{self.command} needs exactly one argument, the container's ID (lowrt {self.command} --help)")
+    def complain(self, text: str) -> None:
+        """A line on stderr about what is no failure."""
+        os.write(self.fds[2], f"{text}\n".encode(errors="surrogateescape"))
+
+    def need_arguments(self, least: int, most: int | None) -> None:
+        """Raises UsageFailure unless there are as many. most: None for no limit."""
+        if least == most and len(self.arguments) != least:
+            how = f"exactly {least}"
+        elif len(self.arguments) < least:
+            how = f"a minimum of {least}"
+        elif most is not None and len(self.arguments) > most:
+            how = f"a maximum of {most}"
+        else:
+            return
+        raise UsageFailure(self.command, f'"{self.command}" requires {how} argument(s)')
+
+    def container_id(self) -> str:
+        if not self.arguments[0]:
+            raise RuntimeFailure("container id cannot be empty")
         return self.arguments[0]
 
-    def number(self, name: str) -> int:
-        text = self.values.get(name) or "0"
-        try:
-            return int(text)
-        except ValueError:
-            raise RuntimeFailure(f"--{name} {text}: must be a number") from None
+    def one_id(self) -> str:
+        """The only argument, a container's ID."""
+        self.need_arguments(1, 1)
+        return self.container_id()
+
+    def format(self) -> str:
+        """The form of the output that is asked for, `table` or `json`."""
+        wanted: str = self.values.get("format", "table")
+        if wanted not in ("table", "json"):
+            raise RuntimeFailure("invalid format option")
+        return wanted
 
 
 def run(argv: "Sequence[str]", fds: tuple[int, int, int], environ: "Mapping[str, str]") -> int:
@@ -94,18 +81,24 @@ def run(argv: "Sequence[str]", fds: tuple[int, int, int], environ: "Mapping[str,
     container's first process, which is its child.
     """
     call = Call(fds, environ)
+    log.start(fds[2])
     try:
         if environ.get("STRATA_SPANS"):
             return _traced(call, argv)
         return _run(call, argv)
+    except UsageFailure as failure:
+        return _report_usage(call, failure)
     except RuntimeFailure as failure:
-        _report(call, str(failure))
-        return failure.status
+        return _report(call, str(failure))
     except BrokenPipeError:
-        return 1
+        return _FAILED
     except OSError as error:
-        _report(call, f"{call.command}: {reason(error)}")
-        return 1
+        return _report(call, reason(error))
+    except Exception as error:
+        _log_trace()
+        return _report(call, f"an error in lowrt itself, {type(error).__name__}: {error} (--debug logs where)")
+    finally:
+        log.close()
 
 
 def rehearse() -> None:
@@ -119,39 +112,79 @@ def rehearse() -> None:
 
 
 def _run(call: Call, argv: "Sequence[str]") -> int:
-    rest = _parse(call, list(argv), _GLOBAL, "")
-    given = call.values
-    call.root = given.get("root") or DEFAULT_ROOT
-    call.log, call.log_format = given.get("log") or "", given.get("log-format") or "text"
-    if call.log_format not in ("text", "json"):
-        raise RuntimeFailure(f"--log-format {call.log_format}: must be text or json")
-    call.systemd_cgroup, call.rootless = bool(given.get("systemd-cgroup")), _true_false_auto(given.get("rootless") or "auto")
+    given, rest = flags.parse("", list(argv))
+    call.root, call.root_given = _root(call.environ, given.get("root"))
     if given.get("version"):
-        from lowrt import config
-
-        call.say(f"lowrt version 0.1.0\nspec: {config.SPEC_VERSION}\n")
+        call.say(_version())
         return 0
-    if given.get("help") or not rest or rest[0] == "help":
-        from lowrt import usage
-
-        call.say(usage.of(rest[1] if len(rest) > 1 else ""))
-        return 0
+    if given.get("help") or not rest or rest[0] in ("help", "h"):
+        return _help(call, "".join(rest[1:2]))
+    log.open_(given.get("log", ""), given.get("log-format", ""), debugging=bool(given.get("debug")))
     call.command = rest[0]
-    if call.command in ("checkpoint", "restore"):
-        raise RuntimeFailure(f"{call.command}: not supported by this runtime yet")
-    flags = _FLAGS.get(call.command)
-    if flags is None:
-        raise RuntimeFailure(f"no command {call.command!r}: see lowrt --help")
-    call.values = {}
-    # What follows exec's container is the program's own line, and ps's the program ps's.
-    stop_after = 1 if call.command in ("exec", "ps") else None
-    call.arguments = _parse(call, rest[1:], {**flags, "help": ""}, call.command, stop_after=stop_after)
+    if call.command in _REFUSED:
+        if {"-h", "--help"} & set(rest):
+            return _help(call, call.command)
+        raise RuntimeFailure(f"{call.command}: not supported by this runtime")
+    if call.command not in _COMMANDS:
+        return _help(call, call.command)
+    call.systemd_cgroup, call.rootless = bool(given.get("systemd-cgroup")), flags.true_false_auto("rootless", given)
+    call.values, call.arguments = flags.parse(call.command, rest[1:])
     if call.values.get("help"):
-        from lowrt import usage
+        return _help(call, call.command)
+    if log.debugging():
+        log.debug(f"lowrt {VERSION}, root {call.root}: {' '.join(rest)}")
+    status = _COMMANDS[call.command](call)
+    log.debug(f"{call.command} ends with status {status}")
+    return status
 
-        call.say(usage.of(call.command))
-        return 0
-    return _COMMANDS[call.command](call)
+
+def _root(environ: "Mapping[str, str]", given: str | None) -> tuple[str, bool]:
+    """The folder of the containers' state, and whether it was asked for."""
+    if given is not None:
+        root = os.path.abspath(given)
+        if root == "/":
+            raise RuntimeFailure("Option --root argument should not be set to /")
+        return root, True
+    folder = environ.get("XDG_RUNTIME_DIR")
+    if not folder or not _is_users_own(environ):
+        return DEFAULT_ROOT, False
+    root = f"{folder}/lowrt"
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        os.chmod(root, 0o1700)  # with the sticky bit nobody tidies it up (XDG Base Directory Specification)
+    except OSError as error:
+        raise RuntimeFailure(f"the path in $XDG_RUNTIME_DIR must be writable by the user: {reason(error)}") from None
+    return root, False
+
+
+def _is_users_own(environ: "Mapping[str, str]") -> bool:
+    """Whether XDG_RUNTIME_DIR counts: not for the machine's root, whose containers are to be found under /run."""
+    if os.geteuid() != 0:
+        return True
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        machines = file.read().split() == ["0", "0", "4294967295"]
+    return not machines and environ.get("USER") != "root"
+
+
+def _version() -> str:
+    import sys
+
+    from lowrt import config, features
+
+    lines = [f"lowrt version {VERSION}", f"spec: {config.SPEC_VERSION}", f"python: {sys.version.split()[0]}"]
+    if seccomp := features.libseccomp_version():
+        lines.append(f"libseccomp: {seccomp}")
+    return "\n".join(lines) + "\n"
+
+
+def _help(call: Call, command: str) -> int:
+    from lowrt import usage
+
+    if command and not usage.known(command):
+        log.error(f"No help topic for '{command}' (lowrt --help lists the commands)")
+        return _NO_SUCH_COMMAND
+    call.say(usage.of(command, call.root))
+    return 0
 
 
 def _traced(call: Call, argv: "Sequence[str]") -> int:
@@ -160,44 +193,35 @@ def _traced(call: Call, argv: "Sequence[str]") -> int:
 
     if not spans.enabled():
         spans.configure("lowrt", call.environ["STRATA_SPANS"])
-    words = [word for word in argv if word in _FLAGS]
+    words = [word for word in argv if word in _COMMANDS]
     with spans.span(f"lowrt {words[0] if words else '?'}", parent=call.environ.get(spans.ENVIRONMENT_KEY)):
         return _run(call, argv)
 
 
-def _parse(call: Call, argv: list[str], flags: "dict[str, str]", command: str, stop_after: int | None = None) -> list[str]:
-    """Fills call.values and returns the arguments. Flags of a command may stand between its arguments, but for exec's."""
-    arguments: list[str] = []
-    index = 0
-    while index < len(argv):
-        word = argv[index]
-        index += 1
-        if word == "--":
-            return arguments + argv[index:]
-        if not word.startswith("-") or word == "-":
-            arguments.append(word)
-            if command == "" or (stop_after is not None and len(arguments) >= stop_after):
-                return arguments + argv[index:]
-            continue
-        name, equals, value = word.lstrip("-").partition("=")
-        name = _SHORT.get(command, {}).get(name, "help" if name == "h" else name)
-        kind = flags.get(name)
-        if kind is None:
-            where = f"lowrt {command}".strip()
-            raise RuntimeFailure(f"{where}: flag provided but not defined: {word.partition('=')[0]} (see {where} --help)")
-        if kind == "":
-            call.values[name] = value.lower() not in ("false", "0") if equals else True
-            continue
-        if not equals:
-            if index == len(argv):
-                raise RuntimeFailure(f"flag needs an argument: {word}")
-            value = argv[index]
-            index += 1
-        if kind == "=*":
-            call.values.setdefault(name, []).append(value)
-        else:
-            call.values[name] = value
-    return arguments
+# --- what goes wrong
+
+
+def _report(call: Call, message: str) -> int:
+    """Says what failed; the exit status."""
+    prefix = _NAMED_IN_ERRORS.get(call.command, "")
+    log.error(message if message.startswith(prefix) else prefix + message)
+    return _EXEC_FAILED if call.command == "exec" else _FAILED
+
+
+def _report_usage(call: Call, failure: UsageFailure) -> int:
+    """The help goes to stdout, as runc's does."""
+    from lowrt import usage
+
+    call.say(f"Incorrect Usage: {failure}\n\n{usage.of(failure.command, call.root)}")
+    log.error(str(failure))
+    return _FAILED
+
+
+def _log_trace() -> None:
+    if log.debugging():
+        import traceback
+
+        log.debug(traceback.format_exc())
 
 
 # --- the commands
@@ -209,52 +233,38 @@ def _create_options(call: Call) -> "Any":
     options, given = create.Options(), call.values
     options.bundle = given.get("bundle") or "."
     options.console_socket, options.pid_file = given.get("console-socket") or "", given.get("pid-file") or ""
+    options.pidfd_socket = given.get("pidfd-socket") or ""
     options.no_pivot, options.no_new_keyring = bool(given.get("no-pivot")), bool(given.get("no-new-keyring"))
     options.detach, options.keep = bool(given.get("detach")), bool(given.get("keep"))
-    options.preserve_fds = call.number("preserve-fds")
+    options.preserve_fds = given.get("preserve-fds", 0)
     options.systemd_cgroup, options.rootless = call.systemd_cgroup, call.rootless
     return options
-
-
-def _true_false_auto(text: str) -> bool | None:
-    if text == "auto":
-        return None
-    if text.lower() not in ("true", "false", "1", "0", "t", "f"):
-        raise RuntimeFailure(f"--rootless {text}: must be true, false or auto")
-    return text.lower() in ("true", "1", "t")
 
 
 def _create(call: Call) -> int:
     from lowrt import config, create
 
     container_id, options = call.one_id(), _create_options(call)
+    options.detach = True
     made = create.create(call.root, container_id, options, call.fds, call.environ)
-    _warn(call, config.warnings(made.spec))
+    log.warnings(config.warnings(made.spec))
     os.close(made.pidfd)
-    if made.master >= 0:
-        os.close(made.master)
-        from lowrt import lifecycle
-
-        lifecycle.delete(call.root, container_id, force=True)
-        raise RuntimeFailure("cannot allocate tty if runc will detach without setting console socket: use --console-socket")
     return 0
 
 
 def _run_container(call: Call) -> int:
-    from lowrt import create
+    from lowrt import config, create
 
     container_id, options = call.one_id(), _create_options(call)
     options.run = True
     made = create.create(call.root, container_id, options, call.fds, call.environ)
     try:
-        if options.detach and made.master >= 0:
-            raise RuntimeFailure("cannot allocate tty if runc will detach without setting console socket: use --console-socket")
-        from lowrt import config
-
-        _warn(call, config.warnings(made.spec))
+        log.warnings(config.warnings(made.spec))
         made.start()
     except BaseException:
-        _delete(call.root, container_id)
+        from lowrt import lifecycle
+
+        lifecycle.delete(call.root, container_id, force=True)
         raise
     if options.detach:
         os.close(made.pidfd)
@@ -266,12 +276,6 @@ def _run_container(call: Call) -> int:
     if not options.keep:
         lifecycle.delete_ended(made.container)
     return status
-
-
-def _delete(root: str, container_id: str) -> None:
-    from lowrt import lifecycle
-
-    lifecycle.delete(root, container_id, force=True)
 
 
 def _start(call: Call) -> int:
@@ -288,71 +292,63 @@ def _start(call: Call) -> int:
 def _exec(call: Call) -> int:
     from lowrt import execute, state
 
-    if not call.arguments:
-        raise RuntimeFailure("exec needs the container's ID and the program (lowrt exec --help)")
+    call.need_arguments(1, None)
     given, options = call.values, execute.Options()
     for name in ("apparmor", "process-label"):
         if given.get(name):
             raise RuntimeFailure(f"--{name}: not supported by this runtime yet")
     options.process_file, options.console_socket = given.get("process") or "", given.get("console-socket") or ""
+    options.pidfd_socket = given.get("pidfd-socket") or ""
     options.pid_file, options.cwd = given.get("pid-file") or "", given.get("cwd") or ""
     options.user, options.cgroups = given.get("user") or "", given.get("cgroup") or []
     options.detach, options.terminal = bool(given.get("detach")), bool(given.get("tty"))
     options.ignore_paused = bool(given.get("ignore-paused"))
     options.no_new_privileges = given.get("no-new-privs")
-    options.preserve_fds = call.number("preserve-fds")
-    options.warn = lambda texts: _warn(call, texts)
+    options.preserve_fds = given.get("preserve-fds", 0)
     options.environment, options.capabilities = given.get("env") or [], given.get("cap") or []
-    try:
-        options.additional_gids = [int(text) for text in given.get("additional-gids") or ()]
-    except ValueError:
-        raise RuntimeFailure("--additional-gids: must be numbers") from None
-    container = state.Container.open(call.root, call.arguments[0])
+    options.additional_gids = given.get("additional-gids") or []
+    container = state.Container.open(call.root, call.container_id())
     return execute.execute(container, call.arguments[1:], options, call.fds)
 
 
 def _state(call: Call) -> int:
     from lowrt import documents, state
 
-    call.say(documents.dumps(state.Container.open(call.root, call.one_id()).public()) + "\n")
+    call.say(documents.pretty(state.Container.open(call.root, call.one_id()).public(), "  ") + "\n")
     return 0
 
 
 def _list(call: Call) -> int:
     from lowrt import lifecycle
 
-    call.say(lifecycle.list_all(call.root, _format(call), quiet=bool(call.values.get("quiet"))))
+    call.need_arguments(0, 0)
+    if call.root_given and not os.path.isdir(call.root):
+        raise RuntimeFailure(f"open {call.root}: no such file or directory")
+    call.say(lifecycle.list_all(call.root, call.format(), quiet=bool(call.values.get("quiet")), complain=call.complain))
     return 0
 
 
 def _ps(call: Call) -> int:
     from lowrt import lifecycle, state
 
-    if not call.arguments:
-        raise RuntimeFailure("ps needs the container's ID (lowrt ps --help)")
-    container = state.Container.open(call.root, call.arguments[0])
-    call.say(lifecycle.ps(container, _format(call), call.arguments[1:]))
+    call.need_arguments(1, None)
+    container = state.Container.open(call.root, call.container_id())
+    call.say(lifecycle.ps(container, call.format(), call.arguments[1:]))
     return 0
-
-
-def _format(call: Call) -> str:
-    format_: str = call.values.get("format") or "table"
-    if format_ not in ("table", "json"):
-        raise RuntimeFailure(f"--format {format_}: must be table or json")
-    return format_
 
 
 def _kill(call: Call) -> int:
     from lowrt import lifecycle, state
 
-    if not 1 <= len(call.arguments) <= 2:
-        raise RuntimeFailure("kill needs the container's ID, and takes a signal (lowrt kill --help)")
-    number = lifecycle.signal_number(call.arguments[1] if len(call.arguments) > 1 else "SIGTERM")
-    lifecycle.kill(state.Container.open(call.root, call.arguments[0]), number, everybody=bool(call.values.get("all")))
+    call.need_arguments(1, None)
+    call.need_arguments(0, 2)
+    container = state.Container.open(call.root, call.container_id())
+    number = lifecycle.signal_number("".join(call.arguments[1:]) or "SIGTERM")
+    lifecycle.kill(container, number, everybody=bool(call.values.get("all")))
     return 0
 
 
-def _delete_command(call: Call) -> int:
+def _delete(call: Call) -> int:
     from lowrt import lifecycle, state
 
     container_id = call.one_id()
@@ -387,7 +383,7 @@ def _update(call: Call) -> int:
     from lowrt import lifecycle, resources, state
 
     changed = resources.from_flags(call.values, call.fds[0])
-    _warn(call, resources.warnings(changed))
+    log.warnings(resources.warnings(changed))
     container = state.Container.open(call.root, call.one_id(), locked=True)
     try:
         lifecycle.update(container, changed)
@@ -401,76 +397,41 @@ def _events(call: Call) -> int:
 
     interval = events.seconds(call.values.get("interval") or "5s")
     container = state.Container.open(call.root, call.one_id())
-    events.report(container, call.say, lambda text: _warn(call, [text]), interval, once=bool(call.values.get("stats")))
+    events.report(container, call.say, log.warning, interval, once=bool(call.values.get("stats")))
     return 0
 
 
 def _spec(call: Call) -> int:
-    import json
+    from lowrt import documents, features
 
-    from lowrt import features
-
-    path = f"{call.values.get('bundle') or '.'}/config.json"
+    call.need_arguments(0, 0)
+    content = documents.pretty(features.template(rootless=bool(call.values.get("rootless"))), "\t") + "\n"
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(json.dumps(features.template(rootless=bool(call.values.get("rootless"))), indent="\t") + "\n")
+        with open(os.path.join(call.values.get("bundle") or "", "config.json"), "x", encoding="utf-8") as file:
+            file.write(content)
     except FileExistsError:
         raise RuntimeFailure("File config.json exists. Remove it first") from None
     return 0
 
 
 def _features(call: Call) -> int:
-    import json
+    from lowrt import documents, features
 
-    from lowrt import features
+    call.need_arguments(0, 0)
+    call.say(documents.pretty(features.features(), "    ") + "\n")
+    return 0
 
-    call.say(json.dumps(features.features(), indent=4) + "\n")
+
+def _completion(call: Call) -> int:
+    from lowrt import completion
+
+    call.need_arguments(0, 0)
+    call.say(completion.script())
     return 0
 
 
 _COMMANDS: "dict[str, Callable[[Call], int]]" = {
     "create": _create, "run": _run_container, "start": _start, "exec": _exec, "state": _state, "list": _list, "ps": _ps,
-    "kill": _kill, "delete": _delete_command, "pause": _pause, "resume": _resume, "update": _update, "events": _events,
-    "spec": _spec, "features": _features,
+    "kill": _kill, "delete": _delete, "pause": _pause, "resume": _resume, "update": _update, "events": _events,
+    "spec": _spec, "features": _features, "completion": _completion,
 }  # fmt: skip
-
-
-# --- what goes wrong
-
-
-def _report(call: Call, message: str) -> None:
-    """Writes an error to the log (callers like containerd read it from there) and to stderr."""
-    _log(call, "error", message)
-    try:
-        os.write(call.fds[2], f"lowrt: {message}\n".encode(errors="surrogateescape"))
-    except OSError:
-        pass
-
-
-def _warn(call: Call, texts: "Sequence[str]") -> None:
-    """Says what is no failure: to the log, or to stderr where there is none."""
-    for text in texts:
-        if call.log:
-            _log(call, "warning", text)
-        else:
-            os.write(call.fds[2], f"lowrt: warning: {text}\n".encode(errors="surrogateescape"))
-
-
-def _log(call: Call, level: str, message: str) -> None:
-    if not call.log:
-        return
-    import time
-
-    from lowrt import documents
-
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    if call.log_format == "json":
-        line = documents.dumps({"level": level, "msg": message, "time": now})
-    else:
-        line = f'time="{now}" level={level} msg={documents.dumps(message)}'
-    try:
-        descriptor = os.open(call.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.write(descriptor, f"{line}\n".encode())
-        os.close(descriptor)
-    except OSError:
-        pass  # the log is a courtesy; stderr has the message too

@@ -10,6 +10,7 @@ import os
 import resource
 import stat
 
+from lowrt import state
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import capabilities, descriptors, keyrings, rlimits, seccomp, syscalls
 
@@ -50,7 +51,7 @@ def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter | None":
     if seccomp.is_empty(profile):
         return None
     try:
-        filter_ = seccomp.compile_filter(profile, f"{root}/.seccomp")
+        filter_ = seccomp.compile_filter(profile, f"{root}/{state.SECCOMP_CACHE}")
     except (ValueError, OSError) as error:
         raise RuntimeFailure(f"unable to init seccomp: {reason(error)}") from None
     if filter_.notifies:
@@ -265,11 +266,11 @@ class Process:
             try:
                 status = os.stat(name)
             except OSError as error:
-                raise RuntimeFailure(f'exec: "{name}": stat {name}: {error_text(error)}', 127) from None
+                raise RuntimeFailure(f'exec: "{name}": stat {name}: {error_text(error)}') from None
             if stat.S_ISDIR(status.st_mode):
-                raise RuntimeFailure(f'exec: "{name}": is a directory', 126)
+                raise RuntimeFailure(f'exec: "{name}": is a directory')
             if not status.st_mode & 0o111:
-                raise RuntimeFailure(f'exec: "{name}": permission denied', 126)
+                raise RuntimeFailure(f'exec: "{name}": permission denied')
             return name
         for folder in self.environment.get("PATH", "").split(":"):
             path = f"{folder or '.'}/{name}"
@@ -279,7 +280,7 @@ class Process:
                 continue
             if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
                 return path
-        raise RuntimeFailure(f'exec: "{name}": executable file not found in $PATH', 127)
+        raise RuntimeFailure(f'exec: "{name}": executable file not found in $PATH')
 
     def _read_home(self) -> None:
         """HOME, where the configuration has none, from the container's own /etc/passwd."""

@@ -3,7 +3,7 @@
 import _socket
 import os
 
-from lowrt import hooks, state
+from lowrt import hooks, log, state
 from lowrt.errors import RuntimeFailure, received_failure
 from strata.linux import descriptors
 
@@ -45,6 +45,7 @@ def wait_until_it_runs(container: state.Container, connection: descriptors.Socke
         ready = ready or message == b"x"
     if not ready:
         raise RuntimeFailure("container process died before it could be started")
+    log.debug(f"container {container.id}: its program runs")
 
 
 def run_poststart_hooks(container: state.Container) -> None:

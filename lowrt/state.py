@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-.")
 START_SOCKET = "start.sock"
+SECCOMP_CACHE = ".seccomp"  # beside the containers' folders
 VERSION = 1
 """Of what state.json holds. Each has the oldest version whose reader can make sense of it: newer ones are refused."""
 _NEEDED = {"ociVersion": str, "pid": int, "startTime": int, "cgroup": dict, "bundle": str, "rootfs": str, "created": str,
@@ -30,8 +31,8 @@ _NEEDED = {"ociVersion": str, "pid": int, "startTime": int, "cgroup": dict, "bun
 
 def check_id(container_id: str) -> None:
     """Raises RuntimeFailure for an ID that is no plain name."""
-    if not container_id or not set(container_id) <= _ID_LETTERS or container_id in (".", ".."):
-        raise RuntimeFailure(f"invalid container ID {container_id!r}: use letters, digits, and any of _+-.")
+    if not container_id or not set(container_id) <= _ID_LETTERS or container_id in (".", "..", SECCOMP_CACHE):
+        raise RuntimeFailure(f"invalid container ID format {container_id!r}: use letters, digits, and any of _+-.")
 
 
 class Container:
@@ -251,12 +252,12 @@ def _problem(values: "Any") -> str:
 
 
 def all_ids(root: str) -> list[str]:
-    """The IDs of all containers, those of killed creates left out."""
+    """The names of all folders that may be containers, also of those that a create has not finished."""
     try:
-        names = sorted(os.listdir(root))
+        with os.scandir(root) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name != SECCOMP_CACHE)
     except FileNotFoundError:
         return []
-    return [name for name in names if os.path.exists(f"{root}/{name}/state.json")]
 
 
 def write_pid_file(path: str, pid: int) -> None:

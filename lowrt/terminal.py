@@ -64,15 +64,24 @@ def leave_line_ends(master: int) -> None:
     termios.tcsetattr(master, termios.TCSANOW, mode)
 
 
-def connect(path: str) -> descriptors.Socket:
-    """A connection to the caller's console socket. Raises RuntimeFailure where nobody listens."""
+def check_socket(wanted: bool, socket: str, *, detach: bool) -> None:
+    """Raises RuntimeFailure where a terminal has no place to go to, or the console socket no terminal to get."""
+    if wanted and detach and not socket:
+        raise RuntimeFailure("cannot allocate tty if lowrt will detach without setting console socket")
+    if socket and not (wanted and detach):
+        raise RuntimeFailure("cannot use console socket if lowrt will not detach or allocate tty")
+
+
+def hand_over(path: str, text: bytes, descriptor: int) -> None:
+    """Sends a descriptor, with a text, to the caller's unix socket. Raises RuntimeFailure where nobody listens."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         sock.connect(path)
+        descriptors.send(sock, text, (descriptor,))
     except OSError as error:
+        raise RuntimeFailure(f"connect to the socket {path}: {reason(error)}") from None
+    finally:
         sock.close()
-        raise RuntimeFailure(f"connect to the console socket {path}: {reason(error)}") from None
-    return sock
 
 
 class Relay:

@@ -1,102 +1,173 @@
-"""What --help prints."""
+"""What --help prints: the layout is the one of runc's, so that its parts are found where people look for them."""
 
-from lowrt.main import DEFAULT_ROOT
+from lowrt import flags
 
+_ABOUT = "Open Container Initiative runtime"
+_ID = "<container-id>"
+# By command: what follows its flags, what it does in a line, and what else there is to know.
 _COMMANDS = {
-    "create": ("create [--bundle DIR] ID", "make a container from a bundle; its program waits for start"),
-    "start": ("start ID", "let a created container's program run"),
-    "run": ("run [--bundle DIR] [--detach] ID", "create and start; without --detach, wait and exit as the program does"),
-    "exec": ("exec [--tty] [--env K=V] [--cwd DIR] ID PROGRAM [ARG...]", "run another program in a container"),
-    "state": ("state ID", "print a container's state as JSON"),
-    "list": ("list [--format table|json] [--quiet]", "list the containers"),
-    "ps": ("ps [--format table|json] ID [ps options]", "list a container's processes"),
-    "kill": ("kill [--all] ID [SIGNAL]", "send a signal (TERM) to a container's first process"),
-    "delete": ("delete [--force] ID", "remove a stopped container; --force kills it first"),
-    "pause": ("pause ID", "freeze a container's processes"),
-    "resume": ("resume ID", "thaw them"),
-    "events": ("events [--stats] [--interval 5s] ID", "print what a container uses, and kills for want of memory, as JSON"),
-    "update": ("update [--memory BYTES] [--cpu-quota US] [-r FILE] ... ID", "change a container's limits"),
-    "spec": ("spec [--bundle DIR] [--rootless]", "write a config.json to start from"),
-    "features": ("features", "print what this runtime can do as JSON"),
-}
+    "checkpoint": (_ID, "save the state of a container (not supported: lowrt refuses it)", ""),
+    "completion": ("", "print the completions for bash: source <(lowrt completion)", ""),
+    "create": (
+        _ID,
+        "create a container",
+        "Makes a container from a bundle: a folder with config.json and a root file system. All is set up, and the\n"
+        "program waits until `lowrt start` lets it run. ID is the container's name, unique on this machine.",
+    ),
+    "delete": (
+        _ID,
+        "delete what is held for a container",
+        "Takes away the cgroup and the state of a container that has stopped, or that was never started.",
+    ),
+    "events": (_ID, "show what a container uses, and its kills for want of memory, as JSON", ""),
+    "exec": (
+        f"{_ID} <program> [argument...]  or  -p process.json {_ID}",
+        "run another program in a container",
+        "The program gets the container's namespaces, cgroup, limits and environment, changed by the flags. What follows\n"
+        "the program's name is the program's. Without --detach lowrt waits and ends with the program's exit status;\n"
+        "255 means that the program could not be started.",
+    ),
+    "features": ("", "show what this runtime can do, as JSON", "The OCI runtime specification defines its form (features.md)."),
+    "kill": (
+        f"{_ID} [signal]",
+        "send a signal (SIGTERM) to a container's first process",
+        "The signal is a number or a name, with or without SIG.",
+    ),
+    "list": ("", "list the containers", "Those of the root folder that --root names."),
+    "pause": (_ID, "suspend all processes of a container", ""),
+    "ps": (
+        f"{_ID} [ps options]",
+        "show the processes of a container",
+        "Options after the ID are given to ps(1) in place of -ef.",
+    ),
+    "restore": (_ID, "bring back a saved container (not supported: lowrt refuses it)", ""),
+    "resume": (_ID, "let a paused container go on", ""),
+    "run": (
+        _ID,
+        "create and start a container",
+        "Like `lowrt create` and `lowrt start`. Without --detach lowrt waits, ends with the program's exit status, and\n"
+        "deletes the container.",
+    ),
+    "spec": (
+        "",
+        "write a config.json to start from",
+        "It runs a shell from the folder rootfs. Edit process.args and what else is to differ:\n\n"
+        "   mkdir -p hello/rootfs && cd hello\n"
+        "   cp /bin/busybox rootfs/          # one that needs no libraries\n"
+        "   lowrt spec\n"
+        "   sed -i 's|\"sh\"|\"/busybox\", \"sh\"|' config.json\n"
+        "   lowrt run one",
+    ),
+    "start": (_ID, "let the program of a created container run", ""),
+    "state": (_ID, "output the state of a container", "As JSON, in the form that the OCI runtime specification defines."),
+    "update": (_ID, "change the limits of a container", "Sizes are bytes, and may end in k, m, g or t."),
+}  # fmt: skip
 
+_GLOBAL_TEXTS = {
+    "debug": "log what is being done",
+    "log": "write the log to this file (default: stderr)",
+    "log-format": 'form of the log, "text" or "json" (default: "text")',
+    "root": "folder of the containers' state, on a tmpfs",
+    "systemd-cgroup": 'let systemd make the cgroups; cgroupsPath is then "slice:prefix:name"',
+    "rootless": 'ignore missing permission for cgroups: "true", "false" or "auto" (default: "auto")',
+    "criu": "ignored",
+    "help": "show help",
+    "version": "print the version",
+}
 _FLAG_TEXTS = {
-    "bundle": "the bundle's folder (.)",
-    "console-socket": "a unix socket that takes the terminal's descriptor",
-    "pid-file": "where to write the process's PID",
-    "no-pivot": "change the root without pivot_root, for a root on a ramfs",
-    "no-new-keyring": "keep the caller's session keyring",
-    "preserve-fds": "how many descriptors after 2 the program gets",
-    "detach": "do not wait for the program",
-    "keep": "do not delete the container when it has ended",
-    "no-subreaper": "accepted, and without effect here",
-    "process": "a file with the process as JSON",
-    "cwd": "the working directory in the container",
-    "env": "set a variable (again for more)",
-    "tty": "give it a terminal",
-    "user": "UID or UID:GID",
-    "additional-gids": "a further group (again for more)",
-    "cap": "add a capability (again for more)",
-    "no-new-privs": "set no_new_privs",
-    "cgroup": "a cgroup below the container's",
-    "ignore-paused": "also in a paused container",
-    "apparmor": "an AppArmor profile",
-    "process-label": "an SELinux label",
-    "format": "table or json",
-    "quiet": "IDs only",
-    "all": "all processes of the container",
-    "force": "also a running one; no error when it does not exist",
-    "rootless": "for a user without privileges",
-    "resources": "a JSON file of resources, - for standard input",
-    "interval": "time between two reports of use (5s)",
-    "stats": "print the use once",
-    "memory": "limit in bytes (50m, 1G), -1 for none",
-    "memory-reservation": "the soft limit",
-    "memory-swap": "limit of memory and swap together, -1 for none",
-    "kernel-memory": "accepted, and without effect",
-    "kernel-memory-tcp": "accepted, and without effect",
-    "cpu-quota": "microseconds of CPU in each period, -1 for no limit",
-    "cpu-period": "the period in microseconds",
-    "cpu-burst": "microseconds that may be saved up",
-    "cpu-share": "weight beside other containers (1024)",
-    "cpu-rt-period": "the period of realtime scheduling, in microseconds",
-    "cpu-rt-runtime": "microseconds of it in each period",
-    "cpu-idle": "1: runs only when nothing else wants to",
-    "cpuset-cpus": "CPUs that may be used, like 0-2,5",
-    "cpuset-mems": "memory nodes that may be used",
-    "blkio-weight": "weight of block I/O, 10 to 1000",
-    "pids-limit": "how many processes and threads, -1 for no limit",
+    "additional-gids": "one more group of the process; may be given again",
+    "all": "no error when the container has stopped",
+    "apparmor": "AppArmor profile of the process",
+    "blkio-weight": "weight of I/O, 10 to 1000",
+    "bundle": "the bundle's folder (default: the current one)",
+    "interval": "time between two reports of use (default: 5s)",
+    "stats": "show the use once",
+    "kernel-memory": "ignored",
+    "kernel-memory-tcp": "ignored",
     "l3-cache-schema": "Intel RDT: refused where it is not enabled",
     "mem-bw-schema": "Intel RDT: refused where it is not enabled",
-}
+    "cap": "one more capability of the process; may be given again",
+    "cgroup": "cgroup below the container's to run in",
+    "console-socket": "unix socket that takes the descriptor of the terminal's master",
+    "cpu-burst": "CPU time in µs that may be saved up for later",
+    "cpu-idle": "1: only CPU time that nobody else wants",
+    "cpu-period": "period of the CPU limit in µs; 0: the system's default",
+    "cpu-quota": "CPU time in µs a period",
+    "cpu-rt-period": "period of the realtime limit in µs; 0: the system's default",
+    "cpu-rt-runtime": "realtime CPU time in µs a period",
+    "cpu-share": "share of CPU time, relative to others",
+    "cpuset-cpus": "CPUs to use",
+    "cpuset-mems": "memory nodes to use",
+    "cwd": "working directory in the container",
+    "detach": "do not wait for the program",
+    "env": "set NAME=VALUE in the environment; may be given again",
+    "force": "kill it where it runs still; no error where it does not exist",
+    "format": 'form of the output, "table" or "json" (default: "table")',
+    "help": "show help",
+    "ignore-paused": "also in a paused container",
+    "keep": "do not delete the container when it has ended",
+    "memory": "limit of memory",
+    "memory-reservation": "memory to keep even when it is scarce",
+    "memory-swap": "limit of memory and swap together; -1: no limit",
+    "no-new-keyring": "keep the caller's session keyring",
+    "no-new-privs": "the process gains no privileges by its execve",
+    "no-pivot": "no pivot_root; for a root file system on a ramdisk",
+    "no-subreaper": "ignored: lowrt needs no subreaper",
+    "pid-file": "file to write the process's ID to",
+    "pidfd-socket": "unix socket that takes a descriptor of the process",
+    "pids-limit": "limit of processes",
+    "preserve-fds": "pass this many descriptors after stderr (and $LISTEN_FDS) to the program",
+    "process": "file with the process as JSON",
+    "process-label": "SELinux label of the process",
+    "quiet": "container IDs only",
+    "resources": "file with resources as JSON; - reads them from stdin",
+    "rootless": "for a user without privileges",
+    "tty": "give it a terminal",
+    "user": "user and group, as UID[:GID]",
+}  # fmt: skip
+_VALUES = {flags.TEXT: "value", flags.NUMBER: "number", flags.TEXTS: "value", flags.NUMBERS: "number"}
 
 
-def of(command: str) -> str:
-    """The help of a command; of lowrt itself for an unknown one."""
-    from lowrt import main
+def known(command: str) -> bool:
+    """Whether there is help on the command."""
+    return command in _COMMANDS
 
-    if command not in _COMMANDS:
-        lines = ["lowrt - an OCI runtime", "", "usage: lowrt [global options] COMMAND [options] ID", "", "commands:"]
-        lines += [f"  {name:<10} {text}" for name, (_, text) in _COMMANDS.items()]
-        lines += [
-            "",
-            "global options:",
-            f"  --root DIR          where containers' state is kept ({DEFAULT_ROOT})",
-            "  --log FILE          also write errors to a file",
-            "  --log-format FORM   text or json",
-            "  --debug             accepted",
-            "  --version, --help",
-            "",
-            "lowrt COMMAND --help says more.",
-        ]
-        return "\n".join(lines) + "\n"
-    form, text = _COMMANDS[command]
-    lines = [f"usage: lowrt {form}", "", text]
-    flags = main._FLAGS[command]
-    if flags:
-        short = {long: letter for letter, long in main._SHORT.get(command, {}).items()}
-        lines += ["", "options:"]
-        for name, kind in flags.items():
-            left = f"-{short[name]}, --{name}" if name in short else f"--{name}"
-            lines.append(f"  {left + (' VALUE' if kind else ''):<28} {_FLAG_TEXTS.get(name, '')}".rstrip())
-    return "\n".join(lines) + "\n"
+
+def of(command: str, root: str) -> str:
+    """The help on a command, or on lowrt where it is "". root: the folder of state where none is given."""
+    if not command:
+        return _whole(root)
+    arguments, about, more = _COMMANDS[command]
+    parts = [
+        _part("NAME", f"lowrt {command} - {about}"),
+        _part("USAGE", f"lowrt {command} [options] {arguments}".rstrip()),
+        *([_part("DESCRIPTION", more)] if more else []),
+        _part("OPTIONS", _options({**(flags.COMMANDS.get(command) or {}), "help": ""}, command, _FLAG_TEXTS)),
+    ]
+    return "\n".join(parts)
+
+
+def _whole(root: str) -> str:
+    width = max(map(len, _COMMANDS))
+    texts = {**_GLOBAL_TEXTS, "root": f"{_GLOBAL_TEXTS['root']} (default: {root})"}
+    parts = [
+        _part("NAME", f"lowrt - {_ABOUT}"),
+        _part("USAGE", "lowrt [global options] command [options] [arguments]"),
+        _part("COMMANDS", "\n".join(f"{name:<{width}}  {about}" for name, (_, about, _) in _COMMANDS.items())),
+        _part("GLOBAL OPTIONS", _options(flags.GLOBAL, "", texts)),
+    ]
+    return "\n".join(parts) + "\n`lowrt command --help` says more about a command.\n"
+
+
+def _part(title: str, text: str) -> str:
+    return f"{title}:\n" + "".join(f"   {line}".rstrip() + "\n" for line in text.split("\n"))
+
+
+def _options(kinds: "dict[str, str]", command: str, texts: "dict[str, str]") -> str:
+    letters = {name: letter for letter, name in flags.SHORT.get(command, {}).items()} | {"help": "h"}
+    rows = []
+    for name, kind in kinds.items():
+        value = f" {_VALUES[kind]}" if kind else ""
+        rows.append((f"--{name}{value}" + (f", -{letters[name]}{value}" if name in letters else ""), texts[name]))
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"{left:<{width}}  {text}" for left, text in rows)

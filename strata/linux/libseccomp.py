@@ -50,6 +50,13 @@ def compile_profile(profile: "dict[str, Any]") -> bytes:
         library.seccomp_release(context)
 
 
+def version() -> str:
+    """The library's version. Raises OSError where it is missing."""
+    library = ctypes.CDLL("libseccomp.so.2")
+    library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
+    return ".".join(map(str, library.seccomp_version().contents))
+
+
 def _add_architectures(library: "ctypes.CDLL", context: "ctypes.c_void_p", names: "list[str] | tuple[()]") -> list[int]:
     """Adds them, and returns libseccomp's tokens of all that the filter has: the machine's own is always there."""
     tokens = {library.seccomp_arch_native() & 0xFFFFFFFF}

@@ -1,6 +1,18 @@
 """The command line as runc's callers know it: flags, texts, exit statuses, and the order of a container's steps."""
 
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from tests.integration.lowrt.conftest import LOWRT
 
 _ENOUGH_FOR_TRUE = (
     "access arch_prctl brk chdir close execve exit exit_group fchdir fcntl fstat fstat64 getcwd getegid geteuid getgid getuid "
@@ -20,3 +32,271 @@ def test_a_seccomp_profile_older_than_the_runtimes_system_calls_lets_the_contain
     }
     done = runtime.run("true")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_is_in_the_form_that_callers_parse() -> None:
+    for flag in ("--version", "-v", "-version"):
+        first, second, *_ = _lowrt(flag).stdout.splitlines()
+        assert re.fullmatch(r"lowrt version \d+\.\d+\.\d+", first)
+        assert re.fullmatch(r"spec: 1\.\d+\.\d+", second)
+
+
+def test_every_command_has_help() -> None:
+    listed = re.findall(r"^   ([a-z]+)  ", _lowrt("--help").stdout.partition("GLOBAL")[0], re.MULTILINE)
+    assert {"create", "start", "exec", "state", "ps", "kill", "delete", "pause", "update", "features"} < set(listed)
+    for command in listed:
+        texts = [_lowrt(*argv) for argv in ((command, "--help"), (command, "-h"), ("help", command))]
+        assert [text.returncode for text in texts] == [0, 0, 0]
+        assert len({text.stdout for text in texts}) == 1
+        assert texts[0].stdout.startswith(f"NAME:\n   lowrt {command} - ")
+        assert "USAGE:" in texts[0].stdout
+        assert "OPTIONS:" in texts[0].stdout
+
+
+def test_what_is_no_command_has_no_help_topic() -> None:
+    for argv in (["foo"], ["foo", "-h"], ["help", "foo"]):
+        done = _lowrt(*argv)
+        assert done.returncode == 3
+        assert "No help topic for 'foo'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["state", "--bar", "x"], "flag provided but not defined: -bar"),
+        (["--bar", "list"], "flag provided but not defined: -bar"),
+        (["run", "--bundle"], "flag needs an argument: --bundle"),
+        (["run", "--preserve-fds", "x", "id"], 'invalid value "x" for flag -preserve-fds'),
+        (["run", "--detach=perhaps", "id"], 'invalid value "perhaps" for flag -detach'),
+        (["state"], '"state" requires exactly 1 argument(s)'),
+        (["state", "a", "b"], '"state" requires exactly 1 argument(s)'),
+        (["list", "a"], '"list" requires exactly 0 argument(s)'),
+        (["exec"], '"exec" requires a minimum of 1 argument(s)'),
+        (["kill"], '"kill" requires a minimum of 1 argument(s)'),
+        (["kill", "a", "TERM", "b"], '"kill" requires a maximum of 2 argument(s)'),
+    ],
+)
+def test_a_line_that_cannot_be_understood_shows_the_commands_help(argv: list[str], said: str) -> None:
+    done = _lowrt(*argv)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stdout.startswith("Incorrect Usage")
+    assert "OPTIONS:" in done.stdout
+
+
+def test_flags_are_written_with_one_dash_or_two_before_and_after_the_id(runtime: Any) -> None:
+    runtime.config["process"]["args"] = ["true"]
+    runtime.write()
+    for argv in (["-bundle", runtime.bundle, "ID"], [f"--bundle={runtime.bundle}", "ID"], ["-b", runtime.bundle, "--", "ID"],
+                 ["ID", "-b", runtime.bundle], ["--detach=false", "ID", f"-b={runtime.bundle}"]):  # fmt: skip
+        done = runtime.call("run", *(runtime.id if word == "ID" else word for word in argv))
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_follows_the_id_of_exec_belongs_to_the_program(runtime: Any) -> None:
+    runtime.start("sleep", "100")
+    assert runtime.call("exec", runtime.id, "echo", "--tty", "-d", "--").stdout == "--tty -d --\n"
+
+
+def test_errors_say_which_command_failed_and_end_with_its_status(runtime: Any, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def failing(*argv: Any) -> tuple[int, str]:
+        """The exit status, and the error of the log, which is on stderr as well."""
+        log.unlink(missing_ok=True)
+        done = runtime.call("--log", log, "--log-format", "json", *argv)
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [line["level"] for line in lines] == ["error"]
+        assert lines[0]["msg"] in done.stderr
+        assert time.strptime(lines[0]["time"], "%Y-%m-%dT%H:%M:%SZ")
+        return done.returncode, lines[0]["msg"]
+
+    runtime.config["process"]["args"] = ["nosuch"]
+    runtime.write()
+    missing = 'unable to start container process: exec: "nosuch": executable file not found in $PATH'
+    assert failing("run", "-b", runtime.bundle, runtime.id) == (1, f"lowrt run failed: {missing}")
+    assert failing("create", "-b", runtime.bundle, runtime.id) == (1, f"lowrt create failed: {missing}")
+    runtime.start("sleep", "100")
+    assert failing("exec", runtime.id, "nosuch") == (255, f"exec failed: {missing}")
+    assert failing("exec", runtime.id)[0] == 255
+    status, text = failing("run", "-b", runtime.bundle, runtime.id)
+    assert (status, text.partition(": ")[2].startswith("container with given ID already exists")) == (1, True)
+    for command in ("state", "start", "kill", "delete", "pause", "resume", "ps", "exec"):
+        status, text = failing(command, "nobody", *(["true"] if command == "exec" else []))
+        assert "container does not exist" in text
+        assert status == (255 if command == "exec" else 1)
+    assert runtime.call("delete", "--force", "nobody").returncode == 0
+    assert failing("run", "-b", runtime.bundle, "@@")[1].startswith("lowrt run failed: invalid container ID")
+    assert failing("run", "-b", runtime.bundle, "")[1].endswith("container id cannot be empty")
+    assert failing("kill", runtime.id, "FOO")[1] == "unknown signal 'FOO'"
+    for command in ("checkpoint", "restore"):
+        assert failing(command, runtime.id) == (1, f"{command}: not supported by this runtime")
+
+
+def test_a_json_log_without_a_file_goes_to_stderr(runtime: Any) -> None:
+    line = json.loads(runtime.call("--log-format", "json", "state", "nobody").stderr)
+    assert (line["level"], line["msg"]) == ("error", "container does not exist: nobody")
+    assert runtime.call("--log-format", "xml", "list").stderr == "lowrt: invalid log-format: xml\n"
+
+
+def test_a_log_that_cannot_be_opened_is_an_error(runtime: Any) -> None:
+    done = runtime.call("--log", "/nowhere/log", "list")
+    assert (done.returncode, done.stderr) == (1, "lowrt: open /nowhere/log: no such file or directory\n")
+
+
+def test_debug_logs_what_is_done(runtime: Any, tmp_path: Path) -> None:
+    runtime.config["process"]["args"] = ["true"]
+    runtime.write()
+    done = runtime.call("--debug", "run", "--bundle", runtime.bundle, runtime.id)
+    assert done.returncode == 0
+    assert re.search(r'^time="\S+" level=debug msg=".*process \d+.*"$', done.stderr, re.MULTILINE)
+    done = runtime.call("--debug", "--log", tmp_path / "log", "--log-format", "json", "run", "-b", runtime.bundle, runtime.id)
+    assert done.stderr == ""
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {line["level"] for line in lines} == {"debug"}
+    assert any(runtime.cgroup in line["msg"] for line in lines)
+    assert lines[-1]["msg"] == "run ends with status 0"
+
+
+def test_the_root_folder_is_the_users_own_without_privileges(tmp_path: Path) -> None:
+    """XDG_RUNTIME_DIR counts for a user, and not for the machine's root."""
+    tmp_path.chmod(0o755)
+    runtime_folder = tmp_path / "run"
+    runtime_folder.mkdir()
+    os.chown(runtime_folder, 65534, 65534)
+    for path in (tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(path.stat().st_mode | 0o011)
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime_folder)}
+    assert "(default: /run/lowrt)" in _lowrt("--help", env=environment).stdout
+    assert not any(runtime_folder.iterdir())
+    done = _lowrt("list", "-q", env=environment, user=65534)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (runtime_folder / "lowrt").stat().st_mode & 0o7777 == 0o1700
+
+
+def test_the_machines_root_folder_is_no_root_folder() -> None:
+    done = _lowrt("--root", "/tmp/..", "list")
+    assert (done.returncode, "should not be set to /" in done.stderr) == (1, True)
+
+
+def test_list_of_a_root_that_is_not_there_fails_only_where_it_was_asked_for(tmp_path: Path) -> None:
+    done = _lowrt("--root", str(tmp_path / "nothing"), "list")
+    assert done.returncode == 1
+    assert done.stderr == f"lowrt: open {tmp_path / 'nothing'}: no such file or directory\n"
+
+
+def test_features_describe_the_runtime() -> None:
+    found = json.loads(_lowrt("features").stdout)
+    assert (found["ociVersionMin"], found["ociVersionMax"]) == ("1.0.0", "1.3.0")
+    assert {"rbind", "rro", "idmap", "ridmap", "tmpcopyup", "rslave"} <= set(found["mountOptions"])
+    linux = found["linux"]
+    assert linux["netDevices"] == {"enabled": False}
+    assert linux["intelRdt"] == {"enabled": False}
+    assert linux["mountExtensions"] == {"idmap": {"enabled": True}}
+    assert "SCMP_ARCH_X86_64" in linux["seccomp"]["archs"]
+    assert "CAP_SYS_ADMIN" in linux["capabilities"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", found["annotations"]["io.github.seccomp.libseccomp.version"])
+    assert isinstance(found["potentiallyUnsafeConfigAnnotations"], list)
+
+
+def test_spec_writes_a_configuration_once(tmp_path: Path) -> None:
+    assert _lowrt("spec", "-b", str(tmp_path)).returncode == 0
+    text = (tmp_path / "config.json").read_text()
+    assert text == json.dumps(json.loads(text), indent="\t") + "\n"
+    again = _lowrt("spec", "--bundle", str(tmp_path))
+    assert (again.returncode, again.stderr) == (1, "lowrt: File config.json exists. Remove it first\n")
+    (tmp_path / "config.json").unlink()
+    assert _lowrt("spec", "--rootless", cwd=tmp_path).returncode == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert [entry["type"] for entry in config["linux"]["namespaces"]][-1] == "user"
+    assert "network" not in [entry["type"] for entry in config["linux"]["namespaces"]]
+    assert config["linux"]["uidMappings"] == [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+    assert not any(option.startswith("gid=") for mount in config["mounts"] for option in mount.get("options", ()))
+
+
+def test_state_and_list_are_as_runc_prints_them(runtime: Any) -> None:
+    runtime.start("sleep", "100")
+    text = runtime.call("state", runtime.id).stdout
+    state = json.loads(text)
+    assert text == json.dumps(state, indent=2) + "\n"
+    assert set(state) == {"ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "owner"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,9}Z", state["created"])
+    listed = json.loads(runtime.call("list", "-f", "json").stdout)
+    assert listed == [{**state, "owner": "root"}]
+    header, row = runtime.call("list").stdout.splitlines()
+    assert header.split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+    assert row.split() == [str({**state, "owner": "root"}[n]) for n in ("id", "pid", "status", "bundle", "created", "owner")]
+    assert runtime.call("list", "--format", "xml").stderr == "lowrt: invalid format option\n"
+    runtime.call("delete", "--force", runtime.id, check=True)
+    assert runtime.call("list", "--format=json").stdout == "null\n"
+
+
+def test_list_tells_of_a_broken_entry_and_goes_on(runtime: Any) -> None:
+    runtime.start("sleep", "100")
+    broken = runtime.root / "broken"
+    broken.mkdir()
+    (broken / "state.json").write_text("{")
+    done = runtime.call("list", "-q")
+    assert (done.returncode, done.stdout) == (0, f"{runtime.id}\n")
+    assert done.stderr.startswith("load container broken: ")
+    shutil.rmtree(broken)
+
+
+def test_a_pidfd_of_the_process_goes_to_the_pidfd_socket(runtime: Any, tmp_path: Path) -> None:
+    runtime.config["process"]["args"] = ["sleep", "100"]
+    runtime.write()
+    path = tmp_path / "pidfd.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(10)
+
+        def received() -> int:
+            connection, _ = listener.accept()
+            with connection:
+                _, descriptors, _, _ = socket.recv_fds(connection, 64, 1)
+            fields = Path(f"/proc/self/fdinfo/{descriptors[0]}").read_text()
+            os.close(descriptors[0])
+            return int(re.search(r"^Pid:\s+(\d+)", fields, re.MULTILINE)[1])  # type: ignore[index]
+
+        null = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "capture_output": False}
+        runtime.call("run", "-d", "-b", runtime.bundle, "--pidfd-socket", path, runtime.id, check=True, **null)
+        assert received() == runtime.state()["pid"]
+        pid_file = tmp_path / "pid"
+        runtime.call("exec", "-d", "--pidfd-socket", path, "--pid-file", pid_file, runtime.id, "sleep", "100", check=True, **null)
+        assert received() == int(pid_file.read_text())
+
+
+def test_a_terminal_needs_a_place_to_go_to_before_anything_is_made(runtime: Any) -> None:
+    runtime.config["process"]["terminal"] = True
+    runtime.write()
+    for argv in (["create"], ["run", "--detach"]):
+        done = runtime.call(*argv, "--bundle", runtime.bundle, runtime.id)
+        assert done.returncode == 1
+        assert "cannot allocate tty if lowrt will detach without setting console socket" in done.stderr
+    assert "cannot use console socket" in runtime.call("run", "-b", runtime.bundle, "--console-socket", "/x", runtime.id).stderr
+    assert runtime.call("list", "-q").stdout == ""
+
+
+def test_bash_completes_commands_flags_and_containers(runtime: Any) -> None:
+    runtime.start("sleep", "100")
+    script = _lowrt("completion").stdout
+
+    def completed(*words: str) -> list[str]:
+        line = " ".join(f"'{word}'" for word in ("lowrt", *words))
+        ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _lowrt; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        environment = {**os.environ, "PATH": f"{runtime.root.parent}:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, env=environment, check=True)
+        return done.stdout.split()
+
+    (runtime.root.parent / "lowrt").symlink_to(LOWRT)
+    assert completed("st") == ["start", "state"]
+    assert completed("--log-f") == ["--log-format"]
+    assert completed("run", "--pid") == ["--pidfd-socket", "--pid-file"]
+    assert completed("list", "--format", "j") == ["json"]
+    assert completed("--root", str(runtime.root), "state", "") == [runtime.id]
+
+
+def _lowrt(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    given = {"stdin": subprocess.DEVNULL, "timeout": 30, "capture_output": True, "text": True, **options}
+    return subprocess.run([LOWRT, *argv], check=False, **given)

@@ -39,7 +39,7 @@ def test_the_modules_of_a_command_come_from_the_bundle(tree: Path, command: str)
         tree / "state",
         command,
         "nosuch",
-        "x",
+        *(["x"] if command == "exec" else []),
     ]
     assert subprocess.run(argv, capture_output=True, check=False).returncode != 0
     opened = [line.split('"')[1] for line in trace.read_text().splitlines() if str(tree) in line and "= -1" not in line]
