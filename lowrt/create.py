@@ -270,6 +270,7 @@ class _Making:
         for entry in self._linux.get("namespaces") or ():
             if not entry.get("path") and entry["type"] not in ("cgroup", "time"):  # the process enters these itself
                 flags |= namespaces.KINDS[entry["type"]][0]
+        flags &= ~init.late_namespaces(self._linux)
         if "pid" in joined or "user" in joined:
             self._clone_inside(child, sync, flags, joined, into)
             return

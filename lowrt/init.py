@@ -96,6 +96,8 @@ class Init:
             syscalls.setresgid(0)
             syscalls.setresuid(0)
             process.hide()  # the change of user may have undone it (fs.suid_dumpable)
+            # Made only now, so that what the kernel makes with them (/dev/mqueue, /proc/net) belongs to the namespace's root.
+            syscalls.unshare(late_namespaces(self._linux))
         program = self._program
         if program and config.has_namespace(self._linux, "user"):
             program.may_set_groups = process.may_set_groups("self")
@@ -177,3 +179,11 @@ class Init:
         message, _ = descriptors.receive(self.sync)
         if message != letter:
             os._exit(1)  # the parent is gone, or has given up
+
+
+def late_namespaces(linux: "Spec") -> int:
+    """The flags of the namespaces that the first process makes itself, once it is root of a user namespace."""
+    if not config.has_namespace(linux, "user"):
+        return 0
+    kinds = (("ipc", namespaces.NEWIPC), ("network", namespaces.NEWNET))
+    return sum(flag for kind, flag in kinds if config.namespace_path(linux, kind) == "")

@@ -1,5 +1,7 @@
 """What the famous callers of lowrt share in tests: a busybox image, a place for their daemons, and what they leave behind."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -21,6 +23,12 @@ APPLETS = (
     "cat chmod cut dd df echo env false grep head hostname id kill ls mkdir mount ps pwd readlink rm sh sleep sort stat stty "
     "sysctl tail touch tr true tty wc"
 )
+IMAGE, PAUSE = "localhost/busybox:1", "localhost/pause:1"
+# A sandbox's program is a first process, which SIGTERM does not end unless it has asked for it.
+IMAGES: dict[str, dict[str, Any]] = {
+    IMAGE: {"Cmd": ["sh"]},
+    PAUSE: {"Cmd": ["sleep", "100000"], "StopSignal": "SIGKILL"},
+}
 FOLDERS = ("dev", "etc", "home/ada", "mnt", "proc", "root", "run", "sys", "tmp", "var/tmp")
 Done = subprocess.CompletedProcess[str]
 
@@ -60,8 +68,11 @@ def shared_mount(folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def image_tar() -> Iterator[Path]:
-    """The files of a small image with busybox, a user ada (1000, also of group staff, 50), and the usual folders."""
+def image_archive() -> Iterator[Path]:
+    """An archive as `docker save` makes it, of two images of one layer: IMAGE and PAUSE.
+
+    The layer holds busybox, a user ada (1000, also of group staff, 50), and the usual folders.
+    """
     with short_folder() as folder:
         root = folder / "image"
         (root / "bin").mkdir(parents=True)
@@ -73,8 +84,24 @@ def image_tar() -> Iterator[Path]:
         (root / "tmp").chmod(0o1777)
         (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nada:x:1000:1000:Ada:/home/ada:/bin/sh\n")
         (root / "etc/group").write_text("root:x:0:\nada:x:1000:\nstaff:x:50:ada\n")
-        run("tar", "-C", root, "--owner=0", "--group=0", "-cf", folder / "image.tar", ".")
-        yield folder / "image.tar"
+        parts = folder / "parts"
+        parts.mkdir()
+        run("tar", "-C", root, "--owner=0", "--group=0", "-cf", parts / "layer.tar", ".")
+        digest = hashlib.sha256((parts / "layer.tar").read_bytes()).hexdigest()
+        manifest = []
+        for number, (name, settings) in enumerate(IMAGES.items()):
+            config = {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Env": ["PATH=/bin"], **settings},
+                "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+                "history": [{"created": "2020-01-01T00:00:00Z"}],
+            }
+            (parts / f"{number}.json").write_text(json.dumps(config))
+            manifest.append({"Config": f"{number}.json", "RepoTags": [name], "Layers": ["layer.tar"]})
+        (parts / "manifest.json").write_text(json.dumps(manifest))
+        run("tar", "-C", parts, "-cf", folder / "images.tar", *(path.name for path in parts.iterdir()))
+        yield folder / "images.tar"
 
 
 @contextmanager
@@ -87,6 +114,13 @@ def cgroup_parents(*paths: str) -> Iterator[None]:
         for group in missing:
             group.kill()
             group.remove()
+
+
+def delete_containers(folder: Path) -> None:
+    """Takes away what a caller that was killed has left of containers with bundles below a folder, in lowrt's own root."""
+    for container in json.loads(run(LOWRT, "list", "--format", "json").stdout) or ():
+        if container["bundle"].startswith(f"{folder}/"):
+            run(LOWRT, "delete", "--force", container["id"])
 
 
 class Place:

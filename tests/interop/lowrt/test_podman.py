@@ -12,8 +12,10 @@ import pytest
 from tests.conftest import wait_for
 from tests.interop.lowrt.conftest import (
     CHOWN,
+    IMAGE,
     LOWRT,
     NET_ADMIN,
+    PAUSE,
     Done,
     capabilities,
     cgroup_parents,
@@ -25,16 +27,15 @@ from tests.interop.lowrt.conftest import (
 )
 from tests.stack.terminal import Terminal
 
-IMAGE = "localhost/busybox:1"
 # podman asks for limits that only a machine with CAP_SYS_RESOURCE can raise; the network is another layer's.
-CONFIGURATION = """
+CONFIGURATION = f"""
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]
 init_path = "/usr/bin/tini-static"
 netns = "none"
 [engine]
 events_logger = "none"
-infra_image = "localhost/pause:1"
+infra_image = "{PAUSE}"
 """
 
 
@@ -72,15 +73,12 @@ class Podman:
 
 
 @pytest.fixture(scope="module")
-def podman(image_tar: Path) -> Iterator[Podman]:
+def podman(image_archive: Path) -> Iterator[Podman]:
     with ExitStack() as stack:
         stack.enter_context(cgroup_parents("/libpod_parent"))  # podman makes it for its conmons
         podman = Podman(stack.enter_context(short_folder()))
         stack.callback(podman.remove_all)
-        path = ("--change", "ENV PATH=/bin")
-        podman("import", *path, image_tar, IMAGE)
-        command = ("--change", 'CMD ["sleep", "100000"]', "--change", "STOPSIGNAL SIGKILL")
-        podman("import", *path, *command, image_tar, "localhost/pause:1")
+        podman("load", "--input", image_archive)
         yield podman
 
 
@@ -149,6 +147,8 @@ def test_a_container_that_takes_too_much_memory_is_killed(podman: Podman) -> Non
 @pytest.mark.parametrize(
     ("options", "script", "printed"),
     [
+        (["--read-only"], "! touch /x; touch /tmp/x /run/x /var/tmp/x", ""),
+        (["--tmpfs", "/etc:size=1m"], "cat /etc/group | wc -l; grep -c ' /etc tmpfs .*size=1024k' /proc/mounts", "3\n1\n"),
         (["--shm-size", "2m"], "df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2", "2048\n"),
         (["--device", "/dev/null:/dev/nothing:rw"], "echo gone > /dev/nothing; stat -c %t:%T /dev/nothing", "1:3\n"),
         (["--security-opt", "no-new-privileges"], "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"),
@@ -220,6 +220,20 @@ def test_user_namespaces_that_podman_chooses(podman: Podman) -> None:
     command = podman.argv("run", "--rm", "--userns", "auto:size=2000", IMAGE, "sh", "-c", "cat /proc/self/uid_map; touch /x")
     done = run("unshare", "--mount", "sh", "-ec", own_etc(podman.folder) + ids + 'exec "$@"', "sh", *command)
     assert done.stdout.split() == ["0", "300000", "2000"]
+
+
+def test_a_user_namespace_is_joined(podman: Podman) -> None:
+    podman.start("first", "--uidmap", "0:100000:5000")
+    script = "cat /proc/self/uid_map; touch /x; stat -c %u /x; ps; test -t 0 && echo terminal"
+    printed = podman.shell(script, "--tty", "--userns", "container:first", "--pid", "container:first")
+    assert printed.split()[:4] == ["0", "100000", "5000", "0"]
+    assert "sleep 100" in printed
+    assert "terminal" in printed
+    podman("rm", "--force", "--time", "0", "first")
+    podman("pod", "create", "--name", "pod", "--network", "none", "--uidmap", "0:200000:5000")
+    podman.start("member", "--pod", "pod")
+    assert podman("exec", "member", "cat", "/proc/self/uid_map").stdout.split() == ["0", "200000", "5000"]
+    podman("pod", "rm", "--force", "--time", "0", "pod")
 
 
 def test_a_container_joins_the_namespaces_of_another(podman: Podman, one: str) -> None:
@@ -392,6 +406,7 @@ kind: Pod
 metadata: {{name: kube}}
 spec:
   hostname: kube
+  terminationGracePeriodSeconds: 0
   volumes: [{{name: shared, hostPath: {{path: {volume}, type: DirectoryOrCreate}}}}]
   containers:
   - name: writer
