@@ -56,8 +56,8 @@ def install(runtime: Runtime, program: Path, path: str = "") -> None:
 
 
 def give_capabilities(process: dict[str, Any], *names: str) -> None:
-    """Lets the process have these besides its own; without names all that there are."""
-    wanted = names or tuple(capabilities.NUMBERS)
+    """Lets the process have these besides its own; without names all that this one has."""
+    wanted = names or [name for name, number in capabilities.NUMBERS.items() if capabilities.held() >> number & 1]
     for kind in ("bounding", "effective", "permitted"):
         process["capabilities"][kind] = sorted({*process["capabilities"].get(kind, ()), *wanted})
 

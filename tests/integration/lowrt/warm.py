@@ -1,0 +1,76 @@
+"""lowrt in process, as highrt's monitors have it: forked from highrt's spawner, which runs from a read-only view of its file.
+
+`python -m tests.integration.lowrt.warm ARGUMENTS` does one command of lowrt so, with a spawner of its own.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from strata.linux import descriptors, syscalls
+
+CHECKOUT = Path(__file__).parents[3]
+_INTERPRETER = os.path.realpath("/usr/bin/python3")
+
+
+class Spawner:
+    """wrapped: a command line to start the spawner with, for strace."""
+
+    def __init__(self, *wrapped: str | Path) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        view = syscalls.open_tree(syscalls.AT_FDCWD, _INTERPRETER, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
+        syscalls.mount_setattr(view, recursive=False, set_=1)
+        module = f"{__name__ if __name__ != '__main__' else 'tests.integration.lowrt.warm'}_monitor:run"
+        script = [CHECKOUT / "highrt/spawner/__main__.py", "--entry", "lowrt.main:run", "--monitor", module]
+        python = [f"/proc/{os.getpid()}/fd/{view}", "-IS", *script, "--socket", str(theirs.fileno())]
+        self._process = subprocess.Popen([*wrapped, *python], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._version = self._ours.recv(16)
+        os.close(view)
+        assert self._version, "the spawner does not start"
+
+    def run(self, argv: list[str], fds: tuple[int, int, int]) -> int:
+        """The exit status of a command, done by a process forked for it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            socket.send_fds(self._ours, [self._version], [theirs.fileno()])
+            descriptors.send(ours, "\0".join(argv).encode(), fds)
+            theirs.close()
+            answer = ours.recv(16)
+            self._ours.recv(16)
+        assert answer, "the monitor has died"
+        return int(answer)
+
+    def call(self, *argv: str | Path, stdin: "int | IO[str]" = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:
+        """The same, with what it printed."""
+        words = [str(word) for word in argv]
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        given = null if stdin == subprocess.DEVNULL else stdin if isinstance(stdin, int) else stdin.fileno()
+        # Files: a pipe would be held open by a container that runs on.
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            status = self.run(words, (given, out.fileno(), err.fileno()))
+            os.close(null)
+            for file in (out, err):
+                file.seek(0)
+            return subprocess.CompletedProcess(words, status, out.read(), err.read())
+
+    def close(self) -> None:
+        self._ours.close()
+        self._process.wait(10)
+
+
+def main() -> int:
+    spawner = Spawner()
+    done = spawner.call(*sys.argv[1:])
+    spawner.close()
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

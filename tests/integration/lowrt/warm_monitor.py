@@ -1,0 +1,18 @@
+"""What the spawner forks in tests, in the monitor's place: one call of the runtime (`warm` is the other side)."""
+
+from strata.linux import descriptors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Entry = Callable[[Sequence[str], tuple[int, int, int], Mapping[str, str]], int]
+
+
+def run(entry: "Entry", connection: int) -> int:
+    """Reads the arguments and the three descriptors, calls the runtime, and answers."""
+    sock = descriptors.Socket(fileno=connection)
+    message, (stdin, stdout, stderr) = descriptors.receive(sock)
+    status = entry(message.decode().split("\0"), (stdin, stdout, stderr), {"PATH": "/usr/bin:/bin"})
+    sock.send(str(status).encode())
+    return 0
