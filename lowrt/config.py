@@ -49,6 +49,8 @@ def check(spec: "Any") -> None:
     _check_linux(linux)
     for index, mount in enumerate(spec.get("mounts") or ()):
         _expect(mount.get("destination", "") != "", f"mounts[{index}].destination: required value")
+    if os.geteuid() != 0:
+        _check_mount_owners(spec, linux)
     for kind, hooks in (spec.get("hooks") or {}).items():
         for index, hook in enumerate(hooks):
             _check_hook(hook, f"hooks.{kind}[{index}]")
@@ -143,12 +145,40 @@ def _check_namespaces(linux: "Spec") -> None:
     _expect("mount" in kinds, "linux.namespaces: a container needs a mount namespace of its own")
     mapped = bool(linux.get("uidMappings") or linux.get("gidMappings"))
     if "user" not in kinds:
+        _expect(os.geteuid() == 0, "rootless container requires user namespaces")
         _expect(not mapped, "user namespace mappings specified, but user namespace isn't enabled in the config")
     elif not namespace_path(linux, "user"):
         _expect(bool(linux.get("uidMappings")), "user namespaces enabled, but no uid mappings found")
         _expect(bool(linux.get("gidMappings")), "user namespaces enabled, but no gid mappings found")
+        _check_mappings(linux)
     if "timeOffsets" in linux:
         _check_time_offsets(linux)
+
+
+def _check_mappings(linux: "Spec") -> None:
+    from strata.linux import idmaps
+
+    for kind in ("uid", "gid"):
+        mappings = linux[f"{kind}Mappings"]
+        for index, mapping in enumerate(mappings):
+            _expect(mapping.get("size", 0) > 0, f"linux.{kind}Mappings[{index}].size: must be greater than zero")
+        _expect(idmaps.maps(mappings, 0), f"user namespaces enabled, but no mapping found for {kind} 0")
+
+
+def _check_mount_owners(spec: "Spec", linux: "Spec") -> None:
+    """A user without privileges can give files to nobody that his namespace does not know."""
+    if namespace_path(linux, "user") != "":
+        return
+    from strata.linux import idmaps
+
+    for mount in spec.get("mounts") or ():
+        for option in mount.get("options") or ():
+            kind, equals, number = option.partition("id=")
+            if equals and kind in ("u", "g") and number.isdecimal() and not idmaps.maps(linux[f"{kind}idMappings"], int(number)):
+                raise RuntimeFailure(
+                    f"cannot specify {option} mount option for rootless container: user namespaces enabled, but no mapping found"
+                    f" for {kind}id {number}"
+                )
 
 
 def _check_time_offsets(linux: "Spec") -> None:

@@ -11,7 +11,6 @@ import time
 from lowrt import config, documents, hooks, init, log, process, resources, rootfs, start, state, terminal
 from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
 from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
-from strata.linux.cgroups.common import write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -240,6 +239,8 @@ class _Making:
                 except OSError as error:
                     raise RuntimeFailure(f"cannot join the {entry['type']} namespace: {reason(error)}") from None
                 self._open.append(joined[entry["type"]])
+        if "user" in joined:
+            self._check_maps(joined["user"])
         return joined
 
     def _listen(self, listener: descriptors.Socket) -> None:
@@ -271,7 +272,7 @@ class _Making:
             if not entry.get("path") and entry["type"] not in ("cgroup", "time"):  # the process enters these itself
                 flags |= namespaces.KINDS[entry["type"]][0]
         flags &= ~init.late_namespaces(self._linux)
-        if "pid" in joined or "user" in joined:
+        if "pid" in joined or "user" in joined or (joined and flags & namespaces.NEWUSER):
             self._clone_inside(child, sync, flags, joined, into)
             return
         self._pid, self._pidfd = syscalls.clone3(flags, cgroup=into)
@@ -281,14 +282,15 @@ class _Making:
     def _clone_inside(
         self, child: "init.Init", sync: descriptors.Socket, flags: int, joined: dict[str, int], into: int
     ) -> None:  # fmt: skip
-        """A PID namespace is joined for children only, so a helper joins and clones the container's first process."""
+        """Makes the container's first process by a helper that joins namespaces: a PID namespace can be joined for children
+        only, and some of the others only by who is not yet in the container's user namespace.
+        """
         helper, helper_pidfd = syscalls.clone3(0, cgroup=into)
         if helper == 0:
             try:
-                process.hide()  # and so what it clones: others are in that PID namespace
-                for kind in ("user", "pid"):
-                    if kind in joined:
-                        syscalls.setns(joined[kind], namespaces.KINDS[kind][0])
+                if not child.mapped_by_user:
+                    process.hide()  # and so what it clones: others may be in its PID namespace
+                child.join_early()
                 pid, _ = syscalls.clone3(flags | namespaces.CLONE_PARENT)
                 if pid == 0:
                     child.main()
@@ -311,11 +313,27 @@ class _Making:
         return "" if path is None else path or namespaces.path_of(self._pid, "user")
 
     def _write_maps(self) -> None:
-        for name in ("uid", "gid"):
-            mappings = self._linux.get(f"{name}Mappings")
-            if mappings and config.namespace_path(self._linux, "user") == "":
-                text = "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in mappings)
-                write(f"/proc/{self._pid}/{name}_map", text)
+        if config.namespace_path(self._linux, "user") != "":
+            return
+        from strata.linux import idmaps
+
+        try:
+            idmaps.write(self._pid, self._linux["uidMappings"], self._linux["gidMappings"], self._environ)
+        except OSError as error:
+            raise RuntimeFailure(f"cannot map the IDs of the user namespace: {reason(error)}") from None
+
+    def _check_maps(self, descriptor: int) -> None:
+        """Mappings beside the path of a user namespace are those that it has, or somebody is mistaken (containerd gives both)."""
+        uids, gids = self._linux.get("uidMappings"), self._linux.get("gidMappings")
+        if uids is None and gids is None:
+            return
+        from strata.linux import idmaps
+
+        actual = tuple(map(sorted, idmaps.of_namespace(descriptor)))
+        if actual != (sorted(idmaps.lines(uids or [])), sorted(idmaps.lines(gids or []))):
+            raise RuntimeFailure(
+                "user namespaces enabled, but both namespace path and non-matching mapping specified -- you may only provide one"
+            )
 
     def _converse(self, sync: descriptors.Socket, root: "rootfs.Rootfs") -> None:
         while True:

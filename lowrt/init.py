@@ -44,7 +44,8 @@ class Init:
         self._fds, self._pivot, self._keyring = fds, pivot, keyring
         self._joined_cgroup = False
         # A parent without rights can write the ID maps only while /proc/PID is its own, which that of a hidden process is not.
-        self._mapped_by_user = self._new("user") and os.geteuid() != 0
+        self.mapped_by_user = self._new("user") and os.geteuid() != 0
+        self._joined_early: list[str] = []
         self._enter_time: Callable[[], None] | None = None
         if self._new("time"):
             from strata.linux import timens
@@ -54,6 +55,26 @@ class Init:
                 for clock, given in (self._linux.get("timeOffsets") or {}).items()
             }
             self._enter_time = lambda: timens.enter_new(offsets)
+
+    def join_early(self) -> None:
+        """Joins what the parent of this process must join: the user namespace and, for its children, the PID namespace.
+
+        Before that, while it still has its caller's rights, all that belongs to others than the user namespace: what belongs to
+        that one refuses now, and is joined by the process itself, from inside. The mount namespace is joined last.
+        """
+        has_user = config.has_namespace(self._linux, "user")
+        for kind, descriptor in self._joined.items():
+            if kind in ("user", "mount") or not has_user:
+                continue
+            try:
+                syscalls.setns(descriptor, namespaces.KINDS[kind][0])
+                self._joined_early.append(kind)
+            except PermissionError:
+                pass
+        for kind in ("user", "pid"):
+            if kind in self._joined and kind not in self._joined_early:
+                syscalls.setns(self._joined[kind], namespaces.KINDS[kind][0])
+                self._joined_early.append(kind)
 
     def main(self) -> None:
         """Runs in the child, and never returns."""
@@ -82,7 +103,7 @@ class Init:
         return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
 
     def _set_up(self) -> None:
-        if not self._mapped_by_user:
+        if not self.mapped_by_user:
             process.hide()  # at once: there may be others in its PID namespace
         process.die_with_parent(True)
         process.reset_signals()
@@ -107,7 +128,7 @@ class Init:
             os.close(proc)
         os.setsid()
         for kind, descriptor in self._joined.items():
-            if kind not in ("pid", "user"):
+            if kind not in self._joined_early:
                 syscalls.setns(descriptor, namespaces.KINDS[kind][0])
         if self._new("network"):
             namespaces.loopback_up()

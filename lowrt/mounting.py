@@ -299,13 +299,18 @@ def _mount_cgroup(root: "Rootfs", mount: Mount) -> None:
             if own:  # else it is no hierarchy, or one that the container has no group in
                 os.mkdir(entry.name, 0o755, dir_fd=made)
                 # By name in the new tmpfs, which nobody else can have changed.
-                mounts.mount(own[0], f"/proc/self/fd/{made}/{entry.name}", "", mounts.BIND)
+                mounts.mount(_or_its_parent(own[0]), f"/proc/self/fd/{made}/{entry.name}", "", mounts.BIND)
     set_, _ = mounts.attributes(mount.flags & mounts.PER_MOUNT & ~mounts.ATIMES)
     if set_:
         syscalls.mount_setattr(made, recursive=True, set_=set_)
     for bits in mount.propagations:
         mounts.set_propagation(made, bits)
     os.close(made)
+
+
+def _or_its_parent(folder: str) -> str:
+    """A container's cgroup; where a user could make none, the one that the container's processes are in: the caller's."""
+    return folder if os.path.isdir(folder) else os.path.dirname(folder)
 
 
 def _mount_cgroup_v2(root: "Rootfs", mount: Mount) -> None:

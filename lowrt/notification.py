@@ -69,7 +69,7 @@ def check_listener(profile: "Spec") -> None:
             return
         why = "not a socket"
     except OSError as error:
-        why = reason(error)
+        why = reason(OSError(error.errno, error.strerror))  # without the path, which is named already
     raise _no_agent(path, why)
 
 
