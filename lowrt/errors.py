@@ -8,7 +8,9 @@ if TYPE_CHECKING:
 
 
 class RuntimeFailure(Exception):
-    """A command's failure; the text is for people."""
+    """A command's failure; the text is for people. evidence: what `diagnosis` can explain it by, outside of the container."""
+
+    evidence = b""
 
 
 class UsageFailure(RuntimeFailure):
@@ -33,11 +35,18 @@ def send_failure(report: "Socket", error: BaseException) -> None:
     """Sends what failed to whoever waits for it."""
     try:
         # write(2), because a seccomp filter that is on already has it more often than sendto(2).
-        os.write(report.fileno(), b"e" + reason(error).encode(errors="surrogateescape"))
+        evidence = error.evidence if isinstance(error, RuntimeFailure) else b""
+        os.write(report.fileno(), b"e%b\0%b" % (reason(error).encode(errors="surrogateescape"), evidence))
     except OSError:
         pass
 
 
 def received_failure(message: bytes) -> RuntimeFailure:
     """The failure that `send_failure` sent."""
-    return RuntimeFailure(f"unable to start container process: {message[1:].decode(errors='replace')}")
+    text, _, evidence = message[1:].partition(b"\0")
+    why = ""
+    if evidence:
+        from lowrt import diagnosis
+
+        why = diagnosis.of_exec(evidence)
+    return RuntimeFailure(f"unable to start container process: {text.decode(errors='replace')}{why}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PASSWD_LIMIT_BYTES = 1 << 20
+_FIRST_BYTES = 4096  # where an ELF file's program headers and the name of its loader stand
 _ALL_CPUS = b"\xff" * 1024  # more than the kernel can be built for; it takes those that there are
 
 
@@ -166,7 +167,7 @@ class Process:
             raise RuntimeFailure(f'chdir to cwd ("{self.cwd}") set in config.json failed: {reason(error)}') from None
         self._check_cwd()
         self._is_in_cwd = True
-        self._find_program()
+        self._first_bytes = _read_first(self._find_program())
 
     def become(self, report: descriptors.Socket, last: "Callable[[], None] | None" = None) -> None:
         """Sets everything and executes the program.
@@ -194,7 +195,9 @@ class Process:
         try:
             os.execve(path, self.arguments, self.environment)
         except OSError as error:
-            raise RuntimeFailure(f"exec {path}: {error_text(error)}") from None
+            failure = RuntimeFailure(f"exec {path}: {error_text(error)}")
+            failure.evidence = b"%d %b" % (error.errno or 0, self._first_bytes)
+            raise failure from None
 
     def _mark_descriptors(self) -> None:
         """All but what is to be preserved is closed by exec."""
@@ -266,11 +269,11 @@ class Process:
             try:
                 status = os.stat(name)
             except OSError as error:
-                raise RuntimeFailure(f'exec: "{name}": stat {name}: {error_text(error)}') from None
+                raise RuntimeFailure(f"exec: {quoted(name)}: stat {name}: {error_text(error)}") from None
             if stat.S_ISDIR(status.st_mode):
-                raise RuntimeFailure(f'exec: "{name}": is a directory')
+                raise RuntimeFailure(f"exec: {quoted(name)}: is a directory")
             if not status.st_mode & 0o111:
-                raise RuntimeFailure(f'exec: "{name}": permission denied')
+                raise RuntimeFailure(f"exec: {quoted(name)}: permission denied")
             return name
         for folder in self.environment.get("PATH", "").split(":"):
             path = f"{folder or '.'}/{name}"
@@ -280,7 +283,7 @@ class Process:
                 continue
             if stat.S_ISREG(status.st_mode) and status.st_mode & 0o111:
                 return path
-        raise RuntimeFailure(f'exec: "{name}": executable file not found in $PATH')
+        raise RuntimeFailure(f"exec: {quoted(name)}: executable file not found in $PATH")
 
     def _read_home(self) -> None:
         """HOME, where the configuration has none, from the container's own /etc/passwd."""
@@ -302,6 +305,28 @@ class Process:
             if len(fields) >= 6 and fields[2] == b"%d" % self.uid:
                 self.environment["HOME"] = os.fsdecode(fields[5]) or "/"
                 return
+
+
+def _read_first(path: str) -> bytes:
+    """A program's first bytes, which tell why the kernel would not take it (`diagnosis`); none where it is no file or private.
+
+    Read before any filter is on, and before the user changes: after a failed exec there might be no way to.
+    """
+    try:
+        file = syscalls.openat2(-100, path, os.O_RDONLY | os.O_NONBLOCK, syscalls.RESOLVE_NO_MAGICLINKS)
+    except OSError:
+        return b""
+    try:
+        return os.read(file, _FIRST_BYTES) if stat.S_ISREG(os.fstat(file).st_mode) else b""
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
+
+
+def quoted(name: str) -> str:
+    """In double quotes, what cannot be seen (a carriage return of a Windows file) as an escape."""
+    return f'"{name}"' if name.isprintable() else f'"{repr(name)[1:-1]}"'
 
 
 def close_others(keep: tuple[int, ...], program: Process | None) -> None:
