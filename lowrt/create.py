@@ -340,9 +340,9 @@ class _Making:
             message, received = descriptors.receive(sync)
             letter = message[:1]
             if letter == b"h":
-                running = self._hook_state("created", self._pid)
+                creating = self._hook_state("creating", self._pid)
                 for kind in ("prestart", "createRuntime"):
-                    hooks.run_all(self._spec, kind, running)
+                    hooks.run_all(self._spec, kind, creating, self._bundle)
                 sync.send(b"k")
             elif letter == b"m":
                 from lowrt import sources

@@ -13,6 +13,7 @@ from lowrt.errors import RuntimeFailure, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 
@@ -29,25 +30,33 @@ def state(
 
 
 def run_all(
-    spec: "dict[str, Any]", kind: str, state: "dict[str, Any]", environment: "dict[str, str] | None" = None
+    spec: "dict[str, Any]", kind: str, state: "dict[str, Any]", folder: str, *,
+    environment: "Mapping[str, str] | None" = None, complain: "Callable[[str], None] | None" = None,
 ) -> None:  # fmt: skip
     """Runs the hooks of one kind in order. Raises RuntimeFailure, with what the hook printed, at the first that fails.
 
-    environment: for the hooks that name none of their own.
+    folder: where they begin to work; "" for where this process is. environment: of the hooks that name none of their own;
+    None for this process's. complain: takes the text of a failure, and the next hooks are run all the same.
     """
+    text = documents.dumps(state).encode()
     for index, hook in enumerate((spec.get("hooks") or {}).get(kind) or ()):
-        _run(hook, f"{kind} hook #{index}", documents.dumps(state).encode(), environment or {})
+        try:
+            _run(hook, f"{kind} hook #{index}", text, folder, os.environ if environment is None else environment)
+        except RuntimeFailure as failure:
+            if complain is None:
+                raise
+            complain(str(failure))
 
 
-def _run(hook: "dict[str, Any]", name: str, state: bytes, environment: dict[str, str]) -> None:
+def _run(hook: "dict[str, Any]", name: str, state: bytes, folder: str, environment: "Mapping[str, str]") -> None:
     arguments = hook.get("args") or [hook["path"]]
-    if hook.get("env"):
-        environment = dict(pair.partition("=")[::2] for pair in hook["env"])
+    if "env" in hook:
+        environment = dict(pair.partition("=")[::2] for pair in hook["env"] or ())
     state_read, state_write = os.pipe2(os.O_CLOEXEC)
     output_read, output_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        _become(hook["path"], arguments, environment, state_read, output_write)
+        _become(hook["path"], arguments, environment, folder, state_read, output_write)
     os.close(state_read)
     os.close(output_write)
     printed = b""
@@ -57,21 +66,25 @@ def _run(hook: "dict[str, Any]", name: str, state: bytes, environment: dict[str,
     finally:
         os.close(output_read)
     if not in_time:
-        os.kill(pid, _signal.SIGKILL)
+        os.killpg(pid, _signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     text = printed.decode(errors="replace").strip()
     if not in_time:
-        raise RuntimeFailure(f"error running {name}: {hook['path']} did not end within {hook['timeout']} s")
+        raise RuntimeFailure(f"error running {name}: {hook['path']} ran past its timeout of {hook['timeout']} s")
     if status != 0:
         code = os.waitstatus_to_exitcode(status)
         how = f"exit status {code}" if code >= 0 else f"signal: {(_signal.strsignal(-code) or str(-code)).lower()}"
         raise RuntimeFailure(f"error running {name}: {how}" + (f", output: {text}" if text else ""))
 
 
-def _become(path: str, arguments: list[str], environment: dict[str, str], stdin: int, output: int) -> None:
+def _become(
+    path: str, arguments: list[str], environment: "Mapping[str, str]", folder: str, stdin: int, output: int
+) -> None:  # fmt: skip
     """In the child: the hook's program, in a process group of its own."""
     try:
         os.setsid()
+        if folder:
+            os.chdir(folder)
         os.dup2(stdin, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)

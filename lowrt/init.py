@@ -86,7 +86,7 @@ class Init:
                 raise RuntimeFailure("container has no process to start: config.json has no process")
             program = self._program
             # As runc runs these hooks: with no more rights than the program, and in its environment.
-            program.become(report, lambda: hooks.run_all(self._spec, "startContainer", self._state, program.environment))
+            program.become(report, lambda: self._run_hooks("startContainer", "created", "", program.environment))
         except BaseException as error:
             send_failure(report, error)
         finally:
@@ -153,7 +153,7 @@ class Init:
         console = self._make_console(settings) if settings.get("terminal") else None
         self.sync.send(b"h")
         self._expect(b"k")
-        hooks.run_all(self._spec, "createContainer", self._state)
+        self._run_hooks("createContainer", "creating", self._state["bundle"], {})
         if self._new("mount"):
             self._root.restrict()
             self._root.enter(pivot=self._pivot)
@@ -195,6 +195,11 @@ class Init:
 
     def _new(self, kind: str) -> bool:
         return config.namespace_path(self._linux, kind) == ""
+
+    def _run_hooks(self, kind: str, status: str, folder: str, environment: dict[str, str]) -> None:
+        """Those of the container's side; their state has the process's ID as they see it."""
+        state = {**self._state, "status": status, "pid": os.getpid()}
+        hooks.run_all(self._spec, kind, state, folder, environment=environment)
 
     def _expect(self, letter: bytes) -> None:
         message, _ = descriptors.receive(self.sync)

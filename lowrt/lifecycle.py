@@ -125,7 +125,8 @@ def _remove(container: state.Container) -> None:
             container.id, container.values["ociVersion"], "stopped", 0, container.values["bundle"],
             container.values.get("annotations"),
         )  # fmt: skip
-        hooks.run_all({"hooks": hook_values}, "poststop", stopped)
+        # The container is gone, whatever they say (runtime.md, Lifecycle).
+        hooks.run_all({"hooks": hook_values}, "poststop", stopped, container.values["bundle"], complain=log.warning)
 
 
 def _end(container: state.Container) -> None:

@@ -265,6 +265,8 @@ def _run_container(call: Call) -> int:
         from lowrt import lifecycle
 
         lifecycle.delete(call.root, container_id, force=True)
+        os.close(made.pidfd)
+        os.waitpid(made.container.pid, 0)
         raise
     if options.detach:
         os.close(made.pidfd)

@@ -250,7 +250,7 @@ class Process:
                 os.chdir(self.cwd)
             except OSError as error:
                 raise RuntimeFailure(f'chdir to cwd ("{self.cwd}") set in config.json failed: {reason(error)}') from None
-        self._check_cwd()
+            self._check_cwd()
 
     @staticmethod
     def _check_cwd() -> None:

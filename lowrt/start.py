@@ -49,13 +49,20 @@ def wait_until_it_runs(container: state.Container, connection: descriptors.Socke
 
 
 def run_poststart_hooks(container: state.Container) -> None:
+    """Those that the configuration has; where one fails, the container is stopped and removed (runtime.md, Lifecycle)."""
     hook_values = container.values.get("hooks")
     if hook_values:
         running = hooks.state(
             container.id, container.values["ociVersion"], "running", container.pid, container.values["bundle"],
             container.values.get("annotations"),
         )  # fmt: skip
-        hooks.run_all({"hooks": hook_values}, "poststart", running)
+        try:
+            hooks.run_all({"hooks": hook_values}, "poststart", running, container.values["bundle"])
+        except RuntimeFailure:
+            from lowrt import lifecycle
+
+            lifecycle.delete(os.path.dirname(container.folder), container.id, force=True)
+            raise
 
 
 def _deliver_listener(container: state.Container, connection: descriptors.Socket, listener: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from strata.linux import cgroups
 from tests.integration.lowrt.conftest import LOWRT
 
 _ENOUGH_FOR_TRUE = (
@@ -295,6 +296,85 @@ def test_bash_completes_commands_flags_and_containers(runtime: Any) -> None:
     assert completed("run", "--pid") == ["--pidfd-socket", "--pid-file"]
     assert completed("list", "--format", "j") == ["json"]
     assert completed("--root", str(runtime.root), "state", "") == [runtime.id]
+
+
+# --- hooks
+
+
+def _hook(script: str, **more: Any) -> dict[str, Any]:
+    return {"path": "/bin/sh", "args": ["sh", "-c", script], **more}
+
+
+def test_each_hook_is_told_the_state_as_its_side_sees_it(runtime: Any, tmp_path: Path) -> None:
+    kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    runtime.config["hooks"] = {kind: [_hook(f"cat >{tmp_path}/{kind}")] for kind in kinds}
+    runtime.config["hooks"]["startContainer"] = [_hook("/bin/cat >/startContainer")]
+    runtime.config["annotations"] = {"org.example": "yes"}
+    pid = runtime.start("sleep", "100")
+    runtime.call("delete", "--force", runtime.id, check=True)
+    told = {kind: json.loads((tmp_path / kind).read_text()) for kind in kinds}
+    told["startContainer"] = json.loads((runtime.bundle / "rootfs/startContainer").read_text())
+    assert {kind: state["status"] for kind, state in told.items()} == {
+        "prestart": "creating", "createRuntime": "creating", "createContainer": "creating",
+        "startContainer": "created", "poststart": "running", "poststop": "stopped",
+    }  # fmt: skip
+    assert {kind: state.get("pid") for kind, state in told.items()} == {
+        "prestart": pid, "createRuntime": pid, "createContainer": 1, "startContainer": 1, "poststart": pid, "poststop": None,
+    }  # fmt: skip
+    for state in told.values():
+        assert (state["id"], state["bundle"], state["annotations"]) == (runtime.id, str(runtime.bundle), {"org.example": "yes"})
+
+
+def test_hooks_begin_in_the_bundle_with_the_runtimes_environment(runtime: Any, tmp_path: Path) -> None:
+    kinds = ("createRuntime", "createContainer", "poststart", "poststop")
+    script = "pwd >{0}.pwd; tr '\\0' '\\n' </proc/self/environ >{0}.env"
+    runtime.config["hooks"] = {kind: [_hook(script.format(tmp_path / kind))] for kind in kinds}
+    own = _hook("/usr/bin/env >own.env", env=["ONE=two"])
+    runtime.config["hooks"]["prestart"] = [own]
+    runtime.config["process"]["args"] = ["true"]
+    runtime.write()
+    environment = {**os.environ, "STRATA_TEST_MARK": "here"}
+    runtime.call("run", "--bundle", runtime.bundle, runtime.id, check=True, env=environment, cwd="/")
+    for kind in kinds:
+        assert (tmp_path / f"{kind}.pwd").read_text().strip() == str(runtime.bundle), kind
+        marked = "STRATA_TEST_MARK=here" in (tmp_path / f"{kind}.env").read_text().split()
+        assert marked == (kind != "createContainer"), kind  # which is the container's already
+    assert "ONE=two" in (runtime.bundle / "own.env").read_text().split()
+    assert "STRATA_TEST_MARK" not in (runtime.bundle / "own.env").read_text()
+
+
+@pytest.mark.parametrize("how", ["run", "start"])
+def test_a_failing_poststart_hook_ends_and_removes_the_container(runtime: Any, tmp_path: Path, how: str) -> None:
+    runtime.config["hooks"] = {"poststart": [_hook("exit 4"), _hook(f"touch {tmp_path}/second")],
+                               "poststop": [_hook(f"touch {tmp_path}/poststop")]}  # fmt: skip
+    runtime.config["process"]["args"] = ["sleep", "100"]
+    runtime.write()
+    null = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "capture_output": False}
+    if how == "start":
+        runtime.call("create", "--bundle", runtime.bundle, runtime.id, check=True, **{**null, "stderr": subprocess.DEVNULL})
+        done = runtime.call("start", runtime.id, **null)
+    else:
+        done = runtime.call("run", "--bundle", runtime.bundle, runtime.id, **null)
+    assert (done.returncode, "error running poststart hook #0: exit status 4" in done.stderr) == (1, True)
+    assert runtime.call("list", "-q").stdout == ""
+    assert not cgroups.open_cgroup(runtime.cgroup).exists()
+    assert not (tmp_path / "second").exists()
+    assert (tmp_path / "poststop").exists()
+
+
+def test_failing_poststop_hooks_are_warned_of_and_the_others_run(runtime: Any, tmp_path: Path) -> None:
+    runtime.config["hooks"] = {"poststop": [_hook("echo no >&2; exit 4"), _hook(f"touch {tmp_path}/second")]}
+    done = runtime.run("true")
+    assert done.returncode == 0
+    assert done.stderr == "lowrt: warning: error running poststop hook #0: exit status 4, output: no\n"
+    assert (tmp_path / "second").exists()
+
+
+def test_a_filter_without_getcwd_does_not_keep_the_container_from_starting(runtime: Any) -> None:
+    runtime.config["process"]["noNewPrivileges"] = False
+    rule = {"names": ["getcwd"], "action": "SCMP_ACT_ERRNO"}
+    runtime.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    assert runtime.run("true").stderr == ""
 
 
 def _lowrt(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
