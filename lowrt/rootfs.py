@@ -53,7 +53,10 @@ class Rootfs(beneath.Beneath):
         procfs.check_root(proc)  # /proc/self/fd is the way to mount points
         os.close(proc)
         mounts.stand_on_the_namespaces_root()
-        mounts.mount("", "/", "", self._propagation or mounts.SLAVE | mounts.REC)
+        at_first = self._propagation or mounts.SLAVE | mounts.REC
+        if at_first & mounts.UNBINDABLE:  # that comes last: there is much to be bound yet
+            at_first ^= mounts.UNBINDABLE | mounts.PRIVATE
+        mounts.mount("", "/", "", at_first)
         if self._propagation not in (0, mounts.SLAVE | mounts.REC, mounts.PRIVATE | mounts.REC):
             self._cut_off_parent()
         mounts.mount(self.path, self.path, "", mounts.BIND | mounts.REC)
