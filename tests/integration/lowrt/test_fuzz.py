@@ -225,6 +225,7 @@ def test_names_of_sysctls_may_have_either_separator(name: str, path: str) -> Non
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("fuzz")
     (made / "rootfs/bin").mkdir(parents=True)
+    (made / "state").mkdir()
     shutil.copy("/bin/busybox", made / "rootfs/bin/true")
     return made
 
