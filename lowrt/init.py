@@ -189,7 +189,7 @@ class Init:
             elif message == b"m":
                 return received[0]
             elif message[:1] == b"e":
-                raise RuntimeFailure(message[1:].partition(b" ")[2].decode(errors="surrogateescape"))
+                raise RuntimeFailure(message[1:].decode(errors="surrogateescape"))
             else:
                 os._exit(1)  # the parent is gone, or has given up
 

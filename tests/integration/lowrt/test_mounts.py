@@ -442,11 +442,15 @@ def test_an_overlay_with_long_paths(runtime: Any, tmp_path: Path) -> None:
 # --- cgroups
 
 
+def set_cgroup_namespace(runtime: Any, wanted: bool) -> None:
+    others = [entry for entry in runtime.config["linux"]["namespaces"] if entry["type"] != "cgroup"]
+    runtime.config["linux"]["namespaces"] = [*others, {"type": "cgroup"}] if wanted else others
+
+
 @pytest.mark.parametrize("namespace", [True, False])
 @pytest.mark.parametrize("writable", [True, False])
 def test_cgroups_are_the_containers_own(runtime: Any, namespace: bool, writable: bool) -> None:
-    if not namespace:
-        runtime.config["linux"]["namespaces"].remove({"type": "cgroup"})
+    set_cgroup_namespace(runtime, namespace)
     for mount in runtime.config["mounts"]:
         if writable and mount["type"] == "cgroup":
             mount["options"].remove("ro")
@@ -465,8 +469,7 @@ def test_cgroups_are_the_containers_own(runtime: Any, namespace: bool, writable:
 def test_cgroup_v2(request: pytest.FixtureRequest, namespace: bool, user: bool) -> None:
     """On a private mount of the v2 tree, which is all that lowrt sees then."""
     runtime = request.getfixturevalue("mapped" if user else "runtime")
-    if not namespace:
-        runtime.config["linux"]["namespaces"].remove({"type": "cgroup"})
+    set_cgroup_namespace(runtime, namespace)
     look = "cat /proc/self/mountinfo; ls /sys/fs/cgroup; ! mkdir /sys/fs/cgroup/x 2>/dev/null"
     runtime.config["process"]["args"] = ["sh", "-ec", look]
     runtime.write()
