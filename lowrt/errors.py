@@ -41,12 +41,17 @@ def send_failure(report: "Socket", error: BaseException) -> None:
         pass
 
 
+def received_text(message: bytes) -> str:
+    """What failed, of a failure that `send_failure` sent."""
+    return message[1:].partition(b"\0")[0].decode(errors="surrogateescape")
+
+
 def received_failure(message: bytes) -> RuntimeFailure:
     """The failure that `send_failure` sent."""
-    text, _, evidence = message[1:].partition(b"\0")
+    text, evidence = received_text(message), message.partition(b"\0")[2]
     why = ""
     if evidence:
         from lowrt import diagnosis
 
         why = diagnosis.of_exec(evidence)
-    return RuntimeFailure(f"unable to start container process: {text.decode(errors='replace')}{why}")
+    return RuntimeFailure(f"unable to start container process: {text}{why}")

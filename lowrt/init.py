@@ -10,7 +10,7 @@ import _socket
 import os
 
 from lowrt import config, hooks, process, rootfs, sysctls, terminal
-from lowrt.errors import RuntimeFailure, reason, send_failure
+from lowrt.errors import RuntimeFailure, reason, received_text, send_failure
 from strata.linux import descriptors, namespaces, syscalls
 
 TYPE_CHECKING = False
@@ -189,7 +189,7 @@ class Init:
             elif message == b"m":
                 return received[0]
             elif message[:1] == b"e":
-                raise RuntimeFailure(message[1:].decode(errors="surrogateescape"))
+                raise RuntimeFailure(received_text(message))
             else:
                 os._exit(1)  # the parent is gone, or has given up
 
