@@ -121,9 +121,7 @@ def _run(call: Call, argv: "Sequence[str]") -> int:
         return _help(call, "".join(rest[1:2]))
     log.open_(given.get("log", ""), given.get("log-format", ""), debugging=bool(given.get("debug")))
     call.command = rest[0]
-    if call.command in _REFUSED:
-        if {"-h", "--help"} & set(rest):
-            return _help(call, call.command)
+    if call.command in _REFUSED:  # also with --help: whether that succeeds tells podman whether it may checkpoint
         raise RuntimeFailure(f"{call.command}: not supported by this runtime")
     if call.command not in _COMMANDS:
         return _help(call, call.command)
