@@ -142,7 +142,8 @@ def _check_namespaces(linux: "Spec") -> None:
         _expect(kind not in kinds, f"linux.namespaces[{index}]: malformed spec file: duplicated ns: {kind} is given twice")
         _expect(path == "" or path.startswith("/"), f"linux.namespaces[{index}].path: must be absolute")
         kinds.append(kind)
-    _expect("mount" in kinds, "linux.namespaces: a container needs a mount namespace of its own")
+    restricted = linux.get("maskedPaths") or linux.get("readonlyPaths")
+    _expect("mount" in kinds or not restricted, "unable to restrict sys entries without a private MNT namespace")
     mapped = bool(linux.get("uidMappings") or linux.get("gidMappings"))
     if "user" not in kinds:
         _expect(os.geteuid() == 0, "rootless container requires user namespaces")

@@ -183,6 +183,10 @@ class _Making:
         """Makes the state's folder, and notes the cgroup before anything is in it, for a delete that finds no more than that."""
         self.container.make()
         self._own_folder = True
+        if not config.has_namespace(self._linux, "mount"):
+            from lowrt import hostroot
+
+            hostroot.note(self.container, self._rootfs)
         group = self._cgroup
         if group.exists():
             if found := group.pids(recursive=True):
@@ -414,6 +418,10 @@ class _Making:
             if descriptor >= 0:
                 os.close(descriptor)
         if self._own_folder:
+            if not config.has_namespace(self._linux, "mount"):
+                from lowrt import hostroot
+
+                hostroot.take_away(self.container)
             self.container.remove_folder()
 
     def close(self) -> None:

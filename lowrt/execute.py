@@ -224,12 +224,17 @@ def _enter(
                 os._exit(1)
             program.start_on_its_cpus()
             proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if program.needs_proc else -1
+            root = -1 if flags & namespaces.NEWNS else _open_root(container, target)
             syscalls.setns(target, flags & ~namespaces.NEWPID)
             if flags & namespaces.NEWUSER:
                 # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
                 syscalls.setresgid(0)
                 syscalls.setresuid(0)
                 process.hide()  # the change of user may have undone it (fs.suid_dumpable)
+            if root >= 0:
+                os.fchdir(root)
+                os.chroot(".")
+                os.close(root)
             if flags & namespaces.NEWPID:
                 syscalls.setns(target, namespaces.NEWPID)
             pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)
@@ -264,6 +269,14 @@ def _join_cgroup(group: "cgroups.Cgroup", helper: int, leader: int, below: dict[
         group.follow(helper, leader, below)
     except (OSError, ValueError) as error:
         raise RuntimeFailure(f"exec failed: error adding pid {helper} to cgroups: {reason(error)}", 255) from None
+
+
+def _open_root(container: state.Container, target: int) -> int:
+    """The root folder of a container that has no mount namespace to join. target: the pidfd of its first process."""
+    root = os.open(f"/proc/{container.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if pidfds.wait_gone(target, 0):  # then it may be another process's
+        raise RuntimeFailure("cannot exec in a stopped container")
+    return root
 
 
 def _become(

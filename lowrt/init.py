@@ -139,24 +139,21 @@ class Init:
         if domainname := self._spec.get("domainname"):
             syscalls.setdomainname(domainname)
         sysctls.write_all(self._linux.get("sysctl") or {})
-        if self._new("mount"):
-            self._root.ask_parent = self._ask_for_source
-            self._root.prepare()
+        self._root.ask_parent = self._ask_for_source
+        self._root.prepare()
         if not self._joined_cgroup:
             self._expect(b"j")
         process.allow_all_cpus()
         if self._new("cgroup"):
             syscalls.unshare(namespaces.NEWCGROUP)  # its root is the cgroup that the process is in
-        if self._new("mount"):
-            self._root.mount_cgroups()
+        self._root.mount_cgroups()
         settings = self._spec.get("process") or {}
         console = self._make_console(settings) if settings.get("terminal") else None
         self.sync.send(b"h")
         self._expect(b"k")
         self._run_hooks("createContainer", "creating", self._state["bundle"], {})
-        if self._new("mount"):
-            self._root.restrict()
-            self._root.enter(pivot=self._pivot)
+        self._root.restrict()
+        self._root.enter(pivot=self._pivot)
         if console:
             descriptors.send(self.sync, b"c", (console.master,))
             os.close(console.master)

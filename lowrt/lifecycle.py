@@ -118,6 +118,8 @@ def delete_ended(container: state.Container) -> None:
 
 def _remove(container: state.Container) -> None:
     container.cgroup().destroy()
+    if "mount" not in container.values["namespaces"]:
+        _take_host_mounts_away(container)
     container.remove_folder()
     log.debug(f"container {container.id}: deleted")
     if hook_values := container.values.get("hooks"):
@@ -149,7 +151,14 @@ def _remove_remains(container: state.Container) -> None:
     """Takes away what a create that was killed has left, or a container whose state is damaged. Only locked."""
     if remembered := container.noted("making"):  # else it was killed before there was a group
         cgroups.restore(documents.loads(remembered)).destroy()
+    _take_host_mounts_away(container)
     container.remove_folder()
+
+
+def _take_host_mounts_away(container: state.Container) -> None:
+    from lowrt import hostroot
+
+    hostroot.take_away(container)
 
 
 def pause(container: state.Container) -> None:

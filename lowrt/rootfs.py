@@ -44,21 +44,20 @@ class Rootfs(beneath.Beneath):
         ]  # fmt: skip
         self.devices = devices.wanted(self.linux)
         self.readonly_later: list[int] = []
+        self._on_host = not self.has_namespace("mount")
         propagation = self.linux.get("rootfsPropagation")
         self._propagation = mounts.PROPAGATIONS[propagation] if propagation else 0
 
     def prepare(self) -> None:
-        """Cuts the namespace off the host's, binds the root, and makes mounts, devices and links in it."""
+        """Cuts the namespace off the host's, binds the root, and makes mounts, devices and links in it.
+
+        Without a mount namespace the host's is left as it is, and the root's bind holds all of them together (`hostroot`).
+        """
         proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
         procfs.check_root(proc)  # /proc/self/fd is the way to mount points
         os.close(proc)
-        mounts.stand_on_the_namespaces_root()
-        at_first = self._propagation or mounts.SLAVE | mounts.REC
-        if at_first & mounts.UNBINDABLE:  # that comes last: there is much to be bound yet
-            at_first ^= mounts.UNBINDABLE | mounts.PRIVATE
-        mounts.mount("", "/", "", at_first)
-        if self._propagation not in (0, mounts.SLAVE | mounts.REC, mounts.PRIVATE | mounts.REC):
-            self._cut_off_parent()
+        if not self._on_host:
+            self._cut_off()
         mounts.mount(self.path, self.path, "", mounts.BIND | mounts.REC)
         if not self._propagation:
             mounts.mount("", self.path, "", mounts.PRIVATE)
@@ -120,8 +119,11 @@ class Rootfs(beneath.Beneath):
             syscalls.mount_setattr(self.folder, recursive=False, set_=mounts.ATTRIBUTE_RDONLY)
 
     def enter(self, *, pivot: bool) -> None:
-        """Makes it this process's root: pivot_root, or chroot where the root is on a ramfs."""
-        if pivot:
+        """Makes it this process's root: pivot_root, or chroot where the root is on a ramfs, or the host's mounts stay."""
+        if self._on_host:
+            os.fchdir(self.folder)
+            os.chroot(".")
+        elif pivot:
             old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             os.fchdir(self.folder)
             syscalls.pivot_root(".", ".")
@@ -168,6 +170,15 @@ class Rootfs(beneath.Beneath):
         self.folder = descriptor
 
     # --- steps
+
+    def _cut_off(self) -> None:
+        mounts.stand_on_the_namespaces_root()
+        at_first = self._propagation or mounts.SLAVE | mounts.REC
+        if at_first & mounts.UNBINDABLE:  # that comes last: there is much to be bound yet
+            at_first ^= mounts.UNBINDABLE | mounts.PRIVATE
+        mounts.mount("", "/", "", at_first)
+        if self._propagation not in (0, mounts.SLAVE | mounts.REC, mounts.PRIVATE | mounts.REC):
+            self._cut_off_parent()
 
     def _cut_off_parent(self) -> None:
         """Makes the mount that the root lies on private (or a slave): pivot_root wants it so, and a shared one would show the

@@ -379,6 +379,65 @@ def test_a_filter_without_getcwd_does_not_keep_the_container_from_starting(runti
     assert runtime.run("true").stderr == ""
 
 
+# --- the mount namespace of another, and none
+
+
+def _without_mount_namespace(runtime: Any) -> None:
+    linux = runtime.config["linux"]
+    linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "mount"]
+    linux["maskedPaths"] = linux["readonlyPaths"] = []
+
+
+def _mounts_of(runtime: Any) -> list[str]:
+    """The mounts in the bundle that this process sees, by their targets."""
+    targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [target for target in targets if target.startswith(str(runtime.bundle))]
+
+
+def test_without_a_mount_namespace_the_root_is_changed_and_nothing_stays_mounted(runtime: Any) -> None:
+    _without_mount_namespace(runtime)
+    try:
+        pid = runtime.start("sleep", "100")
+        assert os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+        inside = runtime.call("exec", runtime.id, "ls", "/", "/proc/self/ns")
+        assert "etc" in inside.stdout.split()
+        assert "usr" not in inside.stdout.split()
+        assert str(runtime.bundle / "rootfs/proc") in _mounts_of(runtime)
+    finally:
+        runtime.call("delete", "--force", runtime.id)
+    assert _mounts_of(runtime) == []
+
+
+def test_a_create_that_fails_without_a_mount_namespace_takes_its_mounts_away(runtime: Any) -> None:
+    _without_mount_namespace(runtime)
+    runtime.config["hooks"] = {"createContainer": [_hook("exit 1")]}
+    assert "createContainer hook #0" in runtime.run("true").stderr
+    assert _mounts_of(runtime) == []
+
+
+def test_masks_need_a_mount_namespace(runtime: Any) -> None:
+    _without_mount_namespace(runtime)
+    runtime.config["linux"]["maskedPaths"] = ["/proc/kcore"]
+    assert "unable to restrict sys entries without a private MNT namespace" in runtime.run("true").stderr
+
+
+def test_a_joined_mount_namespace_gets_the_containers_root(runtime: Any) -> None:
+    holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo; exec sleep 100"], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout
+        holder.stdout.readline()
+        path = f"/proc/{holder.pid}/ns/mnt"
+        for entry in runtime.config["linux"]["namespaces"]:
+            if entry["type"] == "mount":
+                entry["path"] = path
+        pid = runtime.start("sleep", "100")
+        assert os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink(path)
+        assert "usr" not in runtime.call("exec", runtime.id, "ls", "/").stdout.split()
+    finally:
+        holder.kill()
+        holder.wait()
+
+
 def _lowrt(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
     given = {"stdin": subprocess.DEVNULL, "timeout": 30, "capture_output": True, "text": True, **options}
     return subprocess.run([LOWRT, *argv], check=False, **given)
