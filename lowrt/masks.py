@@ -50,14 +50,26 @@ def mask(root: "Rootfs", paths: "Iterable[str]") -> None:
                     mounts.mount(f"/proc/self/fd/{folder}", f"/proc/self/fd/{place}", "", mounts.BIND)
             else:
                 if null < 0:
-                    null = open_null()
-                mounts.mount(f"/proc/self/fd/{null}", f"/proc/self/fd/{place}", "", mounts.BIND)
+                    null = _readonly_null()
+                    mounts.move(null, place)
+                else:
+                    mounts.mount(f"/proc/self/fd/{null}", f"/proc/self/fd/{place}", "", mounts.BIND)
         except OSError as error:
             raise RuntimeFailure(f"can't mask path {documents.dumps(path)}: {reason(error)}") from None
         os.close(place)
     for descriptor in (null, folder):
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _readonly_null() -> int:
+    """The host's null device as a mount, not yet at its place. Its mode and owner, which are the host's, cannot be changed there;
+    it is written to all the same."""
+    null = open_null()
+    tree = mounts.copy_tree(null, "", recursive=False)
+    os.close(null)
+    syscalls.mount_setattr(tree, recursive=False, set_=mounts.ATTRIBUTE_RDONLY)
+    return tree
 
 
 def open_null() -> int:

@@ -13,7 +13,7 @@ import pytest
 LOWRT = Path(__file__).parents[3] / "lowrt" / "launcher"
 APPLETS = (
     "sh true false echo ls cat mount id ps sleep sysctl hostname touch mkdir stty tty kill dd head readlink mknod nc wget ip"
-    " uname"
+    " uname chmod chown"
 )
 
 

@@ -655,8 +655,24 @@ def test_masks_cover_files_and_folders(runtime: Any) -> None:
     assert runtime.shell(hidden) == ""
     lines = [line.split() for line in runtime.shell("cat /proc/self/mountinfo").splitlines()]
     shown = [(fields[4], fields[5].split(",")[0]) for fields in lines if fields[4] in (*folders, *files)]
-    assert sorted(shown) == sorted([*((name, "ro") for name in folders), *((name, "rw") for name in files)])
+    assert sorted(shown) == sorted((name, "ro") for name in (*folders, *files))
     assert len({fields[2] for fields in lines if fields[4] in folders}) == 1  # one tmpfs serves for all
+
+
+def test_a_masked_file_is_no_way_to_the_hosts_null_device(runtime: Any) -> None:
+    """What covers it can be read and written, but its mode and owner, which are those of the host's device, stay."""
+    allowed = ["CAP_FOWNER", "CAP_CHOWN", "CAP_DAC_OVERRIDE"]
+    runtime.config["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), allowed)
+    runtime.config["linux"]["maskedPaths"] = ["/proc/keys", "/proc/timer_list"]
+    before = os.stat("/dev/null")
+    try:
+        for path in ("/proc/keys", "/proc/timer_list"):
+            runtime.shell(f"cat {path}; echo x > {path}; ! chmod 667 {path}; ! chown 1:1 {path}; ! touch {path}")
+        after = os.stat("/dev/null")
+        assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    finally:
+        os.chmod("/dev/null", 0o666)
+        os.chown("/dev/null", 0, 0)
 
 
 def test_readonly_paths_keep_their_other_flags(runtime: Any, on_host: Callable[..., Path]) -> None:
