@@ -49,8 +49,6 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
     if in_user_namespace := "user" in container.values["namespaces"]:
         program.may_set_groups = process.may_set_groups(container.pid)
     log.warnings(config.capability_warnings(settings, in_user_namespace=in_user_namespace))
-    if not program.environment.get("PATH"):
-        program.environment["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     sync, child_sync = descriptors.pair()
     target = pidfds.open_pidfd(container.pid)
     pid, pidfd, master = 0, -1, -1

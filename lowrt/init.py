@@ -99,6 +99,7 @@ class Init:
             self._expect(b"s")
             return self.sync
         self.sync.close()
+        process.end_by_signals()
         descriptor, _ = self._start._accept()  # type: ignore[attr-defined]
         return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
 
@@ -151,7 +152,7 @@ class Init:
         console = self._make_console(settings) if settings.get("terminal") else None
         self.sync.send(b"h")
         self._expect(b"k")
-        self._run_hooks("createContainer", "creating", self._state["bundle"], {})
+        self._run_hooks("createContainer", "creating", self._root.path, {})
         self._root.restrict()
         self._root.enter(pivot=self._pivot)
         if console:

@@ -62,6 +62,17 @@ def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter | None":
     return filter_
 
 
+def end_by_signals() -> None:
+    """Lets signals that end other processes end this one too, until its exec. The kernel spares the first process of a PID
+    namespace those that it does not handle; who kills a container that was not started yet waits for its end."""
+    for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2):
+        _signal.signal(number, _end)
+
+
+def _end(number: int, _: object) -> None:
+    os._exit(128 + number)
+
+
 class Process:
     """The program to become. Everything that needs preparation outside is prepared in the constructor."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from strata.linux import cgroups
+from tests.conftest import wait_for
 from tests.integration.lowrt.conftest import LOWRT
 
 _ENOUGH_FOR_TRUE = (
@@ -300,6 +301,39 @@ def test_bash_completes_commands_flags_and_containers(runtime: Any) -> None:
     assert completed("--root", str(runtime.root), "state", "") == [runtime.id]
 
 
+def _quietly_create(runtime: Any, *program: str) -> int:
+    """A created container; its PID."""
+    runtime.config["process"]["args"] = list(program)
+    runtime.write()
+    null = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "capture_output": False}
+    runtime.call("create", "--bundle", runtime.bundle, runtime.id, check=True, **null)
+    return int(runtime.state()["pid"])
+
+
+@pytest.mark.parametrize("name", ["TERM", "int", "SIGHUP", "3", "USR1", "KILL"])
+def test_a_container_that_was_not_started_can_be_killed(runtime: Any, name: str) -> None:
+    _quietly_create(runtime, "sleep", "100")
+    runtime.call("kill", runtime.id, name, check=True)
+    wait_for(lambda: runtime.state()["status"] == "stopped", what="the container to stop")
+    done = runtime.call("start", runtime.id)
+    assert (done.returncode, "cannot start a container that has stopped" in done.stderr) == (1, True)
+
+
+def test_a_started_program_has_no_signal_handlers_of_the_runtimes(runtime: Any) -> None:
+    pid = _quietly_create(runtime, "sleep", "100")
+    runtime.call("start", runtime.id, check=True)
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert re.findall(r"^Sig(?:Cgt|Ign|Blk):\s+(\w+)$", status, re.MULTILINE) == ["0000000000000000"] * 3
+
+
+def test_exec_adds_no_path_to_the_environment_of_a_process_file(runtime: Any, tmp_path: Path) -> None:
+    runtime.start("sleep", "100")
+    process = {"args": ["/bin/cat", "/proc/self/environ"], "cwd": "/", "env": ["A=b"]}
+    (tmp_path / "process.json").write_text(json.dumps(process))
+    done = runtime.call("exec", "-p", tmp_path / "process.json", runtime.id)
+    assert set(done.stdout.strip("\0").split("\0")) == {"A=b", "HOME=/root"}
+
+
 # --- hooks
 
 
@@ -327,7 +361,7 @@ def test_each_hook_is_told_the_state_as_its_side_sees_it(runtime: Any, tmp_path:
         assert (state["id"], state["bundle"], state["annotations"]) == (runtime.id, str(runtime.bundle), {"org.example": "yes"})
 
 
-def test_hooks_begin_in_the_bundle_with_the_runtimes_environment(runtime: Any, tmp_path: Path) -> None:
+def test_hooks_begin_in_the_bundle_or_the_root_with_the_runtimes_environment(runtime: Any, tmp_path: Path) -> None:
     kinds = ("createRuntime", "createContainer", "poststart", "poststop")
     script = "pwd >{0}.pwd; tr '\\0' '\\n' </proc/self/environ >{0}.env"
     runtime.config["hooks"] = {kind: [_hook(script.format(tmp_path / kind))] for kind in kinds}
@@ -338,7 +372,8 @@ def test_hooks_begin_in_the_bundle_with_the_runtimes_environment(runtime: Any, t
     environment = {**os.environ, "STRATA_TEST_MARK": "here"}
     runtime.call("run", "--bundle", runtime.bundle, runtime.id, check=True, env=environment, cwd="/")
     for kind in kinds:
-        assert (tmp_path / f"{kind}.pwd").read_text().strip() == str(runtime.bundle), kind
+        where = runtime.bundle / "rootfs" if kind == "createContainer" else runtime.bundle
+        assert (tmp_path / f"{kind}.pwd").read_text().strip() == str(where), kind
         marked = "STRATA_TEST_MARK=here" in (tmp_path / f"{kind}.env").read_text().split()
         assert marked == (kind != "createContainer"), kind  # which is the container's already
     assert "ONE=two" in (runtime.bundle / "own.env").read_text().split()
