@@ -25,23 +25,28 @@ class Attributes:
 
     def __init__(self, process: "Spec", linux: "Spec") -> None:
         """linux: the configuration's `linux` object, or as much of it as a container's state has kept."""
-        self._steps: list[tuple[str, Callable[[], object]]] = []
+        self._steps: list[tuple[str, Callable[[], object], str]] = []
         self._labels: list[_Label] = []
         if given := process.get("scheduler"):
             attributes = scheduler_attributes(given)
-            what = "error setting scheduler"
-            if (linux.get("resources") or {}).get("cpu", {}).get("cpus"):
-                what = "process scheduler can't be used together with AllowedCPUs"
-            self._steps.append((what, lambda: scheduler.set_attributes(attributes)))
+            denied = ""  # what EPERM means, which nobody would guess
+            if given["policy"] in ("SCHED_FIFO", "SCHED_RR"):
+                denied = (
+                    "error setting scheduler: operation not permitted (in a cgroup of v1, real time needs"
+                    " linux.resources.cpu.realtimeRuntime)"
+                )
+            elif (linux.get("resources") or {}).get("cpu", {}).get("cpus"):
+                denied = "process scheduler can't be used together with AllowedCPUs"
+            self._steps.append(("error setting scheduler", lambda: scheduler.set_attributes(attributes), denied))
         if given := process.get("ioPriority"):
             class_, level = scheduler.IO_CLASSES[given["class"]], given.get("priority", 0)
-            self._steps.append(("failed to set io priority", lambda: scheduler.set_io_priority(class_, level)))
+            self._steps.append(("failed to set io priority", lambda: scheduler.set_io_priority(class_, level), ""))
         if given := linux.get("personality"):
             persona = _PERSONALITIES[given["domain"]]
-            self._steps.append(("failed to set personality", lambda: syscalls.personality(persona)))
+            self._steps.append(("failed to set personality", lambda: syscalls.personality(persona), ""))
         if given := linux.get("memoryPolicy"):
             mode, nodes = memory_policy(given)
-            self._steps.append(("failed to set memory policy", lambda: scheduler.set_memory_policy(mode, nodes)))
+            self._steps.append(("failed to set memory policy", lambda: scheduler.set_memory_policy(mode, nodes), ""))
         if profile := process.get("apparmorProfile"):
             self._labels.append(_Label("apparmor failed to apply profile", lsm.open_exec_profile, f"exec {profile}"))
         self._key_label = -1
@@ -63,8 +68,8 @@ class Attributes:
         if self._key_label >= 0:
             os.write(self._key_label, b"")
             os.close(self._key_label)
-        for what, step in self._steps:
-            _do(what, step)
+        for what, step, denied in self._steps:
+            _do(what, step, denied)
         for label in self._labels:
             label.write()
 
@@ -86,14 +91,11 @@ class _Label:
             os.close(self._descriptor)
 
 
-def _do(what: str, step: "Callable[[], Any]") -> "Any":
+def _do(what: str, step: "Callable[[], Any]", denied: str = "") -> "Any":
     try:
         return step()
     except OSError as error:
-        if "AllowedCPUs" in what:
-            # sched_setattr(2) has EPERM for a deadline on some CPUs only, which nobody would guess.
-            raise RuntimeFailure(what if error.errno == errno.EPERM else f"error setting scheduler: {reason(error)}") from None
-        raise RuntimeFailure(f"{what}: {reason(error)}") from None
+        raise RuntimeFailure(denied if denied and error.errno == errno.EPERM else f"{what}: {reason(error)}") from None
 
 
 # --- from the specification's words to the kernel's; each raises RuntimeFailure for what makes no sense

@@ -59,6 +59,18 @@ def check(spec: "Any") -> None:
             _expect(has_namespace(linux, "uts"), f"unable to set {key} without a private UTS namespace")
     if "process" in spec:
         _check_process(spec["process"])
+    if label := linux.get("mountLabel"):
+        _label_mounts(spec, label)
+
+
+def _label_mounts(spec: "Spec", label: str) -> None:
+    """New file systems are made with the container's SELinux label, but those that the kernel labels itself, as in runc."""
+    from strata.linux import lsm
+
+    for mount in spec.get("mounts") or ():
+        bind = mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options") or ())
+        if not bind and mount.get("type") not in ("proc", "sysfs", "mqueue", "cgroup"):
+            mount["options"] = [*(mount.get("options") or ()), lsm.mount_option(label)]
 
 
 def check_process(process: "Any") -> None:

@@ -21,6 +21,7 @@ class Options:
     """The flags of exec."""
 
     process_file = console_socket = pidfd_socket = pid_file = cwd = user = ""
+    apparmor = selinux_label = ""
     detach = terminal = ignore_paused = False
     no_new_privileges: bool | None = None
     preserve_fds = 0
@@ -129,6 +130,10 @@ def _settings(container: state.Container, arguments: list[str], options: Options
     settings["env"] = [*(settings.get("env") or ()), *options.environment]
     if options.cwd:
         settings["cwd"] = options.cwd
+    if options.apparmor:
+        settings["apparmorProfile"] = options.apparmor
+    if options.selinux_label:
+        settings["selinuxLabel"] = options.selinux_label
     if options.no_new_privileges is not None:
         settings["noNewPrivileges"] = options.no_new_privileges
     user = dict(settings.get("user") or {})

@@ -38,7 +38,7 @@ def features() -> "Spec":
                 "supportedFlags": sorted(seccomp.FLAGS),
             },
             "apparmor": {"enabled": True},
-            "selinux": {"enabled": False},
+            "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
             "memoryPolicy": {"modes": [], "flags": []},
             "mountExtensions": {"idmap": {"enabled": True}},

@@ -294,9 +294,7 @@ def _exec(call: Call) -> int:
 
     call.need_arguments(1, None)
     given, options = call.values, execute.Options()
-    for name in ("apparmor", "process-label"):
-        if given.get(name):
-            raise RuntimeFailure(f"--{name}: not supported by this runtime yet")
+    options.apparmor, options.selinux_label = given.get("apparmor") or "", given.get("process-label") or ""
     options.process_file, options.console_socket = given.get("process") or "", given.get("console-socket") or ""
     options.pidfd_socket = given.get("pidfd-socket") or ""
     options.pid_file, options.cwd = given.get("pid-file") or "", given.get("cwd") or ""

@@ -10,7 +10,7 @@ import os
 import resource
 import stat
 
-from lowrt import state
+from lowrt import log, state
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import capabilities, descriptors, keyrings, rlimits, seccomp, syscalls
 
@@ -55,6 +55,7 @@ def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter | None":
         filter_ = seccomp.compile_filter(profile, f"{root}/{state.SECCOMP_CACHE}")
     except (ValueError, OSError) as error:
         raise RuntimeFailure(f"unable to init seccomp: {reason(error)}") from None
+    log.debug(f"seccomp filter flags: {filter_.flags}")
     if filter_.notifies:
         from lowrt import notification
 

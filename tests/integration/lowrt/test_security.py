@@ -294,6 +294,17 @@ def test_a_deadline_on_some_cpus_only_is_explained(runtime: Any) -> None:
     assert "process scheduler can't be used together with AllowedCPUs" in runtime.run("true").stderr
 
 
+def test_real_time(runtime: Any) -> None:
+    """On v1 with RT_GROUP_SCHED a cgroup has no time for it unless it is given some."""
+    runtime.config["process"]["scheduler"] = {"policy": "SCHED_FIFO", "priority": 10, "flags": ["SCHED_FLAG_RESET_ON_FORK"]}
+    done = runtime.run("true")
+    assert done.returncode == 0 or "linux.resources.cpu.realtimeRuntime" in done.stderr
+    runtime.config["linux"]["resources"]["cpu"] = {"realtimeRuntime": 9000, "realtimePeriod": 1000000}
+    pid = runtime.start("sleep", "100")
+    assert os.sched_getscheduler(pid) == os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+    assert os.sched_getparam(pid).sched_priority == 10
+
+
 def test_io_priority(runtime: Any) -> None:
     runtime.config["process"]["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 4}
     pid = runtime.start("sleep", "100")
@@ -491,3 +502,8 @@ def test_labels_are_given_by_the_module_or_refused(runtime: Any) -> None:
     del runtime.config["process"]["selinuxLabel"]
     runtime.config["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0"
     assert "mountLabel: selinux is disabled" in runtime.run("true").stderr
+    del runtime.config["linux"]["mountLabel"]
+    runtime.start("sleep", "100")
+    profile = runtime.call("exec", "--apparmor", "nosuch-profile", runtime.id, "true")
+    assert "apparmor: config provided but apparmor not supported" in profile.stderr or "no such file" in profile.stderr
+    assert "selinux is disabled" in runtime.call("exec", "--process-label", "a:b:c:d", runtime.id, "true").stderr
