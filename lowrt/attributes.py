@@ -54,6 +54,10 @@ class Attributes:
         if label := self._selinux_label:
             self._labels.append(_Label("can't set process label", lsm.open_exec_label, label))
 
+    @property
+    def has_labels(self) -> bool:
+        return bool(self._labels)
+
     def open(self, proc: int) -> None:
         """Opens what is written later. proc: a descriptor of the machine's /proc."""
         for label in self._labels:

@@ -57,14 +57,17 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         if not container.is_alive():
             raise RuntimeFailure("cannot exec in a stopped container")
         below = sub_cgroups(options.cgroups)
-        pid = _enter(container, target, program, settings, sync, child_sync, fds, below)
+        helper, helper_pidfd = _start_helper(container, target, program, settings, sync, child_sync, fds, below)
+        try:
+            child_sync.close()
+            pid, master, failure = _converse(sync, options)
+        finally:
+            os.waitpid(helper, 0)
+            os.close(helper_pidfd)
+        if failure:
+            raise failure
         pidfd = pidfds.open_pidfd(pid)
-        child_sync.close()
         log.debug(f"container {container.id}: process {pid}")
-        program.raise_limits(pid)
-        program.adjust_oom_score(pid)
-        sync.send(b"g")
-        master = _converse(sync, options)
         if options.pidfd_socket:
             terminal.hand_over(options.pidfd_socket, b"setns", pidfd)
         if options.pid_file:
@@ -83,6 +86,8 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
     except BaseException as error:
         if pid:
             _end(pid, pidfd)
+        if master >= 0:
+            os.close(master)
         if isinstance(error, OSError):
             raise RuntimeFailure(reason(error)) from None
         raise
@@ -202,7 +207,7 @@ def _clone_helper(group: "cgroups.Cgroup", below: dict[str, str]) -> tuple[int, 
     return *syscalls.clone3(0), False
 
 
-def _enter(
+def _start_helper(
     container: state.Container,
     target: int,
     program: "process.Process",
@@ -211,59 +216,25 @@ def _enter(
     child_sync: descriptors.Socket,
     fds: tuple[int, int, int],
     below: dict[str, str],
-) -> int:
-    """Clones the process inside the namespaces; its PID, as seen here."""
-    flags = 0
-    for kind in container.values["namespaces"]:
-        flags |= namespaces.KINDS[kind][0]
+) -> tuple[int, int]:
+    """The process that joins the namespaces and clones the program's inside: its PID and pidfd. It has the program's cgroup,
+    limits and OOM score, which are handed on."""
     group = container.cgroup()
     container.lock(shared=True)  # until the helper is in the cgroup: a delete finds it there
     helper, helper_pidfd, inside = _clone_helper(group, below)
     if helper == 0:
-        try:
-            process.hide()
-            process.close_others((*fds, child_sync.fileno(), target), program)
-            if descriptors.receive(child_sync)[0] != b"g":
-                os._exit(1)
-            program.start_on_its_cpus()
-            proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if program.needs_proc else -1
-            root = -1 if flags & namespaces.NEWNS else _open_root(container, target)
-            syscalls.setns(target, flags & ~namespaces.NEWPID)
-            if flags & namespaces.NEWUSER:
-                # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
-                syscalls.setresgid(0)
-                syscalls.setresuid(0)
-                process.hide()  # the change of user may have undone it (fs.suid_dumpable)
-            if root >= 0:
-                os.fchdir(root)
-                os.chroot(".")
-                os.close(root)
-            if flags & namespaces.NEWPID:
-                syscalls.setns(target, namespaces.NEWPID)
-            pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)
-            if pid == 0:
-                os.close(target)
-                _become(program, settings, child_sync, fds, proc, container.values)
-            child_sync.send(b"p%d" % pid)
-        except BaseException as error:
-            send_failure(child_sync, error)
-        finally:
-            os._exit(0)
+        _help(program, settings, target, child_sync, fds, container)
     try:
         if not inside:
             _join_cgroup(group, helper, container.pid, below)
         container.unlock()
+        program.raise_limits(helper)
+        program.adjust_oom_score(helper)
         sync.send(b"g")
-        message, _ = descriptors.receive(sync)
-    except (OSError, RuntimeFailure):
-        pidfds.send_signal(helper_pidfd, 9)  # it waits for a word that will not come
+    except BaseException:
+        _end(helper, helper_pidfd)  # it waits for a word that will not come
         raise
-    finally:
-        os.waitpid(helper, 0)
-        os.close(helper_pidfd)
-    if message[:1] != b"p":
-        raise received_failure(message or b"e" + b"the process that joins the container has died")
-    return int(message[1:])
+    return helper, helper_pidfd
 
 
 def _join_cgroup(group: "cgroups.Cgroup", helper: int, leader: int, below: dict[str, str]) -> None:
@@ -282,34 +253,90 @@ def _open_root(container: state.Container, target: int) -> int:
     return root
 
 
-def _become(
-    program: "process.Process", settings: "Spec", sync: descriptors.Socket, fds: tuple[int, int, int], proc: int, values: "Spec"
+def _help(
+    program: "process.Process", settings: "Spec", target: int, sync: descriptors.Socket, fds: tuple[int, int, int],
+    container: state.Container,
 ) -> None:  # fmt: skip
-    """In the new process: its terminal and stdio, then the program. Never returns.
+    """In the helper: joins the container's namespaces, and does there what can be done by a process that the container does not
+    see. Never returns. target: the pidfd of the container's first process.
+
+    The process that it clones is seen, and could be taken over by one that may trace: so it gets nothing that the container has
+    not got as well.
+    """
+    try:
+        process.close_others((*fds, sync.fileno(), target), program)
+        if descriptors.receive(sync)[0] != b"g":
+            os._exit(1)
+        process.hide()
+        program.start_on_its_cpus()
+        proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if program.needs_proc else -1
+        _join(container, target)
+        if proc < 0:
+            _take_keyring(container.values)
+        if settings.get("terminal"):
+            multiplexer = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            console = terminal.Console(multiplexer, settings.get("consoleSize"))
+            descriptors.send(sync, b"c", (console.master,))
+            console.become_stdio(program.uid)
+        else:
+            process.take_stdio(fds)
+            process.own_stdio(program.uid)
+        program.go_on_its_cpus()
+        program.enter_folder()
+        program.confine()
+        process.close_others((sync.fileno(), *([proc] if proc >= 0 else [])), program)
+        pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)
+        if pid == 0:
+            _become(program, sync, proc, container.values, has_terminal=bool(settings.get("terminal")))
+        sync.send(b"p%d" % pid)
+    except BaseException as error:
+        send_failure(sync, error)
+    finally:
+        os._exit(0)
+
+
+def _join(container: state.Container, target: int) -> None:
+    """Joins the namespaces of the container's first process, a pidfd; that of PIDs for the children only."""
+    flags = 0
+    for kind in container.values["namespaces"]:
+        flags |= namespaces.KINDS[kind][0]
+    root = -1 if flags & namespaces.NEWNS else _open_root(container, target)
+    syscalls.setns(target, flags & ~namespaces.NEWPID)
+    if flags & namespaces.NEWUSER:
+        # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
+        syscalls.setresgid(0)
+        syscalls.setresuid(0)
+        process.hide()  # the change of user may have undone it (fs.suid_dumpable)
+    if root >= 0:
+        os.fchdir(root)
+        os.chroot(".")
+        os.close(root)
+    if flags & namespaces.NEWPID:
+        syscalls.setns(target, namespaces.NEWPID)
+
+
+def _take_keyring(values: "Spec") -> None:
+    if values.get("keyring"):
+        process.take_keyring(values["keyring"], by_others="user" in values["namespaces"])
+
+
+def _become(
+    program: "process.Process", sync: descriptors.Socket, proc: int, values: "Spec", *, has_terminal: bool
+) -> None:  # fmt: skip
+    """In the new process: what must be done by itself, then the program. Never returns.
 
     proc: a descriptor of the machine's /proc where something of it is needed, else -1. values: the container's state.
     """
     try:
         process.die_with_parent(True)
         process.reset_signals()
-        if descriptors.receive(sync)[0] != b"g":
-            os._exit(1)
         os.setsid()
         if proc >= 0:
             program.open_attributes(proc)
             os.close(proc)
-        if values.get("keyring"):
-            process.take_keyring(values["keyring"], by_others="user" in values["namespaces"])
-        if settings.get("terminal"):
-            multiplexer = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-            console = terminal.Console(multiplexer, settings.get("consoleSize"))
-            descriptors.send(sync, b"c", (console.master,))
-            os.close(console.master)
-            console.take(program.uid)
-        else:
-            process.take_stdio(fds)
-            process.own_stdio(program.uid)
-        program.go_on_its_cpus()
+            _take_keyring(values)  # labelled by the attributes
+        if has_terminal:
+            terminal.take_control(0)
         program.apply_attributes()
         program.check_program()
         sync.send(b"r")
@@ -323,23 +350,36 @@ def _become(
         os._exit(1)
 
 
-def _converse(sync: descriptors.Socket, options: Options) -> int:
-    """Until the process is ready; the terminal's master where it stays here, else -1."""
-    master = -1
-    while True:
+def _converse(sync: descriptors.Socket, options: Options) -> "tuple[int, int, RuntimeFailure | None]":
+    """Until the process is ready, or it is clear that it will not be: its PID as seen here (0 for none), the terminal's master
+    where it stays here (else -1), and what failed.
+
+    Two speak, the helper and the process, so `r` or `e` may come before `p`.
+    """
+    pid, master, ready = 0, -1, False
+    failure: RuntimeFailure | None = None
+    while not pid or not (ready or failure):
         message, received = descriptors.receive(sync)
-        if message == b"r":
-            return master
-        if message == b"c" and options.console_socket:
+        letter = message[:1]
+        if letter == b"p":
+            pid = int(message[1:])
+        elif letter == b"r":
+            ready = True
+        elif letter == b"c" and options.console_socket:
             try:
                 terminal.hand_over(options.console_socket, b"/dev/ptmx", received[0])
+            except RuntimeFailure as error:
+                failure = error
             finally:
                 os.close(received[0])
-        elif message == b"c":
+        elif letter == b"c":
             master = received[0]
             terminal.leave_line_ends(master)
         else:
-            raise received_failure(message or b"e" + b"the process died before it was set up")
+            failure = failure or received_failure(message or b"e" + b"the process that joins the container has died")
+            if not message:
+                break
+    return pid, master, failure
 
 
 def _end(pid: int, pidfd: int) -> None:

@@ -158,7 +158,8 @@ class Init:
         if console:
             descriptors.send(self.sync, b"c", (console.master,))
             os.close(console.master)
-            console.take(program.uid if program else 0)
+            console.become_stdio(program.uid if program else 0)
+            terminal.take_control(0)
         else:
             process.take_stdio(self._fds)
             process.own_stdio(program.uid if program else 0)

@@ -78,7 +78,7 @@ class Process:
     """The program to become. Everything that needs preparation outside is prepared in the constructor."""
 
     _courier: "Courier | None" = None
-    _is_in_cwd = False
+    _is_in_cwd = _is_confined = False
 
     def __init__(self, process: "Spec", linux: "Spec", filter_: "seccomp.Filter | None", preserve_fds: int) -> None:
         """process: what the specification has of it. linux: the container's `linux` object, or what its state keeps of it."""
@@ -166,7 +166,32 @@ class Process:
 
     @property
     def needs_proc(self) -> bool:
-        return self._attributes is not None
+        """Whether `open_attributes` opens anything."""
+        return self._attributes is not None and self._attributes.has_labels
+
+    def enter_folder(self) -> None:
+        """Goes to the working directory by this process's rights, if that is possible; `check_program` tries again, and says why
+        it is not."""
+        self._read_home()
+        try:
+            os.chdir(self.cwd)
+        except OSError:
+            return
+        self._check_cwd()
+        self._is_in_cwd = True
+
+    def confine(self) -> None:
+        """Gives up what the program shall not have, for a process that clones the program's and is not seen by the container.
+
+        Two things need rights in the clone itself, which therefore keeps them for that long: to load a filter without
+        no_new_privs it has CAP_SYS_ADMIN, to set its rarer attributes everything.
+        """
+        if self._attributes or not self._capabilities:
+            return
+        self._capabilities.leave_out()
+        self._let_clone()
+        self._change_user(capabilities.SYS_ADMIN if self._filter and not self._no_new_privileges else 0)
+        self._is_confined = True
 
     def check_program(self) -> None:
         """Goes to the working directory and looks whether the program is there. Raises RuntimeFailure."""
@@ -191,11 +216,14 @@ class Process:
         if self._filter and self._filter.notifies:
             self._courier = self._make_courier(report)
         self._set_limits()
-        if self._capabilities:
+        if self._capabilities and not self._is_confined:
             self._capabilities.leave_out()
         if not self._no_new_privileges:
             self._load_filter()  # needs CAP_SYS_ADMIN, so before the capabilities go
-        self._change_user()
+        if not self._is_confined:
+            self._change_user()
+        elif self._capabilities and self._filter and not self._no_new_privileges:
+            self._capabilities.take()
         self._chdir_as_user()
         path = self._find_program()
         if self._no_new_privileges:
@@ -227,13 +255,21 @@ class Process:
             except (OSError, ValueError) as error:
                 raise RuntimeFailure(f"error setting rlimit type {name}: {_limit_reason(error)}") from None
 
+    def _let_clone(self) -> None:
+        """The user may have as many processes as the program's own limit says, not as this process's does."""
+        number = rlimits.NUMBERS["RLIMIT_NPROC"]
+        if any(limited == number for limited, *_ in self._limits):
+            hard = resource.getrlimit(number)[1]
+            resource.setrlimit(number, (hard, hard))
+
     def _load_filter(self) -> None:
         if self._filter and self._courier:
             self._courier.load(self._filter)
         elif self._filter:
             self._filter.load()
 
-    def _change_user(self) -> None:
+    def _change_user(self, spared: int = 0) -> None:
+        """spared: the bits of capabilities that are kept for now."""
         if self._capabilities:
             self._capabilities.bound()
         capabilities.keep_through_setuid(True)
@@ -251,7 +287,7 @@ class Process:
         capabilities.keep_through_setuid(False)
         if self._capabilities:
             try:
-                self._capabilities.take()
+                self._capabilities.take(spared)
             except OSError as error:
                 raise RuntimeFailure(f"unable to apply caps: can't apply capabilities: {reason(error)}") from None
 

@@ -31,13 +31,17 @@ class Console:
         if size:
             set_size(ptmx, size.get("width", 0), size.get("height", 0))
 
-    def take(self, uid: int) -> None:
-        """Makes it this session's controlling terminal and its stdin, stdout and stderr."""
+    def become_stdio(self, uid: int) -> None:
+        """Makes it stdin, stdout and stderr, and the user's."""
         os.fchown(self.slave, uid, -1)
-        fcntl.ioctl(self.slave, _TIOCSCTTY, 0)
         for number in (0, 1, 2):
             os.dup2(self.slave, number)
         os.close(self.slave)
+
+
+def take_control(slave: int) -> None:
+    """Makes a terminal the controlling one of this process's session, which it leads."""
+    fcntl.ioctl(slave, _TIOCSCTTY, 0)
 
 
 def check_multiplexer(descriptor: int) -> None:

@@ -10,6 +10,7 @@ NAMES = [
     "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
 ]  # fmt: skip
 NUMBERS = {f"CAP_{name}": number for number, name in enumerate(NAMES)}
+SYS_ADMIN = 1 << NUMBERS["CAP_SYS_ADMIN"]
 
 _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT = 24, 8, 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR = 2, 4
@@ -69,9 +70,12 @@ class Sets:
             if not self._bounding >> number & 1:
                 syscalls.prctl(_PR_CAPBSET_DROP, number)
 
-    def take(self) -> None:
-        """Sets the others: after the change of user, which changes them too. Raises OSError."""
-        syscalls.capset(self._effective, self._permitted, self._inheritable)
+    def take(self, spared: int = 0) -> None:
+        """Sets the others: after the change of user, which changes them too. spared: bits of what is kept all the same.
+
+        Raises OSError.
+        """
+        syscalls.capset(self._effective | spared, self._permitted | spared, self._inheritable)
         syscalls.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR)
         for number in range(self._last + 1):
             if self._ambient >> number & 1:

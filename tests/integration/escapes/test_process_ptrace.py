@@ -1,5 +1,7 @@
 """CVE-2016-9962: what a container's processes can do to one that enters the container, before that one is a program of theirs."""
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from strata.linux import namespaces
+from strata.linux import capabilities, namespaces
 from tests.conftest import wait_for
 from tests.integration.escapes.conftest import give_capabilities
 from tests.integration.lowrt.conftest import LOWRT, Runtime
@@ -139,6 +141,34 @@ def test_root_without_privileges_gets_nothing_of_a_process_that_enters(runtime: 
     watching.enter_slowly()
     watching.enter_until_seen()
     assert watching.got() == set()
+
+
+@pytest.mark.parametrize("no_new_privileges", [True, False])
+def test_one_that_may_trace_gets_nothing_of_a_process_that_enters_but_what_it_has_itself(
+    runtime: Runtime, watcher: Callable[[], Watcher], no_new_privileges: bool
+) -> None:
+    """A container that was given CAP_SYS_PTRACE on the host (docker run --cap-add SYS_PTRACE) may trace all that it sees,
+    hidden or not: whoever entered with all capabilities handed them over. So what it sees has neither more of them than the
+    container, nor a descriptor, a root or a program's file that would be worth anything.
+    """
+    runtime.config["process"]["noNewPrivileges"] = no_new_privileges
+    give_capabilities(runtime.config["process"], "CAP_SYS_PTRACE")
+    own = capabilities.mask(runtime.config["process"]["capabilities"]["permitted"])
+    watching = watcher()
+    watching.enter_slowly()
+    for attempt in range(200):
+        watching.enter()
+        if attempt >= 20 and any(what.startswith("seized") for what in watching.got()):
+            break
+    seized = {int(what.split()[1], 16) for what in watching.got() if what.startswith("seized")}
+    assert seized
+    assert seized <= {own}
+    assert {"root own", "root foreign", "exe held", "exe writable"} & watching.got() == {"root own", "exe held"}
+    for number, target in [what.split(" ", 2)[1:] for what in watching.got() if what.startswith("descriptor")]:
+        if target.startswith("socket:"):
+            assert target.endswith(os.strerror(errno.ENXIO)), "it can be opened"
+        else:
+            assert number in ("0", "1", "2") or target.startswith("/bin/busybox"), "it is neither the caller's nor the program's"
 
 
 @pytest.mark.parametrize(
