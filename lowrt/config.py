@@ -57,6 +57,9 @@ def check(spec: "Any") -> None:
     for key in ("hostname", "domainname"):
         if spec.get(key):
             _expect(has_namespace(linux, "uts"), f"unable to set {key} without a private UTS namespace")
+    for name, value in (linux.get("sysctl") or {}).items():
+        conflict = sysctl_path(name) == "kernel/domainname" and spec.get("domainname", value) != value
+        _expect(not conflict, f'sysctl "{name}" conflicts with the OCI "domainname" field')
     if "process" in spec:
         _check_process(spec["process"])
     if label := linux.get("mountLabel"):

@@ -8,7 +8,7 @@ point, which no container can reach, and moved from there; all others are mounte
 import os
 import stat
 
-from lowrt import documents
+from lowrt import documents, log
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import beneath, cgroups, mounts, syscalls
 
@@ -81,8 +81,9 @@ class Mount:
     def _check(self, in_user_namespace: bool) -> None:
         wrong = ""
         if self.bind and self.data:
-            wrong = f"bind mounts cannot have any filesystem-specific options applied ({', '.join(self.data)})"
-        elif self.identity and not self.bind:
+            # runc refuses them, crun does not say a word; they do no harm, because a bind has no use for them.
+            log.warning(f"mount to {self.destination}: a bind has no options of a file system: {', '.join(self.data)} ignored")
+        if self.identity and not self.bind:
             wrong = "id-mapped mounts are only supported for bind-mounts"
         elif self.identity and os.geteuid() != 0:
             wrong = "id-mapped mounts are not supported for rootless containers"

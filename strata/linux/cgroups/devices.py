@@ -80,7 +80,7 @@ class Rules:
         for device in sorted(old, key=_order):
             if dropped := old[device] & ~target.exceptions.get(device, 0):
                 lines.append((target.allows, _line(device, dropped)))
-        for device in sorted(target.exceptions, key=_order):
+        for device in target.exceptions:  # in the order in which they are listed (config-linux, Allowed Device list)
             if gained := target.exceptions[device] & ~old.get(device, 0):
                 lines.append((not target.allows, _line(device, gained)))
         return lines

@@ -371,6 +371,7 @@ def test_a_program_that_is_not_there(runtime: Any) -> None:
         (lambda c: c["mounts"].append({"destination": "/x", "type": "nosuch"}), "error mounting"),
         (lambda c: c["linux"].update(seccomp={"defaultAction": "SCMP_ACT_NOSUCH"}), "not a valid action"),
         (lambda c: c["linux"].update(intelRdt={"closID": "x"}), "not supported"),
+        (lambda c: (c.update(domainname="a"), c["linux"].update(sysctl={"kernel.domainname": "b"})), "conflicts with the OCI"),
         (lambda c: c["linux"]["resources"].update(memory={"limit": 4096}), "cgroup|container init|process"),
     ],
 )

@@ -174,11 +174,11 @@ def test_a_hole_in_a_wider_rule_is_refused() -> None:
     Rules.of([rule(True, "c", 10, None, "m"), rule(False, "c", 10, 200, "rw")])  # of other kinds of access there is none
 
 
-def test_rules_change_by_the_fewest_lines() -> None:
+def test_rules_change_by_the_fewest_lines_in_the_order_of_the_list() -> None:
     old = Rules.of([rule(True, "c", 1, 3), rule(True, "c", 5, 0, "rw"), rule(True, "b", 8, 0)])
     new = Rules.of([rule(True, "c", 1, 3), rule(True, "c", 5, 0, "rm"), rule(True, "c", 1, 5)])
     assert old.changes(new) == [
-        (False, "c 5:0 w"), (False, "b 8:0 rwm"), (True, "c 1:5 rwm"), (True, "c 5:0 m"),
+        (False, "c 5:0 w"), (False, "b 8:0 rwm"), (True, "c 5:0 m"), (True, "c 1:5 rwm"),
     ]  # fmt: skip
     assert old.changes(old) == []
 
