@@ -800,7 +800,7 @@ def test_a_plain_container_takes_few_system_calls_for_its_file_system(runtime: A
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=60)
     lines = [line.split(None, 1) for line in trace.read_text().splitlines()]
     first = next(pid for pid, call in lines if call.startswith("pivot_root("))
-    calls = [call for pid, call in lines if pid == first]
+    calls = [call for pid, call in lines if pid == first and not call.startswith("<... ")]  # whose beginning is there already
     begin = next(i for i, call in enumerate(calls) if call.startswith('mount("", "/"'))
     end = next(i for i, call in enumerate(calls) if call.startswith("pivot_root("))
     assert end - begin < 220
