@@ -264,9 +264,10 @@ class _Making:
         """The count after 2 that the program gets; socket activation adds its own (sd_listen_fds(3))."""
         count = self._options.preserve_fds
         listening = self._environ.get("LISTEN_FDS", "")
-        if process_ and listening.isdigit():
+        if process_ and listening.isdigit() and self._environ.get("LISTEN_PID") == str(os.getpid()):
             count += int(listening)
             process_ = {**process_, "env": [*(process_.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]}
+        process.check_preserved(count)
         return count, process_
 
     def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int], into: int) -> None:

@@ -46,6 +46,7 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
     profile = container.values.get("seccomp")
     root = os.path.dirname(container.folder)
     filter_ = process.compiled_filter(profile, root) if profile else None
+    process.check_preserved(options.preserve_fds)
     program = process.Process(settings, container.values, filter_, options.preserve_fds)
     if in_user_namespace := "user" in container.values["namespaces"]:
         program.may_set_groups = process.may_set_groups(container.pid)

@@ -304,8 +304,8 @@ class Process:
     def _check_cwd() -> None:
         """A directory that is not below the root has no name here: a descriptor of the host's leaked (CVE-2024-21626)."""
         try:
-            inside = os.getcwd().startswith("/")
-        except FileNotFoundError:
+            inside = syscalls.getcwd().startswith(b"/")
+        except FileNotFoundError:  # it was removed
             inside = False
         if not inside:
             raise RuntimeFailure("current working directory is outside of container mount namespace root")
@@ -375,6 +375,21 @@ def _read_first(path: str) -> bytes:
 def quoted(name: str) -> str:
     """In double quotes, what cannot be seen (a carriage return of a Windows file) as an escape."""
     return f'"{name}"' if name.isprintable() else f'"{repr(name)[1:-1]}"'
+
+
+def check_preserved(count: int) -> None:
+    """Raises RuntimeFailure unless the caller has handed over this many descriptors after stderr.
+
+    One of our own that had the number would be handed on, and with it the way to the host (CVE-2024-21626). Ours all end at an
+    exec; what came with the exec of this command does not.
+    """
+    for number in range(3, 3 + count):
+        try:
+            given = os.get_inheritable(number)
+        except OSError:
+            given = False
+        if not given:
+            raise RuntimeFailure(f"unable to stat preserved-fd {number - 3} (of {count}): no such file or directory")
 
 
 def close_others(keep: tuple[int, ...], program: Process | None) -> None:

@@ -24,6 +24,7 @@ _SETRESUID, _SETRESGID, _SETGROUPS = (117, 119, 116) if _X86 else (147, 149, 159
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _OPEN_TREE, _MOVE_MOUNT, _CLONE3, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 437, 442
 _SCHED_SETAFFINITY = 203 if _X86 else 122
+_GETCWD = 79 if _X86 else 17
 _CLOSE_RANGE = 436
 _EXIT_GROUP = 231 if _X86 else 94
 _INOTIFY_INIT1, _INOTIFY_ADD_WATCH = (294, 254) if _X86 else (26, 27)
@@ -148,6 +149,16 @@ def capget() -> tuple[int, int, int]:
     call(_CAPGET, header, data)
     e0, p0, i0, e1, p1, i1 = unpack("6I", data)
     return e0 | e1 << 32, p0 | p1 << 32, i0 | i1 << 32
+
+
+def getcwd() -> bytes:
+    """getcwd(2): the path from this process's root, or one that begins with "(unreachable)".
+
+    os.getcwd asks the C library, which for the latter goes up by `..` and looks for a folder that is the root's: it finds one
+    through another mount of it too, from which `..` leads on.
+    """
+    path = memory(4096)
+    return bytes(path[: call(_GETCWD, path, len(path)) - 1])
 
 
 def setresuid(uid: int) -> None:

@@ -148,25 +148,25 @@ def test_the_attack_works_on_a_runtime_that_runs_from_the_file_itself(runtime: R
 
 def is_read_only(pid: int) -> bool:
     """Whether a process's program is safe from whoever opens its /proc/PID/exe, whatever is tried."""
-    return is_view(os.open(f"/proc/{pid}/exe", os.O_PATH))
-
-
-def is_view(held: int) -> bool:
-    """The same of a descriptor of the program, which is closed."""
+    held = os.open(f"/proc/{pid}/exe", os.O_PATH)
     try:
         with pytest.raises(OSError, match="Invalid argument"):
             syscalls.mount_setattr(held, recursive=False, set_=0, clear=mounts.ATTRIBUTE_RDONLY)
         with pytest.raises(OSError, match=r"Text file busy|Read-only"):
             os.open(f"/proc/self/fd/{held}", os.O_WRONLY)
-        return bool(os.fstatvfs(held).f_flag & os.ST_RDONLY)
+        return is_view(held)
     finally:
         os.close(held)
 
 
+def is_view(held: int) -> bool:
+    return bool(os.fstatvfs(held).f_flag & os.ST_RDONLY)
+
+
 def test_a_mount_of_the_interpreter_that_can_be_written_is_noticed() -> None:
-    """What `is_read_only` says of this very process: it has no view."""
+    """What `is_view` says of this very process, which has none."""
     held = os.open("/proc/self/exe", os.O_PATH)
-    assert not os.fstatvfs(held).f_flag & os.ST_RDONLY
+    assert not is_view(held)
     os.close(held)
 
 
@@ -187,11 +187,11 @@ def test_no_process_of_lowrt_has_a_writable_interpreter(runtime: Runtime, tmp_pa
             with suppress(FileNotFoundError):
                 before = comm(pid)
                 held = os.open(f"/proc/{pid}/exe", os.O_PATH)
+                read_only = is_view(held)
+                os.close(held)
                 if before == comm(pid) and "python" in before:
-                    assert is_view(held)
+                    assert read_only
                     looked_at.add(pid)
-                else:
-                    os.close(held)
     assert len(looked_at) >= 3, "the command, its helper, and the process in the container"
     runtime.call("kill", runtime.id, "KILL", check=True)
     waiting.wait()
