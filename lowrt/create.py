@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from lowrt.notify import Notifier
+
     Spec = dict[str, Any]
 
 _SEQPACKET = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
@@ -53,6 +55,7 @@ class Created:
         self, container: state.Container, spec: "Spec", pidfd: int, master: int, sync: descriptors.Socket | None
     ) -> None:  # fmt: skip
         self.container, self.spec, self.pidfd, self.master, self._sync = container, spec, pidfd, master, sync
+        self.notifier: Notifier | None = None
 
     def start(self) -> None:
         """Lets the program go, and returns when it runs. Raises RuntimeFailure."""
@@ -89,6 +92,12 @@ def create(root: str, container_id: str, options: Options, fds: tuple[int, int, 
         making.close()
 
 
+def listening_descriptors(environ: "Mapping[str, str]") -> int:
+    """How many descriptors after 2 are sockets for the program (sd_listen_fds(3)): none where another process is meant."""
+    count = environ.get("LISTEN_FDS", "")
+    return int(count) if count.isdecimal() and environ.get("LISTEN_PID") == str(os.getpid()) else 0
+
+
 class _Making:
     """One create on its way, and what must be undone should it fail."""
 
@@ -114,6 +123,13 @@ class _Making:
         self._own_folder = self._own_cgroup = False
         self._filter = self._compile_filter()
         self.container = state.Container(root, container_id)
+        self._notify: Any = None
+        self._notifier: Notifier | None = None
+        if environ.get("NOTIFY_SOCKET") and spec.get("process"):
+            from lowrt import notify
+
+            self._notify = notify
+            self._spec = {**spec, "mounts": [*(spec.get("mounts") or ()), notify.mount(self.container)]}
 
     def make(self) -> Created:
         """Up to the point where the container's first process waits for start.
@@ -171,7 +187,9 @@ class _Making:
         container.unlock()
         if listener is None:
             self._sockets.remove(sync)
-        return Created(container, self._spec, self._pidfd, self._master, sync if listener is None else None)
+        made = Created(container, self._spec, self._pidfd, self._master, sync if listener is None else None)
+        made.notifier = self._notifier
+        return made
 
     # --- steps
 
@@ -183,6 +201,10 @@ class _Making:
         """Makes the state's folder, and notes the cgroup before anything is in it, for a delete that finds no more than that."""
         self.container.make()
         self._own_folder = True
+        if self._notify:
+            self._notify.make_folder(self.container)
+            if self._options.run:
+                self._notifier = self._notify.Notifier(self.container, self._environ[self._notify.VARIABLE])
         if not config.has_namespace(self._linux, "mount"):
             from lowrt import hostroot
 
@@ -262,13 +284,14 @@ class _Making:
 
     def _preserved_descriptors(self, process_: "Spec | None") -> "tuple[int, Spec | None]":
         """The count after 2 that the program gets; socket activation adds its own (sd_listen_fds(3))."""
-        count = self._options.preserve_fds
-        listening = self._environ.get("LISTEN_FDS", "")
-        if process_ and listening.isdigit() and self._environ.get("LISTEN_PID") == str(os.getpid()):
-            count += int(listening)
-            process_ = {**process_, "env": [*(process_.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]}
+        if not process_:
+            return 0, None
+        more = [self._notify.environment] if self._notify else []
+        if listening := listening_descriptors(self._environ):
+            more += [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
+        count = listening + self._options.preserve_fds
         process.check_preserved(count)
-        return count, process_
+        return count, {**process_, "env": [*(process_.get("env") or ()), *more]}
 
     def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int], into: int) -> None:
         """Makes the container's first process. into: the descriptor of a cgroup that it starts in, or -1."""

@@ -109,9 +109,12 @@ def _truth(command: str, name: str, text: str) -> bool:
 
 def _number(command: str, name: str, text: str) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
-        raise UsageFailure(command, f'invalid value "{text}" for flag -{name}: must be a number') from None
+        number = -1
+    if number < 0:
+        raise UsageFailure(command, f'invalid value "{text}" for flag -{name}: must be a number')
+    return number
 
 
 def true_false_auto(name: str, values: "dict[str, Any]") -> bool | None:

@@ -23,9 +23,9 @@ def signal_number(text: str) -> int:
         if plus:  # RTMIN+3
             number = number + int(more) if name == "RTMIN" and more.isdecimal() else 0
         if not number:
-            raise RuntimeFailure(f"unknown signal {text!r}")
+            raise RuntimeFailure(f'unknown signal "{text}"')
     if not 0 <= number < _signal.NSIG:
-        raise RuntimeFailure(f"unknown signal {text!r}")
+        raise RuntimeFailure(f'unknown signal "{text}"')
     return number
 
 

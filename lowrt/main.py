@@ -267,11 +267,13 @@ def _run_container(call: Call) -> int:
         os.waitpid(made.container.pid, 0)
         raise
     if options.detach:
+        if made.notifier:
+            made.notifier.wait(made.pidfd, made.container.pid)
         os.close(made.pidfd)
         return 0
     from lowrt import foreground, lifecycle
 
-    status = foreground.wait_for_end(made.container.pid, made.pidfd, made.master, call.fds)
+    status = foreground.wait_for_end(made.container.pid, made.pidfd, made.master, call.fds, made.notifier)
     os.close(made.pidfd)
     if not options.keep:
         lifecycle.delete_ended(made.container)
@@ -283,7 +285,7 @@ def _start(call: Call) -> int:
 
     container = state.Container.open(call.root, call.one_id(), locked=True)
     try:
-        start.start(container)
+        start.start(container, call.environ.get("NOTIFY_SOCKET", ""))
     finally:
         container.unlock()
     return 0

@@ -5,11 +5,19 @@ import os
 
 from lowrt import hooks, log, state
 from lowrt.errors import RuntimeFailure, received_failure
-from strata.linux import descriptors
+from strata.linux import descriptors, pidfds
 
 
-def start(container: state.Container) -> None:
-    """Lets the program of a created container, locked, go, and returns when it runs, unlocked. Raises RuntimeFailure."""
+def start(container: state.Container, notify_socket: str = "") -> None:
+    """Lets the program of a created container, locked, go, and returns when it runs, unlocked. Raises RuntimeFailure.
+
+    notify_socket: who waits until it has said that it is ready (`notify`).
+    """
+    notifier, pidfd = None, -1
+    if notify_socket:
+        from lowrt import notify
+
+        notifier, pidfd = notify.of_start(container, notify_socket), pidfds.open_pidfd(container.pid)
     path = f"{container.folder}/{state.START_SOCKET}"
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
@@ -31,6 +39,8 @@ def start(container: state.Container) -> None:
         connection.close()
     container.unlock()  # it runs: what hooks take their time for, nobody else has to wait for
     run_poststart_hooks(container)
+    if notifier:
+        notifier.wait(pidfd, container.pid)
 
 
 def wait_until_it_runs(container: state.Container, connection: descriptors.Socket) -> None:

@@ -184,7 +184,13 @@ class Container:
         """Only locked. What says where the container's parts are goes last, for one that is killed meanwhile."""
         names = os.listdir(self.folder)
         for name in sorted(names, key=("state.json", "making").__contains__):
-            os.unlink(f"{self.folder}/{name}")
+            path = f"{self.folder}/{name}"
+            try:
+                os.unlink(path)
+            except IsADirectoryError:  # that of `notify`
+                for inner in os.listdir(path):
+                    os.unlink(f"{path}/{inner}")
+                os.rmdir(path)
         os.rmdir(self.folder)
         self.unlock()
 

@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from lowrt.notify import Notifier
+
 _PTMX_INODE = 2  # of every devpts (mknod_ptmx in the kernel)
 _TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY, _TIOCSWINSZ = 0x40045431, 0x5441, 0x540E, 0x5414
 
@@ -91,8 +93,9 @@ def hand_over(path: str, text: bytes, descriptor: int) -> None:
 class Relay:
     """Copies bytes between the caller's terminal (or pipes) and a container's, while `wait` lasts."""
 
-    def __init__(self, master: int, fds: tuple[int, int, int]) -> None:
-        self.master, self._stdin, self._stdout = master, fds[0], fds[1]
+    def __init__(self, master: int, fds: tuple[int, int, int], notifier: "Notifier | None" = None) -> None:
+        """notifier: takes the container's word that it is ready meanwhile."""
+        self.master, self._stdin, self._stdout, self._notifier = master, fds[0], fds[1], notifier
         self._before: Any = None
 
     def wait(self, pidfd: int) -> None:
@@ -115,6 +118,8 @@ class Relay:
             poll.register(self._stdin, select.POLLIN)
             poll.register(self.master, select.POLLIN)
             poll.register(pidfd, select.POLLIN)
+            if self._notifier:
+                poll.register(self._notifier.fileno(), select.POLLIN)
             ended = False
             while True:
                 ready = dict(poll.poll(0 if ended else None))
@@ -122,6 +127,8 @@ class Relay:
                     return
                 if self._stdin in ready and not self._copy(self._stdin, self.master):
                     poll.unregister(self._stdin)
+                if self._notifier and self._notifier.fileno() in ready and self._notifier.take(os.getpid()):
+                    poll.unregister(self._notifier.fileno())
                 if ended and self.master not in ready:
                     return
                 ended = ended or pidfd in ready

@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,7 @@ def test_errors_say_which_command_failed_and_end_with_its_status(runtime: Any, t
     assert runtime.call("delete", "--force", "nobody").returncode == 0
     assert failing("run", "-b", runtime.bundle, "@@")[1].startswith("lowrt run failed: invalid container ID")
     assert failing("run", "-b", runtime.bundle, "")[1].endswith("container id cannot be empty")
-    assert failing("kill", runtime.id, "FOO")[1] == "unknown signal 'FOO'"
+    assert failing("kill", runtime.id, "FOO")[1] == 'unknown signal "FOO"'
     for command in ("checkpoint", "restore"):
         assert failing(command, runtime.id) == (1, f"{command}: not supported by this runtime")
         assert runtime.call(command, "--help").returncode == 1  # podman asks so whether it may use it
@@ -332,6 +334,113 @@ def test_exec_adds_no_path_to_the_environment_of_a_process_file(runtime: Any, tm
     (tmp_path / "process.json").write_text(json.dumps(process))
     done = runtime.call("exec", "-p", tmp_path / "process.json", runtime.id)
     assert set(done.stdout.strip("\0").split("\0")) == {"A=b", "HOME=/root"}
+
+
+# --- what the caller's environment asks for
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """A service manager's end of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "manager.sock"))
+        listener.settimeout(10)
+        yield listener
+
+
+def _notified(manager: socket.socket) -> list[str]:
+    """What a manager is told, up to the barrier, which it answers."""
+    told = []
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(manager, 4096, 1)
+        if descriptors:
+            assert data == b"BARRIER=1"
+            os.close(descriptors[0])
+            return told
+        told.append(data.decode())
+
+
+_NOTIFY = "test $NOTIFY_SOCKET = /run/notify/notify.sock; mount | grep -q 'on /run/notify .*ro,'; "
+
+
+def _say(runtime: Any, *words: str) -> str:
+    """Shell that says words at the container's socket, by a program of this test: busybox has none."""
+    program = runtime.bundle / "rootfs/bin/say"
+    source = runtime.root.parent / "say.c"
+    source.write_text(
+        "#include <string.h>\n#include <stdlib.h>\n#include <sys/socket.h>\n#include <sys/un.h>\n"
+        "int main(int n, char **v) { struct sockaddr_un a = {.sun_family = AF_UNIX}; int s = socket(AF_UNIX, SOCK_DGRAM, 0);\n"
+        'strcpy(a.sun_path, getenv("NOTIFY_SOCKET")); for (int i = 1; i < n; i++)\n'
+        "if (sendto(s, v[i], strlen(v[i]), 0, (void *)&a, sizeof a) < 0) return 1; return 0; }\n"
+    )
+    subprocess.run(["gcc", "-static", "-o", program, source], check=True)
+    return " ".join(["say", *(f"'{word}'" for word in words)])
+
+
+@pytest.mark.parametrize("how", ["run", "detach", "start"])
+def test_readiness_is_passed_on_to_who_waits_for_it(runtime: Any, manager: socket.socket, how: str) -> None:
+    script = _NOTIFY + _say(runtime, "STATUS=nearly", "X=y\nREADY=1") + "; exec sleep 100"
+    runtime.config["process"]["args"] = ["sh", "-ec", script]
+    runtime.write()
+    environment = {**os.environ, "NOTIFY_SOCKET": manager.getsockname()}
+    command = [LOWRT, "--root", runtime.root]
+    null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    line = ["--bundle", runtime.bundle, runtime.id]
+    if how == "start":
+        subprocess.run([*command, "create", *line], env=environment, check=True, timeout=30, **null)
+        line = ["start", runtime.id]
+    else:
+        line = ["run", *(["--detach"] if how == "detach" else []), *line]
+    with subprocess.Popen([*command, *line], env=environment, **null) as waiting:
+        told = _notified(manager)
+        pid = runtime.state()["pid"]
+        assert told == ["READY=1\n", f"MAINPID={waiting.pid if how == 'run' else pid}\n"]
+        if how == "run":
+            os.kill(pid, signal.SIGKILL)
+        assert waiting.wait(10) == (137 if how == "run" else 0)
+    runtime.call("delete", "--force", runtime.id, check=True)
+
+
+def test_a_container_that_ends_before_it_is_ready_keeps_nobody_waiting(runtime: Any, manager: socket.socket) -> None:
+    environment = {**os.environ, "NOTIFY_SOCKET": manager.getsockname()}
+    runtime.config["process"]["args"] = ["sh", "-c", "exit 3"]
+    runtime.write()
+    null = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "capture_output": False}
+    assert runtime.call("run", "--bundle", runtime.bundle, runtime.id, env=environment, **null).returncode == 3
+    assert runtime.call("run", "-d", "-b", runtime.bundle, runtime.id, env=environment, **null).returncode == 0
+
+
+def test_sockets_of_socket_activation_are_passed_on_to_whom_they_are_meant_for(runtime: Any) -> None:
+    script = "echo $LISTEN_FDS $LISTEN_PID; ls -l /proc/self/fd/3 2>&1; true"
+    runtime.config["process"]["args"] = ["sh", "-c", script]
+    runtime.write()
+    line = f'LISTEN_FDS=1 LISTEN_PID=$(($$ + {{}})) exec "{LOWRT}" --root "{runtime.root}" run -b "{runtime.bundle}" {runtime.id}'
+    with socket.socket(socket.AF_UNIX) as listening:
+        for offset, seen in ((0, "1 1\n"), (1, "\n")):
+            shell = ["bash", "-c", f"exec 3<&{listening.fileno()}; {line.format(offset)}"]
+            done = subprocess.run(shell, pass_fds=[listening.fileno()], capture_output=True, text=True, timeout=30, check=True)
+            assert done.stdout.startswith(seen)
+            assert ("socket:" in done.stdout) == (offset == 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM, signal.SIGRTMIN + 3])
+def test_signals_are_passed_on_to_a_foreground_containers_program(runtime: Any, number: int) -> None:
+    script = f"trap 'echo got; exit 5' {int(number)}; echo ready; while :; do sleep 0.05; done"
+    runtime.config["process"]["args"] = ["sh", "-c", script]
+    runtime.write()
+    command = [LOWRT, "--root", runtime.root, "run", "--bundle", runtime.bundle, runtime.id]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        assert running.stdout.readline() == "ready\n"
+        wait_for(lambda: _handles(running.pid, number), what="lowrt to wait")
+        running.send_signal(number)
+        assert running.stdout.read() == "got\n"
+        assert running.wait(10) == 5
+
+
+def _handles(pid: int, number: int) -> bool:
+    caught = re.search(r"^SigCgt:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(caught and int(caught[1], 16) >> (number - 1) & 1)
 
 
 # --- hooks
