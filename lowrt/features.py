@@ -3,7 +3,7 @@
 import os
 
 from lowrt import config, main
-from strata.linux import capabilities, cgroups, mounts, namespaces, seccomp
+from strata.linux import capabilities, cgroups, mounts, namespaces, scheduler, seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,19 +28,19 @@ def features() -> "Spec":
         "linux": {
             "namespaces": sorted(namespaces.KINDS),
             "capabilities": [name for name, number in capabilities.NUMBERS.items() if number <= capabilities.last()],
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
             "seccomp": {
                 "enabled": True,
                 "actions": sorted(seccomp.ACTIONS),
                 "operators": sorted(seccomp.OPERATORS),
                 "archs": sorted(seccomp.ARCHITECTURES),
                 "knownFlags": sorted(seccomp.FLAGS),
-                "supportedFlags": sorted(seccomp.FLAGS),
+                "supportedFlags": sorted(seccomp.supported_flags()),
             },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
-            "memoryPolicy": {"modes": [], "flags": []},
+            "memoryPolicy": {"modes": sorted(scheduler.MEMORY_MODES), "flags": sorted(scheduler.MEMORY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": False},
         },

@@ -198,6 +198,10 @@ def test_features_describe_the_runtime() -> None:
     linux = found["linux"]
     assert linux["netDevices"] == {"enabled": False}
     assert linux["intelRdt"] == {"enabled": False}
+    assert "MPOL_BIND" in linux["memoryPolicy"]["modes"]
+    assert set(linux["seccomp"]["supportedFlags"]) <= set(linux["seccomp"]["knownFlags"])
+    assert "SECCOMP_FILTER_FLAG_LOG" in linux["seccomp"]["supportedFlags"]
+    assert set(linux["namespaces"]) == {"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"}
     assert linux["mountExtensions"] == {"idmap": {"enabled": True}}
     assert "SCMP_ARCH_X86_64" in linux["seccomp"]["archs"]
     assert "CAP_SYS_ADMIN" in linux["capabilities"]
