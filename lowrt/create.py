@@ -381,7 +381,7 @@ class _Making:
             elif letter == b"r":
                 return
             elif letter == b"e":
-                raise received_failure(message)
+                raise received_failure(message, "error during container init: ")
             else:
                 raise RuntimeFailure("container init died before it was set up")
 

@@ -46,12 +46,12 @@ def received_text(message: bytes) -> str:
     return message[1:].partition(b"\0")[0].decode(errors="surrogateescape")
 
 
-def received_failure(message: bytes) -> RuntimeFailure:
-    """The failure that `send_failure` sent."""
+def received_failure(message: bytes, during: str = "") -> RuntimeFailure:
+    """The failure that `send_failure` sent. during: at what it happened."""
     text, evidence = received_text(message), message.partition(b"\0")[2]
     why = ""
     if evidence:
         from lowrt import diagnosis
 
         why = diagnosis.of_exec(evidence)
-    return RuntimeFailure(f"unable to start container process: {text}{why}")
+    return RuntimeFailure(f"unable to start container process: {during}{text}{why}")

@@ -118,11 +118,12 @@ def test_errors_say_which_command_failed_and_end_with_its_status(runtime: Any, t
 
     runtime.config["process"]["args"] = ["nosuch"]
     runtime.write()
-    missing = 'unable to start container process: exec: "nosuch": executable file not found in $PATH'
+    why = 'exec: "nosuch": executable file not found in $PATH'
+    missing = f"unable to start container process: error during container init: {why}"
     assert failing("run", "-b", runtime.bundle, runtime.id) == (1, f"lowrt run failed: {missing}")
     assert failing("create", "-b", runtime.bundle, runtime.id) == (1, f"lowrt create failed: {missing}")
     runtime.start("sleep", "100")
-    assert failing("exec", runtime.id, "nosuch") == (255, f"exec failed: {missing}")
+    assert failing("exec", runtime.id, "nosuch") == (255, f"exec failed: unable to start container process: {why}")
     assert failing("exec", runtime.id)[0] == 255
     status, text = failing("run", "-b", runtime.bundle, runtime.id)
     assert (status, text.partition(": ")[2].startswith("container with given ID already exists")) == (1, True)

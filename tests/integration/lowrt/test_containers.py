@@ -348,7 +348,10 @@ def test_seccomp(runtime: Any) -> None:
 
 def test_a_program_that_is_not_there(runtime: Any) -> None:
     done = runtime.run("nosuch")
-    assert 'unable to start container process: exec: "nosuch": executable file not found in $PATH' in done.stderr
+    assert (
+        'unable to start container process: error during container init: exec: "nosuch": executable file not found in $PATH'
+        in done.stderr
+    )
     assert done.returncode == 1
     (runtime.bundle / "rootfs/plain").write_text("no program")
     assert "permission denied" in runtime.run("/plain").stderr
