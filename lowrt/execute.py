@@ -197,7 +197,7 @@ def _clone_helper(group: "cgroups.Cgroup", below: dict[str, str]) -> tuple[int, 
     try:
         into = group.open_for_exec(below)
     except ValueError as error:
-        raise RuntimeFailure(f"exec failed: {error}", 255) from None
+        raise RuntimeFailure(str(error)) from None
     if into >= 0:
         try:
             return *syscalls.clone3(0, cgroup=into), True
@@ -243,7 +243,7 @@ def _join_cgroup(group: "cgroups.Cgroup", helper: int, leader: int, below: dict[
     try:
         group.follow(helper, leader, below)
     except (OSError, ValueError) as error:
-        raise RuntimeFailure(f"exec failed: error adding pid {helper} to cgroups: {reason(error)}", 255) from None
+        raise RuntimeFailure(f"error adding pid {helper} to cgroups: {reason(error)}") from None
 
 
 def _open_root(container: state.Container, target: int) -> int:
