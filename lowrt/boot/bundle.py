@@ -1,7 +1,7 @@
-"""The bundle: the modules that lowrt's frequent commands import, compiled, in one file that the launcher starts.
+"""The bundles: for each of lowrt's frequent commands one file with the modules that it imports, compiled. The launcher starts it.
 
-It saves half of the imports' time. `python3 -X no_debug_ranges lowrt/boot/bundle.py` (scripts/setup does it) writes
-`__pycache__/bundle.python3.N.pyc`: the code of `loader` with the modules in it, and for each command the order in which it
+They save half of the imports' time. `python3 -X no_debug_ranges lowrt/boot/bundle.py` (scripts/setup does it) writes
+`__pycache__/bundle.python3.N.COMMAND.pyc`: the code of `loader` with the modules' in it, in the order in which the command
 imports them. A module whose source has changed since then is imported from its file, as if there were no bundle, so nobody
 has to remember to build it again.
 """
@@ -20,19 +20,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    Entry = tuple[str, str, int, int, bool, CodeType | bytes | None]
+
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("lowrt", "strata")
 _COMMANDS = {
-    "create": ["lowrt.create"],
-    "run": ["lowrt.create"],
-    "start": ["lowrt.start"],
-    "exec": ["lowrt.execute"],
-    "state": ["lowrt.state"],
-    "kill": ["lowrt.lifecycle"],
-    "delete": ["lowrt.lifecycle"],
+    "create": "lowrt.create",
+    "run": "lowrt.create",
+    "start": "lowrt.start",
+    "exec": "lowrt.execute",
+    "state": "lowrt.state",
+    "kill": "lowrt.lifecycle",
+    "delete": "lowrt.lifecycle",
 }
-_LATER = ["lowrt.foreground", "lowrt.lifecycle", "lowrt.__main__"]
-"""What is imported when somebody waits for something else; and the last one, which the loader imports itself."""
+"""The launcher has the same list."""
+_LATER = {"run": ["lowrt.foreground", "lowrt.lifecycle"], "exec": ["lowrt.foreground"]}
+"""What is imported when somebody waits for something else."""
 
 
 class _Recorder(Loader):
@@ -60,28 +63,28 @@ class _Recorder(Loader):
             self.done.append(module.__spec__)
 
 
-def build() -> Path:
-    """Writes the bundle for the interpreter that runs this; returns its path."""
+def build() -> None:
+    """Writes the bundles for the interpreter that runs this."""
     sys.path.insert(0, str(_ROOT))
-    orders, specs = {}, {}
-    for command, names in _COMMANDS.items():
-        done = _imported_by(["lowrt.main", *names])
-        orders[command] = [spec.name for spec in done]
-        specs.update({spec.name: spec for spec in done})
-    for spec in map(importlib.util.find_spec, _LATER):
-        assert spec
-        specs[spec.name] = spec
-    modules = {name: _entry(Path(spec.origin or ""), spec.submodule_search_locations is not None) for name, spec in specs.items()}
     loader = _compile(_ROOT / "lowrt/boot/loader.py")
-    put = {"the modules": modules, "the orders": orders}
-    constants = tuple(put.get(constant, constant) if isinstance(constant, str) else constant for constant in loader.co_consts)
-    target = _ROOT / "lowrt/__pycache__" / f"bundle.python{sys.version_info[0]}.{sys.version_info[1]}.pyc"
-    target.parent.mkdir(exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}")
-    # The header of a .pyc (PEP 552): magic, flags, and here a source's time and size that nobody asks for.
-    temporary.write_bytes(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(loader.replace(co_consts=constants)))
-    temporary.rename(target)
-    return target
+    folder = _ROOT / "lowrt/__pycache__"
+    folder.mkdir(exist_ok=True)
+    main = importlib.util.find_spec("lowrt.__main__")
+    assert main
+    for command, name in _COMMANDS.items():
+        first = _imported_by(["lowrt.main", name])
+        names = {spec.name for spec in first}
+        later = [spec for spec in _imported_by(["lowrt.main", name, *_LATER.get(command, [])]) if spec.name not in names]
+        put = {
+            "the modules": tuple(_entry(spec) for spec in first),
+            "later modules": {spec.name: _entry(spec, packed=True) for spec in [*later, main]},
+        }
+        constants = tuple(put.get(it, it) if isinstance(it, str) else it for it in loader.co_consts)
+        target = folder / f"bundle.python{sys.version_info[0]}.{sys.version_info[1]}.{command}.pyc"
+        temporary = target.with_suffix(f".{os.getpid()}")
+        # The header of a .pyc (PEP 552): magic, flags, and here a source's time and size that nobody asks for.
+        temporary.write_bytes(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(loader.replace(co_consts=constants)))
+        temporary.rename(target)
 
 
 def _imported_by(names: list[str]) -> list[ModuleSpec]:
@@ -102,10 +105,14 @@ def _is_ours(name: str) -> bool:
     return name.partition(".")[0] in _PACKAGES
 
 
-def _entry(file: Path, package: bool) -> tuple[str, int, int, bool, bytes | None]:
+def _entry(spec: ModuleSpec, *, packed: bool = False) -> "Entry":
+    """A module as `loader` wants it. packed: the code is marshalled by itself, to be unpacked when it is needed."""
+    file = Path(spec.origin or "")
     status = file.stat()
-    code = marshal.dumps(_compile(file)) if file.suffix == ".py" else None
-    return str(file), status.st_mtime_ns, status.st_size, package, code
+    code = _compile(file) if file.suffix == ".py" else None
+    is_package = spec.submodule_search_locations is not None
+    kept = marshal.dumps(code) if packed and code else code
+    return spec.name, str(file), status.st_mtime_ns, status.st_size, is_package, kept
 
 
 def _compile(file: Path) -> CodeType:

@@ -5,7 +5,7 @@
  * made by the interpreter itself it would cost a second start of it. Without the privilege to make the view (rootless) the
  * interpreter's file is not the user's to write either.
  *
- * Two things are done here because time is saved by doing them first: the package's bundle of compiled modules is looked for
+ * Two things are done here because time is saved by doing them first: the command's bundle of compiled modules is looked for
  * (see bundle.py), and cgroup v1 is woken (see wake_cgroups). */
 
 #define _GNU_SOURCE
@@ -31,8 +31,21 @@ static int read_only_view(void)
     return view;
 }
 
-/* The program's path, into a buffer of LONGEST: the bundle that was made for this interpreter, else the package's main. */
-static int find_program(char *path)
+/* The command in the arguments, where it is one that has a bundle. A flag's value of that name does no harm: what the bundle
+ * lacks is imported from files. */
+static const char *find_command(int count, char **given)
+{
+    static const char *const commands[] = {"create", "run", "start", "exec", "state", "kill", "delete"};
+
+    for (int i = 1; i < count; i++)
+        for (size_t k = 0; k < sizeof commands / sizeof *commands; k++)
+            if (!strcmp(given[i], commands[k]))
+                return commands[k];
+    return 0;
+}
+
+/* The program's path, into a buffer of LONGEST: the bundle for this command and interpreter, else the package's main. */
+static int find_program(char *path, const char *command)
 {
     char interpreter[256];
     ssize_t length = readlink("/proc/self/exe", path, LONGEST);
@@ -42,10 +55,10 @@ static int find_program(char *path)
 
     if (!slash || slash - path > LONGEST - 300)
         return -1;
-    if (named > 0) {
+    if (named > 0 && command) {
         interpreter[named] = 0;
         name = strrchr(interpreter, '/');
-        sprintf(slash, "/__pycache__/bundle.%.200s.pyc", name ? name + 1 : interpreter);
+        sprintf(slash, "/__pycache__/bundle.%.200s.%s.pyc", name ? name + 1 : interpreter, command);
         if (access(path, R_OK) == 0)
             return 0;
     }
@@ -56,16 +69,16 @@ static int find_program(char *path)
 /* The first write to a cgroup.procs of cgroup v1 after some idle time waits some 10 ms for all CPUs, whatever is written; the
  * next ones do not. So where the command will need it, a process that moves itself to where it is already begins that wait
  * while the interpreter starts. It is a "clone" child (no signal at its end, no plain wait sees it); lowrt reaps it. */
-static void wake_cgroups(int count, char **given)
+static void wake_cgroups(const char *command)
 {
     char procs[LONGEST + 64], line[LONGEST];
     char *controller, *end;
     FILE *groups;
-    int needed = 0, file;
+    int file;
 
-    for (int i = 1; i < count && !needed; i++)
-        needed = !strcmp(given[i], "run") || !strcmp(given[i], "create") || !strcmp(given[i], "exec");
-    if (!needed || access("/sys/fs/cgroup/memory/cgroup.procs", W_OK) || syscall(SYS_clone, 0, 0, 0, 0, 0))
+    if (!command || (strcmp(command, "run") && strcmp(command, "create") && strcmp(command, "exec")))
+        return;
+    if (access("/sys/fs/cgroup/memory/cgroup.procs", W_OK) || syscall(SYS_clone, 0, 0, 0, 0, 0))
         return;
     groups = fopen("/proc/self/cgroup", "re");
     while (groups && fgets(line, sizeof line, groups)) {
@@ -86,13 +99,14 @@ int main(int count, char **given, char **environment)
 {
     char program[LONGEST + 1];
     char *arguments[count + 3];
+    const char *command = find_command(count, given);
     int view;
 
-    if (find_program(program) < 0) {
+    if (find_program(program, command) < 0) {
         fprintf(stderr, "lowrt: cannot find its package by /proc/self/exe (is /proc mounted?)\n");
         return 1;
     }
-    wake_cgroups(count, given);
+    wake_cgroups(command);
     /* -I and -S: nothing of the environment, and no site-packages. */
     arguments[0] = PYTHON;
     arguments[1] = "-IS";

@@ -44,7 +44,7 @@ def test_the_modules_of_a_command_come_from_the_bundle(tree: Path, command: str)
     assert subprocess.run(argv, capture_output=True, check=False).returncode != 0
     opened = [line.split('"')[1] for line in trace.read_text().splitlines() if str(tree) in line and "= -1" not in line]
     assert {os.path.basename(path) for path in opened if path.endswith((".py", ".pyc"))} == {
-        f"bundle.python{sys.version_info[0]}.{sys.version_info[1]}.pyc"
+        f"bundle.python{sys.version_info[0]}.{sys.version_info[1]}.{command}.pyc"
     }
 
 
