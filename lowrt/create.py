@@ -463,7 +463,9 @@ def cgroup(spec: "Spec", container_id: str, *, systemd: bool, rootless: bool) ->
     given = (spec.get("linux") or {}).get("cgroupsPath") or ""
     try:
         if systemd:
-            raise RuntimeFailure("--systemd-cgroup: lowrt does not drive systemd yet; leave it away (cgroupfs)")
+            from strata.linux.cgroups import systemd as service_manager
+
+            return service_manager.unit(given, container_id, spec.get("annotations") or {}, user=rootless)
         # `..` leads nowhere above the hierarchy's root, as in any path.
         clean = os.path.normpath(f"/{given}" if given else f"/{container_id}")
         return cgroups.open_cgroup(clean) if given.startswith("/") else cgroups.below_own(clean)

@@ -28,7 +28,7 @@ def features() -> "Spec":
         "linux": {
             "namespaces": sorted(namespaces.KINDS),
             "capabilities": [name for name, number in capabilities.NUMBERS.items() if number <= capabilities.last()],
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {
                 "enabled": True,
                 "actions": sorted(seccomp.ACTIONS),

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 INSIDE = Path("/srv/strata")
 PYTHON = INSIDE / ".venv/bin/python"
 # The rest of the virtual environment is a hundred times as large, and lowrt needs none of it.
-_DISTRIBUTIONS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
+_DISTRIBUTIONS = ("jeepney", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
 
 
 def pack(disk: Path, scratch: Path) -> None:

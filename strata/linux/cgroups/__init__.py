@@ -65,6 +65,10 @@ def below_own(path: str) -> Cgroup:
 def restore(remembered: "dict[str, Any]") -> Cgroup:
     """The cgroup that `Cgroup.remember` told of."""
     paths: dict[str, str] = remembered["paths"]
+    if "unit" in remembered:
+        from strata.linux.cgroups import systemd
+
+        return systemd.restore(remembered)
     return CgroupV1(paths) if set(paths) - {UNIFIED} else CgroupV2(paths.get("", ""))
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ APPLETS = (
 
 
 class Runtime:
-    """lowrt with a root folder of its own. `config` is the bundle's configuration; `write` puts it where create reads it."""
+    """lowrt with a root folder of its own. `config` is the bundle's configuration; `write` puts it where create reads it.
+
+    prefix: a command that runs the others, as in another namespace. flags: before each command of lowrt.
+    """
+
+    prefix: Sequence[str] = ()
+    flags: Sequence[str] = ()
 
     launcher = LOWRT
 
@@ -50,7 +56,7 @@ class Runtime:
     def call(self, *argv: str | Path, check: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
         """lowrt ARGV…, with what it printed."""
         given = {"stdin": subprocess.DEVNULL, "timeout": 30, "capture_output": True, **options}
-        done = subprocess.run([LOWRT, "--root", self.root, *argv], text=True, **given)
+        done = subprocess.run([*self.prefix, LOWRT, "--root", self.root, *self.flags, *argv], text=True, **given)
         assert not check or done.returncode == 0, done.stderr
         return done
 
