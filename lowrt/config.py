@@ -6,7 +6,7 @@ Texts are runc's where users and tests know them.
 
 import os
 
-from lowrt import documents, schema
+from lowrt import documents, resources, schema
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import capabilities, mounts, namespaces, rlimits
 
@@ -87,9 +87,10 @@ def fit_process(process: "Any") -> None:
     _fit(process, schema.PROCESS, "process")
 
 
-def check_resources(resources: "Any") -> None:
+def check_resources(given: "Any") -> None:
     """The same for resources alone, as update has them."""
-    _fit(resources, schema.RESOURCES, "resources")
+    _fit(given, schema.RESOURCES, "resources")
+    resources.check(given)
 
 
 def _check_process(process: "Spec") -> None:
@@ -138,6 +139,7 @@ def _check_linux(linux: "Spec") -> None:
     for name in _REFUSED:
         _expect(not linux.get(name), f"linux.{name}: not supported by this runtime")
     _check_attributes({}, linux)
+    resources.check(linux.get("resources") or {})
     for index, device in enumerate(linux.get("devices") or ()):
         where = f"linux.devices[{index}]"
         _expect(device.get("type") in ("c", "b", "u", "p"), f"{where}.type: invalid device type {device.get('type', '')!r}")

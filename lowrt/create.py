@@ -8,7 +8,7 @@ import _socket
 import os
 import time
 
-from lowrt import config, documents, hooks, init, log, process, resources, rootfs, start, state, terminal
+from lowrt import config, documents, hooks, init, log, process, rootfs, start, state, terminal
 from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
 from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
 
@@ -112,7 +112,7 @@ class _Making:
         self._rootfs = os.path.realpath(os.path.join(bundle, root_path))
         if not os.path.isdir(self._rootfs):
             raise RuntimeFailure(f"root.path {root_path!r}: no such directory ({self._rootfs})")
-        self._resources = resources.check(self._linux.get("resources") or {}, unified=cgroups.mode() == "v2")
+        self._resources: Spec = self._linux.get("resources") or {}
         rootless = is_rootless(options.rootless)
         self._cgroup = cgroup(spec, container_id, systemd=options.systemd_cgroup, rootless=rootless)
         # A user without rights in the hierarchies does without, where no place in them is asked for.

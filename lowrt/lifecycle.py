@@ -3,7 +3,7 @@
 import _signal  # type: ignore[import-not-found]
 import os
 
-from lowrt import documents, hooks, log, resources, state
+from lowrt import documents, hooks, log, state
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import cgroups, pidfds
 
@@ -186,6 +186,8 @@ def update(container: state.Container, changed: "dict[str, Any]") -> None:
     """Changes the limits that are given (config-linux, Control groups), and remembers them. The caller holds the lock."""
     if container.status() == "stopped":
         raise RuntimeFailure("container not running")
+    from lowrt import resources
+
     group, old = container.cgroup(), container.values.get("resources") or {}
     whole, now = resources.merge(old, changed)
     try:

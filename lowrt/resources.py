@@ -2,8 +2,9 @@
 
 import os
 
-from lowrt import config, documents
+from lowrt import documents
 from lowrt.errors import RuntimeFailure, reason
+from strata.linux import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,11 +25,8 @@ _DEVICE_LISTS = ("weightDevice", "throttleReadBpsDevice", "throttleWriteBpsDevic
                  "throttleWriteIOPSDevice")  # fmt: skip
 
 
-def check(found: "Resources", *, unified: bool = True) -> "Resources":
-    """Raises RuntimeFailure for resources (in the spec's shape) that cannot be meant; returns them.
-
-    unified: whether this machine has files of cgroup v2 to name.
-    """
+def check(found: "Resources") -> None:
+    """Raises RuntimeFailure for resources (in the spec's shape) that cannot be meant."""
     for index, rule in enumerate(found.get("devices") or ()):
         if not rule.get("access"):
             raise RuntimeFailure(f"device access at {index} field cannot be empty")
@@ -46,9 +44,8 @@ def check(found: "Resources", *, unified: bool = True) -> "Resources":
     for index, priority in enumerate((found.get("network") or {}).get("priorities") or ()):
         if not priority.get("name") or "priority" not in priority:
             raise RuntimeFailure(f"linux.resources.network.priorities[{index}]: needs a name and a priority")
-    if found.get("unified") and not unified:
+    if found.get("unified") and cgroups.mode() != "v2":
         raise RuntimeFailure("invalid configuration: cannot use unified on cgroup v1")
-    return found
 
 
 def warnings(resources: "Resources") -> list[str]:
@@ -81,8 +78,11 @@ def from_flags(values: "dict[str, Any]", stdin: int) -> "Resources":
 
 
 def _checked(given: "Any") -> "Resources":
+    from lowrt import config
+
     config.check_resources(given)
-    return check(given)
+    checked: Resources = given
+    return checked
 
 
 def _read(path: str, stdin: int) -> "Any":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 _SIGKILL = 9  # the signal module costs 6 ms of a cold start
-_ENOENT, _EBUSY, _EINVAL = 2, 16, 22
+_EBUSY, _EINVAL = 16, 22
 DENIED = (1, 13, 30)
 """EPERM, EACCES, EROFS: what a user without rights in a hierarchy gets."""
 
@@ -61,17 +61,9 @@ class Cgroup:
         raise NotImplementedError
 
     def prepare(self, resources: "Resources", *, lenient: bool = False) -> None:
-        """Makes the group with its limits. lenient: as in `create`, and without rules for devices where the user may set none."""
+        """Makes the group with its limits. lenient: as in `create`."""
         self.create(resources, lenient=lenient)
-        if not lenient:
-            self.apply(resources)
-            return
-        self.apply({name: value for name, value in resources.items() if name != "devices"})
-        try:
-            self.apply({"devices": resources["devices"]} if "devices" in resources else {})
-        except OSError as error:
-            if error.errno not in (*DENIED, _ENOENT):
-                raise
+        self.apply(resources)
 
     def take(self, pid: int, resources: "Resources", *, lenient: bool = False) -> None:
         """Makes the group with its limits, and moves its first process in."""

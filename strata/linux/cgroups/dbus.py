@@ -98,19 +98,20 @@ class Connection:
 
     def _authenticate(self) -> None:
         """By what the kernel tells the other side of this process (EXTERNAL, RFC 4422); in a user namespace without naming a
-        user, as the number would be another one there."""
+        user, as the number would be another one there.
+
+        All of it in one go, as systemd's own clients do: what its server reads together with the last line, as it may when a
+        call follows at once, it does not look at before more comes.
+        """
         with open("/proc/self/uid_map", encoding="ascii") as file:
             everywhere_the_same = file.read().split() == ["0", "0", "4294967295"]
-        name = str(os.geteuid()).encode().hex() if everywhere_the_same else ""
-        self._socket.sendall(f"\0AUTH EXTERNAL {name}".rstrip(" ").encode() + b"\r\n")
+        name = f" {str(os.geteuid()).encode().hex()}" if everywhere_the_same else "\r\nDATA"
+        self._socket.sendall(f"\0AUTH EXTERNAL{name}\r\nBEGIN\r\n".encode())
         deadline = time.monotonic() + self._seconds
-        answer = self._read_line(deadline)
-        if answer.startswith(b"DATA"):
-            self._socket.sendall(b"DATA\r\n")
-            answer = self._read_line(deadline)
+        while (answer := self._read_line(deadline)).startswith(b"DATA"):
+            continue
         if not answer.startswith(b"OK"):
             raise PermissionError(13, f"D-Bus does not accept this user: {answer.decode(errors='replace')}")
-        self._socket.sendall(b"BEGIN\r\n")
 
     def _read_line(self, deadline: float) -> bytes:
         while b"\r\n" not in self._received:

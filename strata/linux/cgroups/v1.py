@@ -57,7 +57,8 @@ class CgroupV1(Cgroup):
         for key in ("cpus", "mems"):
             if cpu.get(key):
                 self._set("cpuset", f"cpuset.{key}", cpu[key])
-        if (rules := resources.get("devices")) is not None:
+        rules = resources.get("devices")
+        if rules is not None and ("devices" in self.paths or not devices.may_make_no_devices()):
             devices.set_v1(self._folder("devices", "devices.list"), rules)
         self._apply_memory(resources.get("memory") or {})
         self._apply_cpu(cpu)

@@ -145,7 +145,8 @@ class CgroupV2(Cgroup):
         self._apply_memory(resources.get("memory") or {})
         self._apply_io(resources.get("blockIO") or {})
         self._apply_cpu(resources.get("cpu") or {})
-        if (rules := resources.get("devices")) is not None:
+        rules = resources.get("devices")
+        if rules is not None and self.paths:
             from strata.linux.cgroups import ebpf
 
             ebpf.attach(self._folder, rules)

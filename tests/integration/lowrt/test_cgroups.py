@@ -49,6 +49,13 @@ def value(runtime: Runtime, controller: str, name: str) -> str:
     return (ROOT / controller / runtime.cgroup[1:] / name).read_text().strip()
 
 
+def with_cgroup_namespace(runtime: Runtime, *, own: bool) -> None:
+    """`spec` asks for one of its own on v2 alone."""
+    linux = runtime.config["linux"]
+    linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "cgroup"]
+    linux["namespaces"] += [{"type": "cgroup"}] if own else []
+
+
 def limits(runtime: Runtime) -> dict[str, Any]:
     found: dict[str, Any] = runtime.config["linux"]["resources"]
     return found
@@ -58,6 +65,7 @@ def limits(runtime: Runtime) -> dict[str, Any]:
 
 
 def test_a_container_is_in_its_group_and_its_group_goes_with_it(either: Runtime, v2_lane: Lane) -> None:
+    with_cgroup_namespace(either, own=True)
     either.config["linux"]["cgroupsPath"] += "/below/../one"  # `..` stays inside
     either.start("sleep", "100")
     either.config["linux"]["cgroupsPath"] = either.cgroup.replace("/below/..", "")
@@ -87,7 +95,7 @@ def test_a_container_is_below_its_caller_in_each_hierarchy(runtime: Runtime) -> 
         for given in (None, "relative/../one"):
             runtime.config["linux"]["cgroupsPath"] = given
             runtime.config["process"]["args"] = ["cat", "/proc/self/cgroup"]
-            runtime.config["linux"]["namespaces"] = [n for n in runtime.config["linux"]["namespaces"] if n["type"] != "cgroup"]
+            with_cgroup_namespace(runtime, own=False)
             runtime.write()
             joins = "; ".join(f"echo $$ >{folder}/cgroup.procs" for folder in folders.values())
             command = [LOWRT, "--root", runtime.root, "run", "--bundle", runtime.bundle, runtime.id]
@@ -114,7 +122,7 @@ def test_on_v2_a_container_is_beside_its_caller(v2: Runtime, v2_lane: Lane) -> N
     try:
         del v2.config["linux"]["cgroupsPath"]
         v2.config["process"]["args"] = ["cat", "/proc/self/cgroup"]
-        v2.config["linux"]["namespaces"] = [n for n in v2.config["linux"]["namespaces"] if n["type"] != "cgroup"]
+        with_cgroup_namespace(v2, own=False)
         v2.write()
         command = [*v2.prefix, LOWRT, "--root", v2.root, "run", "--bundle", v2.bundle, v2.id]
         line = f'echo $$ >{caller}/cgroup.procs; exec "$@"'
@@ -163,7 +171,7 @@ def test_what_fails_takes_its_parents_back(either: Runtime, v2_lane: Lane) -> No
 
 
 def test_the_mounts_show_the_containers_own_groups(either: Runtime) -> None:
-    either.config["linux"]["namespaces"] = [n for n in either.config["linux"]["namespaces"] if n["type"] != "cgroup"]
+    with_cgroup_namespace(either, own=False)
     alone = bool(either.prefix) or cgroups.mode() == "v2"
     place = either.cgroup if alone else ""  # v2's mount shows the whole tree
     printed = either.shell(
@@ -491,12 +499,12 @@ def test_processes_are_listed_by_ps_and_as_numbers(either: Runtime) -> None:
 
 @on_v1
 def test_exec_joins_groups_below_by_controller(runtime: Runtime) -> None:
+    with_cgroup_namespace(runtime, own=True)
     runtime.start("sleep", "100")
     for controller, name in (("memory", "m"), ("cpu", "c"), ("cpuacct", "c")):
         (ROOT / controller / runtime.cgroup[1:] / name).mkdir()
 
     def groups(*flags: str) -> dict[str, str]:
-        runtime.config["linux"]["namespaces"] = []
         done = runtime.call("exec", *flags, runtime.id, "cat", "/proc/self/cgroup", check=True)
         return dict(line.split(":")[1:] for line in done.stdout.splitlines())
 
@@ -539,6 +547,7 @@ def test_a_writable_group_is_given_to_the_containers_root(v2_lane: Lane) -> None
         v2 = Runtime(Path(name))
         v2.prefix = v2_lane.prefix
         linux, folder = v2.config["linux"], v2_lane.tree / v2.cgroup[1:]
+        with_cgroup_namespace(v2, own=True)
         linux["namespaces"] += [{"type": "user"}]
         linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
         os.chown(v2.bundle / "rootfs", 100000, 100000)

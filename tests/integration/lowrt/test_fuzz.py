@@ -263,7 +263,7 @@ def try_to_create(bundle: Path, steps: list[tuple[int, str, Any]]) -> bool:
         assert "Traceback" not in error
         before, after = ((bundle / name).read_text().splitlines() for name in ("before", "after"))
         assert set(after) <= set(before)
-        assert not [name for name in os.listdir(bundle / "state") if name != ".seccomp"]
+        assert not [path for path in (bundle / "state").glob("*") if path.name != ".seccomp"]
         own = spec["linux"].get("cgroupsPath")
         assert own != path or not cgroups.open_cgroup(path).exists()
     finally:

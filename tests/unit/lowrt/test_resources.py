@@ -77,12 +77,11 @@ def test_resources_come_from_a_file_or_standard_input(tmp_path: Path) -> None:
         ({"hugepageLimits": [{"pageSize": "../../x", "limit": 1}]}, r"hugepageLimits\[0\]"),
         ({"hugepageLimits": [{"pageSize": "2MB"}]}, r"hugepageLimits\[0\]"),
         ({"network": {"priorities": [{"name": "eth0"}]}}, r"priorities\[0\]"),
-        ({"unified": {"memory.max": "1"}}, "invalid configuration: cannot use unified on cgroup v1"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(RuntimeFailure, match=message):
-        resources.check(given, unified=False)
+        resources.check(given)
 
 
 def test_kernel_memory_is_warned_of() -> None:
