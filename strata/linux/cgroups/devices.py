@@ -102,7 +102,7 @@ def set_v1(folder: str, rules: "list[Rule]") -> None:
 
 
 def may_make_no_devices() -> bool:
-    """Whether this process is a user's, or in a user namespace: the kernel keeps devices from its containers without rules too."""
+    """Whether this is a user's process, or in a user namespace: the kernel keeps devices from its containers anyway."""
     if os.geteuid() != 0:
         return True
     with open("/proc/self/uid_map", encoding="ascii") as file:
