@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def make_readonly(root: "Rootfs", paths: "Iterable[str]") -> None:
     """Binds each path onto itself, read-only; what is mounted below it stays as it is. Raises RuntimeFailure."""
-    for path in paths:
+    for path in map(beneath.clean, paths):
         place = _find(root, path)
         if place < 0:
             continue
@@ -95,7 +95,7 @@ def _empty_folder(root: "Rootfs") -> int:
 def _find(root: "Rootfs", path: str) -> int:
     """The descriptor of a path beneath the root, -1 where there is nothing."""
     try:
-        return root.open(path)
+        return root.find(path)
     except (FileNotFoundError, NotADirectoryError):
         return -1
     except OSError as error:

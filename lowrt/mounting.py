@@ -170,11 +170,12 @@ def _set_flags(tree: int, mount: Mount) -> None:
 
 def _finish(root: "Rootfs", mount: Mount, made: int, place: int) -> None:
     """Attaches a mount that is not at its place yet. The descriptors end here, or are kept by the root."""
-    on_root = root.where(place) == ""
+    # What was mounted as /proc is /proc to us, whatever somebody has renamed its folder to by now.
+    where = root.inside(mount.destination) if mount.kind in ("proc", "sysfs") else root.where(place)
     if mount.set_below or mount.clear_below:
         syscalls.mount_setattr(made, recursive=True, set_=mount.set_below, clear=mount.clear_below)
     try:
-        if mount.bind or not on_root:  # what was staged on the root is there already
+        if mount.bind or where:  # what was staged on the root is there already
             mounts.move(made, place)
     except OSError as error:
         if error.errno == 22 and not stat.S_ISDIR(os.fstat(made).st_mode) and stat.S_ISDIR(os.fstat(place).st_mode):
@@ -183,10 +184,12 @@ def _finish(root: "Rootfs", mount: Mount, made: int, place: int) -> None:
     os.close(place)
     for bits in mount.propagations:
         mounts.set_propagation(made, bits)
-    if on_root:
-        root.stand_on(os.dup(made))
     if mount.late_readonly:
-        root.readonly_later.append(made)
+        root.readonly_later.append(os.dup(made))
+    if where == "":
+        root.stand_on(made)
+    elif where in ("/proc", "/sys"):
+        root.keep(where, made)
     else:
         os.close(made)
 
@@ -206,7 +209,7 @@ def _new_filesystem(root: "Rootfs", mount: Mount) -> None:
         place = _place(root, mount, root.make_folder)
     where = _check_place(root, place, mount, -1)
     more = mount.propagations or mount.set_below or mount.clear_below or mount.copy_up or mount.late_readonly
-    if flags & mounts.REMOUNT or not (more or where == ""):
+    if flags & mounts.REMOUNT or not (more or where in ("", "/proc", "/sys")):
         _mount(mount, place, flags, data)
         os.close(place)
         return

@@ -45,6 +45,7 @@ class Rootfs(beneath.Beneath):
         self.devices = devices.wanted(self.linux)
         self.readonly_later: list[int] = []
         self._on_host = not self.has_namespace("mount")
+        self._kept: dict[str, int] = {}
         propagation = self.linux.get("rootfsPropagation")
         self._propagation = mounts.PROPAGATIONS[propagation] if propagation else 0
 
@@ -115,6 +116,7 @@ class Rootfs(beneath.Beneath):
             os.close(mounted)
         masks.make_readonly(self, self.linux.get("readonlyPaths") or ())
         masks.mask(self, self.linux.get("maskedPaths") or ())
+        self._forget()
         if (self.spec.get("root") or {}).get("readonly"):
             syscalls.mount_setattr(self.folder, recursive=False, set_=mounts.ATTRIBUTE_RDONLY)
 
@@ -168,6 +170,21 @@ class Rootfs(beneath.Beneath):
         """Takes what was mounted over the root for the root."""
         os.close(self.folder)
         self.folder = descriptor
+        self._forget()  # they are below it now
+
+    def keep(self, place: str, descriptor: int) -> None:
+        """Remembers what was mounted on /proc or /sys for `find`."""
+        if place in self._kept:
+            os.close(self._kept[place])
+        self._kept[place] = descriptor
+
+    def find(self, path: str) -> int:
+        """The descriptor of a clean path (O_PATH). What is in /proc and /sys is found in the very file systems that were mounted
+        there: whoever can rename the folders below the root cannot lead masks astray (CVE-2023-27561)."""
+        for place, mounted in self._kept.items():
+            if path.startswith(place + "/"):
+                return syscalls.openat2(mounted, path[len(place) + 1 :], os.O_PATH, beneath.IN_ROOT)
+        return self.open(path)
 
     # --- steps
 
@@ -179,6 +196,11 @@ class Rootfs(beneath.Beneath):
         mounts.mount("", "/", "", at_first)
         if self._propagation not in (0, mounts.SLAVE | mounts.REC, mounts.PRIVATE | mounts.REC):
             self._cut_off_parent()
+
+    def _forget(self) -> None:
+        for mounted in self._kept.values():
+            os.close(mounted)
+        self._kept.clear()
 
     def _cut_off_parent(self) -> None:
         """Makes the mount that the root lies on private (or a slave): pivot_root wants it so, and a shared one would show the
