@@ -209,7 +209,7 @@ def _new_filesystem(root: "Rootfs", mount: Mount) -> None:
         place = _place(root, mount, root.make_folder)
     where = _check_place(root, place, mount, -1)
     more = mount.propagations or mount.set_below or mount.clear_below or mount.copy_up or mount.late_readonly
-    if flags & mounts.REMOUNT or not (more or where in ("", "/proc", "/sys")):
+    if flags & mounts.REMOUNT or not (more or where == "" or mount.kind in ("proc", "sysfs")):
         _mount(mount, place, flags, data)
         os.close(place)
         return

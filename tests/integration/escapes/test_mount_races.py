@@ -80,11 +80,15 @@ def until_won(make: Callable[[], object], look: Look, most: int = 3000) -> Tries
 @pytest.mark.parametrize("count", TRIES)
 def test_a_mounts_place_is_swapped_for_a_link(scene: Scene, count: int) -> None:
     """CVE-2021-30465: runc resolved a mount's destination inside the root and then mounted on that path. Someone who could
-    write a volume that is mounted in the container swapped a folder of it for a link in between, and the mount landed on the host.
+    write a volume that is mounted in the container swapped a folder of it for a link in between: the mount landed on the host.
     """
     spec = scene.spec(
         {"destination": "/vol/place/in", "source": "tmpfs", "type": "tmpfs"},
-        {"destination": "/vol/place/in/deeper", "source": str(scene.file.parent / "volume"), "options": ["bind", "ro", "rprivate"]},
+        {
+            "destination": "/vol/place/in/deeper",
+            "source": str(scene.file.parent / "volume"),
+            "options": ["bind", "ro", "rprivate"],
+        },
     )
     look = outside(scene.root)
     with scene.attack:
@@ -142,7 +146,9 @@ def test_proc_is_swapped_for_a_link(scene: Scene, count: int) -> None:
             return []
         new = [mount for mount in mounts.mountinfo() if mount.id not in before]
         masked = {mount.parent for mount in new if (mount.fstype, mount.root) == ("devtmpfs", "/null")}
-        fixed = {mount.parent for mount in new if (mount.fstype, mount.root) == ("proc", "/sys") and mount.options.startswith("ro")}
+        fixed = {
+            mount.parent for mount in new if (mount.fstype, mount.root) == ("proc", "/sys") and mount.options.startswith("ro")
+        }
         systems = [mount for mount in new if (mount.fstype, mount.root) == ("proc", "/")]
         return [f"open {mount.target}" for mount in systems if mount.id not in masked & fixed]
 
