@@ -11,20 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import wait_for
-from tests.vm.image import USER
-from tests.vm.inside.conftest import CGROUPS, BootedRuntime, systemctl
-
-UID = 1000
-MANAGER = CGROUPS / f"user.slice/user-{UID}.slice/user@{UID}.service"
-SHELL = MANAGER / "app.slice/shell.service"
-
-
-def as_user(*command: str | Path) -> list[str | Path]:
-    """A command of the user in their shell's cgroup, with what a login gives it."""
-    environment = [f"HOME=/home/{USER}", f"USER={USER}", f"XDG_RUNTIME_DIR=/run/user/{UID}", "PATH=/usr/bin:/usr/sbin"]
-    become = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--init-groups", "env", "-i", *environment]
-    enter = f'[ ! -e {SHELL} ] || echo $$ >{SHELL}/cgroup.procs; exec "$@"'
-    return ["sh", "-ec", enter, "sh", *become, *command]
+from tests.vm.inside.conftest import CGROUPS, BootedRuntime
+from tests.vm.inside.user import MANAGER, UID, as_user, login
 
 
 class RootlessRuntime(BootedRuntime):
@@ -46,17 +34,9 @@ class RootlessRuntime(BootedRuntime):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shell() -> Iterator[None]:
-    """The user's manager, and in it a unit that stands for the terminal they type in."""
-    subprocess.run(["loginctl", "enable-linger", USER], check=True)
-    try:
-        wait_for(lambda: os.path.exists(f"/run/user/{UID}/bus"), seconds=60, what="the user's manager")
-        start = ["systemd-run", "--user", "--quiet", "--unit=shell", "--property=Delegate=yes", "sleep", "infinity"]
-        subprocess.run(as_user(*start), check=True, timeout=60)
+def logged_in() -> Iterator[None]:
+    with login():
         yield
-    finally:
-        subprocess.run(["loginctl", "disable-linger", USER], check=True)
-        systemctl("stop", f"user@{UID}.service", f"user-{UID}.slice")
 
 
 @pytest.fixture
