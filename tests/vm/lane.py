@@ -11,9 +11,11 @@ import time
 from tests.vm import checkout
 from tests.vm.machine import Machine, MachineFailure
 
+# What takes long inside and is the same on every machine: what is read of a configuration before anything is made.
+_ELSEWHERE = ["tests/integration/lowrt/test_fuzz.py"]
 # Name and paths of each part. One pytest a part: its start costs two seconds, and a part can be timed.
 PARTS = (
-    ("lowrt's own tests", ["tests/unit/linux", "tests/integration/linux", "tests/integration/lowrt"]),
+    ("lowrt's own tests", ["tests/integration/linux", "tests/integration/lowrt", *(f"--ignore={path}" for path in _ELSEWHERE)]),
     ("what only a booted machine shows", ["tests/vm/inside"]),
 )
 # Software emulation: what takes a second outside may take half a minute.

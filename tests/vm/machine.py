@@ -27,7 +27,7 @@ _KERNEL_LINE = "root=/dev/vda rw console=ttyS0 loglevel=4 audit=0 mitigations=of
 
 
 # lowrt's modules in one file, as scripts/setup makes it: it names them by their paths, which are others inside.
-BUNDLE = ["/usr/bin/python3", "-X", "no_debug_ranges", "lowrt/start/bundle.py"]
+BUNDLE = ["/usr/bin/python3", "-X", "no_debug_ranges", "lowrt/boot/bundle.py"]
 
 
 class MachineFailure(Exception):
@@ -72,7 +72,8 @@ class Machine:
             if state != "running":
                 self.run(["systemctl", "--failed", "--no-pager"])
                 raise MachineFailure(f"the machine has booted, but is {state} (above: what failed)")
-            self.run(BUNDLE)
+            if self.run(BUNDLE):
+                raise MachineFailure("the machine has booted, but the modules of lowrt could not be bundled (above: why)")
             self._stack = stack.pop_all()
         return self
 
