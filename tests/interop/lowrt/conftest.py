@@ -126,8 +126,8 @@ def delete_containers(folder: Path) -> None:
 class Place:
     """A machine of its own for a daemon: mount, network and PID namespaces, in which it starts everything that it starts.
 
-    Its network has a loopback device and nothing else, its /run is empty. However a test ends, `end` takes all processes
-    and mounts away at once: the first process of the PID namespace is killed.
+    Its network has a loopback device and nothing else, its /run is empty. However a test ends, all its processes and mounts
+    go at once: the first process of the PID namespace is killed, by `end` or when this process dies.
     """
 
     def __init__(self, folder: Path, *daemon: Any, prepare: str = "") -> None:
@@ -136,7 +136,21 @@ class Place:
         script = f"ip link set lo up; mount -t tmpfs run /run; {prepare}\nexec {' '.join(str(word) for word in daemon)}"
         with self.log.open("w") as log:
             self._unshare = subprocess.Popen(
-                ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", script],
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    "unshare",
+                    "--mount",
+                    "--net",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "--mount-proc",
+                    "sh",
+                    "-ec",
+                    script,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -165,6 +165,7 @@ def test_a_container_that_takes_too_much_memory_is_killed(podman: Podman) -> Non
         (["--umask", "077"], "umask", "0077\n"),
         (["--hostname", "hal", "--env", "A=b c"], "hostname; echo $A", "hal\nb c\n"),
         (["--pid", "host"], "test $$ -gt 2 && ps | grep -c -m 1 podman", "1\n"),
+        (["--personality", "LINUX32"], "cat /proc/self/personality", "00000008\n"),
         (["--oom-score-adj", "321"], "cat /proc/self/oom_score_adj", "321\n"),
         (["--uidmap", "0:100000:5000"], "cat /proc/self/uid_map; stat -c %u /bin", f"{0:10} {100000:10} {5000:10}\n0\n"),
         (["--security-opt", "mask=/etc/group"], "cat /etc/group", ""),
