@@ -9,7 +9,7 @@ import os
 import time
 
 from lowrt import config, documents, hooks, init, log, process, rootfs, start, state, terminal
-from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
+from lowrt.errors import RuntimeFailure, reason, reason_in_step, received_failure, send_failure, step
 from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Spec = dict[str, Any]
 
+_SIGKILL = 9
 _SEQPACKET = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
 # What every container may use (config-linux, Default Devices), whatever the rules before say: to make any node, terminals,
 # /dev/net/tun, and the devices of these paths, unless the configuration has others there.
@@ -74,6 +75,7 @@ def create(root: str, container_id: str, options: Options, fds: tuple[int, int, 
     """Makes a container up to the point where `start` lets its program go. Raises RuntimeFailure, having undone everything."""
     bundle = os.path.realpath(options.bundle)
     spec = config.load(bundle)
+    step("look what there is for the container")
     terminal.check_socket(bool((spec.get("process") or {}).get("terminal")), options.console_socket, detach=options.detach)
     if options.no_pivot and (spec.get("linux") or {}).get("rootfsPropagation") in ("private", "rprivate"):
         raise RuntimeFailure("rootfsPropagation of [r]private is not safe without pivot_root")
@@ -81,12 +83,12 @@ def create(root: str, container_id: str, options: Options, fds: tuple[int, int, 
     try:
         return making.make()
     except BaseException as error:
-        killed = making.was_killed_for_memory()
-        making.undo()
-        if killed and isinstance(error, (OSError, RuntimeFailure)):
-            raise RuntimeFailure("container init was OOM-killed (memory limit too low?)") from None
-        if isinstance(error, OSError):
-            raise RuntimeFailure(f"unable to create container: {reason(error)}") from None
+        why = str(error) if isinstance(error, RuntimeFailure) else f"unable to create container: {reason_in_step(error)}"
+        if making.was_killed_for_memory():
+            why = "container init was OOM-killed (memory limit too low?)"
+        remains = making.undo()
+        if isinstance(error, (OSError, RuntimeFailure)):
+            raise RuntimeFailure(why + remains) from None
         raise
     finally:
         making.close()
@@ -139,6 +141,7 @@ class _Making:
         """
         container = self.container
         joined = self._open_namespaces()
+        step("prepare the container's first process")
         sync, child_sync = descriptors.pair()
         listener = None if self._options.run else _socket.socket(_socket.AF_UNIX, _SEQPACKET)
         self._sockets += [sync, child_sync, *([listener] if listener else [])]
@@ -156,6 +159,7 @@ class _Making:
         if self._cgroup.takes_clones:
             self._claim()
             into = self._open_cgroup()
+        step("make the container's first process")
         self._clone(child, sync, joined, into)
         if log.debugging():
             log.debug(f"container {container.id}: process {self._pid}, cgroup {' '.join(self._cgroup.folders())}")
@@ -163,20 +167,23 @@ class _Making:
         if into < 0:
             self._claim()
         if listener:
+            step("listen for the start")
             self._listen(listener)
+        step("map the IDs of the user namespace")
         self._write_maps()
         if program:
             program.adjust_oom_score(self._pid)
             program.raise_limits(self._pid)
-        sync.send(b"g")
+        step("let the container's first process go on")
+        _send(sync, b"g")
         if into < 0:
             self._join_cgroup()
+        step("give the cgroup to the container's user")
         self._give_cgroup_away()
-        try:
-            sync.send(b"j")
-        except BrokenPipeError:
-            pass  # the child failed first: what it said is the reason
+        _send(sync, b"j")
+        step("ask when the container's first process was started")
         self._prepare_state()
+        step("wait for the container's first process")
         self._converse(sync, root)
         container.publish()
         log.debug(f"container {container.id}: created")
@@ -199,6 +206,7 @@ class _Making:
 
     def _claim(self) -> None:
         """Makes the state's folder, and notes the cgroup before anything is in it, for a delete that finds no more than that."""
+        step("make the folder of the container's state")
         self.container.make()
         self._own_folder = True
         if self._notify:
@@ -209,6 +217,7 @@ class _Making:
             from lowrt import hostroot
 
             hostroot.note(self.container, self._rootfs)
+        step("look whether the cgroup is free")
         group = self._cgroup
         if group.exists():
             if found := group.pids(recursive=True):
@@ -427,26 +436,36 @@ class _Making:
         """Whether the kernel killed in the cgroup: then that is the reason for all that failed after it."""
         return self._own_cgroup and bool(self._cgroup.oom_kill_count())
 
-    def undo(self) -> None:
-        """Takes back what was made."""
+    def undo(self) -> str:
+        """Takes back what was made; what could not be taken back, as the end of a message, else ""."""
         if self._pid:
-            if self._pidfd >= 0:
-                pidfds.send_signal(self._pidfd, 9)
             try:
+                os.kill(self._pid, _SIGKILL)  # a child that nobody has waited for: the number is still its own
                 os.waitpid(self._pid, 0)
-            except ChildProcessError:
+            except (ProcessLookupError, ChildProcessError):
                 pass
-        if self._own_cgroup:
-            self._cgroup.undo()
         for descriptor in (self._pidfd, self._master):
             if descriptor >= 0:
                 os.close(descriptor)
+        remains = ""
+        if self._own_cgroup:
+            try:
+                self._cgroup.undo()
+            except OSError as error:
+                # The state's folder stays too, for the note in it: `delete --force` can try again.
+                self.container.unlock()
+                return f" (and its cgroup stays: {reason(error)}; lowrt delete --force {self.container.id} removes it)"
         if self._own_folder:
-            if not config.has_namespace(self._linux, "mount"):
-                from lowrt import hostroot
+            try:
+                if not config.has_namespace(self._linux, "mount"):
+                    from lowrt import hostroot
 
-                hostroot.take_away(self.container)
-            self.container.remove_folder()
+                    hostroot.take_away(self.container)
+                self.container.remove_folder()
+            except OSError as error:
+                self.container.unlock()
+                remains = f" (and {self.container.folder} stays: {reason(error)})"
+        return remains
 
     def close(self) -> None:
         for descriptor in self._open:
@@ -479,10 +498,18 @@ def is_rootless(asked: bool | None) -> bool:
         return asked
     if os.geteuid() != 0:
         return True
-    with open("/proc/self/uid_map", encoding="ascii") as file:
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
         return file.read().split() != ["0", "0", "4294967295"]
 
 
 def rfc3339(nanoseconds: int) -> str:
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(nanoseconds // 10**9))
     return f"{whole}.{nanoseconds % 10**9:09d}Z"
+
+
+def _send(sync: descriptors.Socket, letter: bytes) -> None:
+    """Tells the first process to go on. If it has failed already it does not listen: what it said is read later."""
+    try:
+        sync.send(letter)
+    except (BrokenPipeError, ConnectionResetError):
+        pass

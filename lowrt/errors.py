@@ -31,12 +31,26 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+_step = ""
+
+
+def step(name: str) -> None:
+    """Names what is done from here on, for the failure of a call that says no more than why it failed."""
+    global _step
+    _step = name
+
+
+def reason_in_step(error: BaseException) -> str:
+    """The reason, and where nobody has worded it yet, what was being done: `join the network namespace: invalid argument`."""
+    return f"{_step}: {reason(error)}" if _step and isinstance(error, OSError) else reason(error)
+
+
 def send_failure(report: "Socket", error: BaseException) -> None:
     """Sends what failed to whoever waits for it."""
     try:
         # write(2), because a seccomp filter that is on already has it more often than sendto(2).
         evidence = error.evidence if isinstance(error, RuntimeFailure) else b""
-        os.write(report.fileno(), b"e%b\0%b" % (reason(error).encode(errors="surrogateescape"), evidence))
+        os.write(report.fileno(), b"e%b\0%b" % (reason_in_step(error).encode(errors="surrogateescape"), evidence))
     except OSError:
         pass
 

@@ -7,7 +7,7 @@ holds only what the program may hold, and is this command's (or the monitor's) c
 import os
 
 from lowrt import config, documents, foreground, hooks, log, process, state, terminal
-from lowrt.errors import RuntimeFailure, reason, received_failure, send_failure
+from lowrt.errors import RuntimeFailure, reason, reason_in_step, received_failure, send_failure, step
 from strata.linux import cgroups, descriptors, namespaces, pidfds, syscalls
 
 TYPE_CHECKING = False
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     Spec = dict[str, Any]
+
+_SIGKILL = 9
 
 
 class Options:
@@ -35,6 +37,7 @@ class Options:
 
 def execute(container: state.Container, arguments: list[str], options: Options, fds: tuple[int, int, int]) -> int:
     """Runs a program in the container. Returns its exit status, or 0 at once when detached. Raises RuntimeFailure."""
+    step("look how the container is")
     status = container.status()
     if status == "stopped":
         raise RuntimeFailure("cannot exec in a stopped container")
@@ -61,6 +64,7 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         helper, helper_pidfd = _start_helper(container, target, program, settings, sync, child_sync, fds, below)
         try:
             child_sync.close()
+            step("join the container's namespaces")
             pid, master, failure = _converse(sync, options)
         finally:
             os.waitpid(helper, 0)
@@ -86,11 +90,13 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
             raise RuntimeFailure("the process died before its program could be started")
     except BaseException as error:
         if pid:
-            _end(pid, pidfd)
+            if pidfd >= 0:
+                os.close(pidfd)
+            _end(pid)
         if master >= 0:
             os.close(master)
         if isinstance(error, OSError):
-            raise RuntimeFailure(reason(error)) from None
+            raise RuntimeFailure(reason_in_step(error)) from None
         raise
     finally:
         container.unlock()
@@ -222,6 +228,7 @@ def _start_helper(
     limits and OOM score, which are handed on."""
     group = container.cgroup()
     container.lock(shared=True)  # until the helper is in the cgroup: a delete finds it there
+    step("make the process that joins the container's namespaces")
     helper, helper_pidfd, inside = _clone_helper(group, below)
     if helper == 0:
         _help(program, settings, target, child_sync, fds, container)
@@ -233,7 +240,8 @@ def _start_helper(
         program.adjust_oom_score(helper)
         sync.send(b"g")
     except BaseException:
-        _end(helper, helper_pidfd)  # it waits for a word that will not come
+        os.close(helper_pidfd)
+        _end(helper)  # it waits for a word that will not come
         raise
     return helper, helper_pidfd
 
@@ -268,6 +276,7 @@ def _help(
         process.close_others((*fds, sync.fileno(), target), program)
         if descriptors.receive(sync)[0] != b"g":
             os._exit(1)
+        step("join the container's namespaces")
         process.hide()
         program.start_on_its_cpus()
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if program.needs_proc else -1
@@ -275,13 +284,16 @@ def _help(
         if proc < 0:
             _take_keyring(container.values)
         if settings.get("terminal"):
+            step("make a terminal (a devpts mount on /dev/pts is needed)")
             multiplexer = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             console = terminal.Console(multiplexer, settings.get("consoleSize"))
             descriptors.send(sync, b"c", (console.master,))
             console.become_stdio(program.uid)
         else:
             process.take_stdio(fds)
+            step("take stdin, stdout and stderr")
             process.own_stdio(program.uid)
+        step("prepare the process")
         program.go_on_its_cpus()
         program.enter_folder()
         program.confine()
@@ -329,6 +341,7 @@ def _become(
     proc: a descriptor of the machine's /proc where something of it is needed, else -1. values: the container's state.
     """
     try:
+        step("prepare the process")
         process.die_with_parent(True)
         process.reset_signals()
         os.setsid()
@@ -340,6 +353,7 @@ def _become(
             terminal.take_control(0)
         program.apply_attributes()
         program.check_program()
+        step("wait for the runtime")
         sync.send(b"r")
         if descriptors.receive(sync)[0] != b"k":
             os._exit(1)
@@ -383,11 +397,9 @@ def _converse(sync: descriptors.Socket, options: Options) -> "tuple[int, int, Ru
     return pid, master, failure
 
 
-def _end(pid: int, pidfd: int) -> None:
-    if pidfd >= 0:
-        pidfds.send_signal(pidfd, 9)
-        os.close(pidfd)
+def _end(pid: int) -> None:
     try:
+        os.kill(pid, _SIGKILL)  # a child that nobody has waited for: the number is still its own
         os.waitpid(pid, 0)
-    except ChildProcessError:
+    except (ProcessLookupError, ChildProcessError):
         pass

@@ -10,7 +10,7 @@ import _socket
 import os
 
 from lowrt import config, hooks, process, rootfs, sysctls, terminal
-from lowrt.errors import RuntimeFailure, reason, received_text, send_failure
+from lowrt.errors import RuntimeFailure, reason, received_text, send_failure, step
 from strata.linux import descriptors, namespaces, syscalls
 
 TYPE_CHECKING = False
@@ -66,6 +66,7 @@ class Init:
         for kind, descriptor in self._joined.items():
             if kind in ("user", "mount") or not has_user:
                 continue
+            step(f"join the {kind} namespace")
             try:
                 syscalls.setns(descriptor, namespaces.KINDS[kind][0])
                 self._joined_early.append(kind)
@@ -73,6 +74,7 @@ class Init:
                 pass
         for kind in ("user", "pid"):
             if kind in self._joined and kind not in self._joined_early:
+                step(f"join the {kind} namespace")
                 syscalls.setns(self._joined[kind], namespaces.KINDS[kind][0])
                 self._joined_early.append(kind)
 
@@ -104,6 +106,7 @@ class Init:
         return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
 
     def _set_up(self) -> None:
+        step("prepare the container's first process")
         if not self.mapped_by_user:
             process.hide()  # at once: there may be others in its PID namespace
         process.die_with_parent(True)
@@ -112,12 +115,15 @@ class Init:
         process.close_others(kept, self._program)
         self._expect(b"g")
         if self._enter_time:
+            step("make the time namespace")
             self._enter_time()
         if config.has_namespace(self._linux, "user"):
             # The caller's user has no number in there: what it makes could be given to nobody.
+            step("become root of the user namespace")
             syscalls.setresgid(0)
             syscalls.setresuid(0)
             process.hide()  # the change of user may have undone it (fs.suid_dumpable)
+            process.die_with_parent(True)  # and has undone this
             # Made only now, so that what the kernel makes with them (/dev/mqueue, /proc/net) belongs to the namespace's root.
             syscalls.unshare(late_namespaces(self._linux))
         program = self._program
@@ -127,34 +133,45 @@ class Init:
             proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             program.open_attributes(proc)
             os.close(proc)
+        step("make a session")
         os.setsid()
         for kind, descriptor in self._joined.items():
             if kind not in self._joined_early:
+                step(f"join the {kind} namespace")
                 syscalls.setns(descriptor, namespaces.KINDS[kind][0])
         if self._new("network"):
+            step("bring up lo")
             namespaces.loopback_up()
         if self._keyring:
             process.take_keyring(self._keyring, by_others=config.has_namespace(self._linux, "user"))
         if hostname := self._spec.get("hostname"):
+            step(f"set the host name {hostname!r}")
             syscalls.sethostname(hostname)
         if domainname := self._spec.get("domainname"):
+            step(f"set the domain name {domainname!r}")
             syscalls.setdomainname(domainname)
         sysctls.write_all(self._linux.get("sysctl") or {})
         self._root.ask_parent = self._ask_for_source
+        step("prepare the root file system")
         self._root.prepare()
+        step("wait for the runtime to set the cgroup")
         if not self._joined_cgroup:
             self._expect(b"j")
         process.allow_all_cpus()
         if self._new("cgroup"):
+            step("make the cgroup namespace")
             syscalls.unshare(namespaces.NEWCGROUP)  # its root is the cgroup that the process is in
         self._root.mount_cgroups()
         settings = self._spec.get("process") or {}
         console = self._make_console(settings) if settings.get("terminal") else None
+        step("wait for the runtime's hooks")
         self.sync.send(b"h")
         self._expect(b"k")
         self._run_hooks("createContainer", "creating", self._root.path, {})
         self._root.restrict()
+        step(f"make {self._root.path} the root")
         self._root.enter(pivot=self._pivot)
+        step("take the terminal" if console else "take stdin, stdout and stderr")
         if console:
             descriptors.send(self.sync, b"c", (console.master,))
             os.close(console.master)
@@ -164,8 +181,10 @@ class Init:
             process.take_stdio(self._fds)
             process.own_stdio(program.uid if program else 0)
         if program:
+            step("prepare the program's process")
             program.apply_attributes()
             program.check_program()
+        step("wait for the start")
         process.die_with_parent(False)
         self.sync.send(b"r")
 

@@ -4,7 +4,7 @@ import _signal  # type: ignore[import-not-found]
 import os
 
 from lowrt import documents, hooks, log, state
-from lowrt.errors import RuntimeFailure, reason
+from lowrt.errors import RuntimeFailure, reason, reason_in_step, step
 from strata.linux import cgroups, pidfds
 
 TYPE_CHECKING = False
@@ -52,6 +52,7 @@ def kill(container: state.Container, number: int, *, everybody: bool = False) ->
 
 
 def _signal_first(container: state.Container, number: int) -> bool:
+    step(f"send a signal to process {container.pid}")
     try:
         pidfd = pidfds.open_pidfd(container.pid)
     except ProcessLookupError:
@@ -90,7 +91,7 @@ def delete(root: str, container_id: str, *, force: bool) -> None:
         if not force:
             raise
     except OSError as error:
-        raise RuntimeFailure(f"cannot delete container {container_id}: {reason(error)}") from None
+        raise RuntimeFailure(f"cannot delete container {container_id}: {reason_in_step(error)}") from None
     finally:
         container.unlock()
 
@@ -111,12 +112,13 @@ def delete_ended(container: state.Container) -> None:
     except state.NotThere:
         pass  # somebody was quicker
     except OSError as error:
-        raise RuntimeFailure(f"cannot delete container {container.id}: {reason(error)}") from None
+        raise RuntimeFailure(f"cannot delete container {container.id}: {reason_in_step(error)}") from None
     finally:
         container.unlock()
 
 
 def _remove(container: state.Container) -> None:
+    step("remove the cgroup")
     container.cgroup().destroy()
     if "mount" not in container.values["namespaces"]:
         _take_host_mounts_away(container)
@@ -134,6 +136,7 @@ def _remove(container: state.Container) -> None:
 def _end(container: state.Container) -> None:
     """Kills and waits, as long as it takes the kernel to tear the processes down (10 s at most)."""
     pidfd = -1
+    step(f"kill process {container.pid}")
     try:
         pidfd = pidfds.open_pidfd(container.pid)
         container.cgroup().kill()
@@ -149,6 +152,7 @@ def _end(container: state.Container) -> None:
 
 def _remove_remains(container: state.Container) -> None:
     """Takes away what a create that was killed has left, or a container whose state is damaged. Only locked."""
+    step("remove the cgroup")
     if remembered := container.noted("making"):  # else it was killed before there was a group
         cgroups.restore(documents.loads(remembered)).destroy()
     _take_host_mounts_away(container)

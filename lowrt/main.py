@@ -6,7 +6,7 @@
 import os
 
 from lowrt import flags, log
-from lowrt.errors import RuntimeFailure, UsageFailure, reason
+from lowrt.errors import RuntimeFailure, UsageFailure, reason, reason_in_step, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def run(argv: "Sequence[str]", fds: tuple[int, int, int], environ: "Mapping[str,
     except BrokenPipeError:
         return _FAILED
     except OSError as error:
-        return _report(call, reason(error))
+        return _report(call, reason_in_step(error))
     except Exception as error:
         _log_trace()
         return _report(call, f"an error in lowrt itself, {type(error).__name__}: {error} (--debug logs where)")
@@ -131,6 +131,7 @@ def _run(call: Call, argv: "Sequence[str]") -> int:
         return _help(call, call.command)
     if log.debugging():
         log.debug(f"lowrt {VERSION}, root {call.root}: {' '.join(rest)}")
+    step(call.command)
     status = _COMMANDS[call.command](call)
     log.debug(f"{call.command} ends with status {status}")
     return status

@@ -11,7 +11,7 @@ import resource
 import stat
 
 from lowrt import log, state
-from lowrt.errors import RuntimeFailure, reason
+from lowrt.errors import RuntimeFailure, reason, step
 from strata.linux import capabilities, descriptors, keyrings, rlimits, seccomp, syscalls
 
 TYPE_CHECKING = False
@@ -195,6 +195,7 @@ class Process:
 
     def check_program(self) -> None:
         """Goes to the working directory and looks whether the program is there. Raises RuntimeFailure."""
+        step("look for the program")
         self._read_home()
         try:
             os.chdir(self.cwd)
@@ -211,6 +212,7 @@ class Process:
 
         report: takes `x` when only the exec is left to fail. last: what to do before that, confined as the program will be.
         """
+        step("prepare the program's process")
         os.umask(self._umask)
         self._mark_descriptors()  # before any filter: close_range(2) is newer than many profiles
         if self._filter and self._filter.notifies:
@@ -227,8 +229,10 @@ class Process:
         self._chdir_as_user()
         path = self._find_program()
         if self._no_new_privileges:
+            step("set no_new_privs")
             syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
             self._load_filter()
+        step("tell the runtime that all is ready")
         if last:
             last()
         os.write(report.fileno(), b"x")  # a filter that lets nothing but the program's own calls through has write(2)
@@ -263,6 +267,7 @@ class Process:
             resource.setrlimit(number, (hard, hard))
 
     def _load_filter(self) -> None:
+        step("load the seccomp filter")
         if self._filter and self._courier:
             self._courier.load(self._filter)
         elif self._filter:
@@ -270,9 +275,11 @@ class Process:
 
     def _change_user(self, spared: int = 0) -> None:
         """spared: the bits of capabilities that are kept for now."""
+        step("take the capabilities away that the program shall not have")
         if self._capabilities:
             self._capabilities.bound()
         capabilities.keep_through_setuid(True)
+        step(f"become user {self.uid}")
         if self.may_set_groups:
             syscalls.setgroups(self._groups)
         try:

@@ -4,7 +4,7 @@ import _socket
 import os
 
 from lowrt import hooks, log, state
-from lowrt.errors import RuntimeFailure, received_failure
+from lowrt.errors import RuntimeFailure, received_failure, step
 from strata.linux import descriptors, pidfds
 
 
@@ -19,6 +19,7 @@ def start(container: state.Container, notify_socket: str = "") -> None:
 
         notifier, pidfd = notify.of_start(container, notify_socket), pidfds.open_pidfd(container.pid)
     path = f"{container.folder}/{state.START_SOCKET}"
+    step("connect to the container's first process")
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -45,6 +46,7 @@ def start(container: state.Container, notify_socket: str = "") -> None:
 
 def wait_until_it_runs(container: state.Container, connection: descriptors.Socket) -> None:
     """Reads what the container's first process says: `x` before the exec, and then the end, because exec closes its side."""
+    step("wait for the container's program")
     ready = False
     while (received := descriptors.receive(connection))[0]:
         message, passed = received

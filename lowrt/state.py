@@ -11,7 +11,7 @@ import fcntl
 import os
 
 from lowrt import documents
-from lowrt.errors import RuntimeFailure, reason
+from lowrt.errors import RuntimeFailure, reason, step
 from strata.linux import pidfds
 
 TYPE_CHECKING = False
@@ -85,8 +85,12 @@ class Container:
                     os.mkdir(self.folder, 0o711)
             except FileExistsError:
                 raise RuntimeFailure(f"container with given ID already exists: {self.id}{self._half_made()}") from None
-            if self._take_lock():
-                return  # else a delete took it for the remains of a killed create, and removed it
+            try:
+                if self._take_lock():
+                    return  # else a delete took it for the remains of a killed create, and removed it
+            except BaseException:
+                os.rmdir(self.folder)
+                raise
 
     def _half_made(self) -> str:
         """In parentheses, that nobody is making a container that is not there yet: a create was killed."""
@@ -105,6 +109,7 @@ class Container:
 
         Raises NotThere when it is gone (or another one has its ID), RuntimeFailure when its state cannot be read.
         """
+        step(f"lock container {self.id}")
         if not self._take_lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             raise NotThere(self.id)
         known = self.values
@@ -118,6 +123,7 @@ class Container:
 
     def try_lock(self, *, wait: bool) -> bool:
         """Locks the folder, whatever is in it; False where somebody else has it locked and it is not to wait. Raises NotThere."""
+        step(f"lock container {self.id}")
         try:
             if self._take_lock(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
                 return True
@@ -138,8 +144,10 @@ class Container:
                     return True
             except FileNotFoundError:
                 pass
-            except BaseException:
+            except BaseException as error:
                 self.unlock()
+                if isinstance(error, OSError):
+                    error.filename = self.folder
                 raise
             self.unlock()
 
@@ -151,6 +159,7 @@ class Container:
 
     def note(self, name: str, text: str) -> None:
         """Writes a small file into the folder, in one go."""
+        step(f"write {self.folder}/{name}")
         self._write(f"{name}.new", text)
         os.rename(f"{self.folder}/{name}.new", f"{self.folder}/{name}")
 
@@ -174,14 +183,17 @@ class Container:
 
     def prepare(self) -> None:
         """Writes down what `publish` makes the container's state."""
+        step(f"write {self.folder}/state.json")
         self._write("state.json.new", documents.dumps({"version": VERSION, "oldestReader": VERSION, **self.values}))
 
     def publish(self) -> None:
         """From now on the container exists for other commands."""
+        step("make the container known")
         os.rename(f"{self.folder}/state.json.new", f"{self.folder}/state.json")
 
     def remove_folder(self) -> None:
         """Only locked. What says where the container's parts are goes last, for one that is killed meanwhile."""
+        step(f"remove {self.folder}")
         names = os.listdir(self.folder)
         for name in sorted(names, key=("state.json", "making").__contains__):
             path = f"{self.folder}/{name}"
@@ -208,10 +220,7 @@ class Container:
 
     def is_alive(self) -> bool:
         """Whether the container's first process runs: it is the same one (by its start time), and not a zombie."""
-        try:
-            return pidfds.start_time(self.pid) == self.values["startTime"] and not pidfds.is_zombie(self.pid)
-        except ProcessLookupError:
-            return False
+        return pidfds.runs_since(self.pid, self.values["startTime"])
 
     def status(self) -> str:
         """created, running, paused or stopped."""

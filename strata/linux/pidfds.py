@@ -31,17 +31,38 @@ def start_time(pid: int) -> int:
 
     Raises ProcessLookupError when it is gone.
     """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return int(stat.read().rpartition(")")[2].split()[19])
-    except FileNotFoundError:
-        raise ProcessLookupError(3, f"no process {pid}") from None
+    return _state_and_start(pid)[1]
 
 
 def is_zombie(pid: int) -> bool:
     """Whether the process has ended and waits to be reaped; also True when it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
+        return _state_and_start(pid)[0] in "ZX"
+    except ProcessLookupError:
         return True
+
+
+def runs_since(pid: int, start: int) -> bool:
+    """Whether the process with this start time still runs: it is neither gone nor a zombie."""
+    try:
+        state, started = _state_and_start(pid)
+    except ProcessLookupError:
+        return False
+    return started == start and state not in "ZX"
+
+
+def _state_and_start(pid: int) -> tuple[str, int]:
+    """The letter of the process's state, and its start time (proc_pid_stat(5))."""
+    path = f"/proc/{pid}/stat"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fields = os.read(descriptor, 4096).rpartition(b")")[2].split()
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(3, f"no process {pid}") from None
+    except OSError as error:
+        error.filename = path
+        raise
+    return fields[0].decode(), int(fields[19])

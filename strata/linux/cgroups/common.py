@@ -287,6 +287,7 @@ def read(path: str, missing: str | None = None) -> str:
     except OSError as error:
         if missing is not None and error.errno == 19:  # ENODEV: the group is going
             return missing
+        error.filename = path
         raise
     finally:
         os.close(descriptor)
