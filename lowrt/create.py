@@ -58,6 +58,16 @@ class Created:
         self.container, self.spec, self.pidfd, self.master, self._sync = container, spec, pidfd, master, sync
         self.notifier: Notifier | None = None
 
+    def warnings(self) -> list[str]:
+        """What is no failure, but may surprise."""
+        found = config.warnings(self.spec)
+        if not self.container.values["privatePid"] and not self.container.cgroup().folders():
+            found.append(
+                "Creating a rootless container with no cgroup and no private pid namespace. Such configuration is strongly "
+                "discouraged: not all of its processes can be found to be killed"
+            )
+        return found
+
     def start(self) -> None:
         """Lets the program go, and returns when it runs. Raises RuntimeFailure."""
         if self._sync is None:

@@ -241,24 +241,24 @@ def _create_options(call: Call) -> "Any":
 
 
 def _create(call: Call) -> int:
-    from lowrt import config, create
+    from lowrt import create
 
     container_id, options = call.one_id(), _create_options(call)
     options.detach = True
     made = create.create(call.root, container_id, options, call.fds, call.environ)
-    log.warnings(config.warnings(made.spec))
+    log.warnings(made.warnings())
     os.close(made.pidfd)
     return 0
 
 
 def _run_container(call: Call) -> int:
-    from lowrt import config, create
+    from lowrt import create
 
     container_id, options = call.one_id(), _create_options(call)
     options.run = True
     made = create.create(call.root, container_id, options, call.fds, call.environ)
     try:
-        log.warnings(config.warnings(made.spec))
+        log.warnings(made.warnings())
         made.start()
     except BaseException:
         from lowrt import lifecycle

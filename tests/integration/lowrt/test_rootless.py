@@ -252,3 +252,12 @@ def test_a_users_seccomp_filters_are_kept_in_their_own_folder(rootless: Rootless
     folder = rootless.folder / "run/lowrt/.seccomp"
     assert (folder.stat().st_uid, folder.stat().st_mode & 0o777) == (UID, 0o700)
     assert "Seccomp:\t2" in rootless.shell("cat /proc/self/status")
+
+
+def test_a_user_is_warned_of_a_container_whose_processes_cannot_be_found(rootless: Rootless) -> None:
+    linux = rootless.config["linux"]
+    linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "pid"]
+    rootless.config["mounts"] = [mount for mount in rootless.config["mounts"] if mount["type"] != "proc"]
+    linux["maskedPaths"] = linux["readonlyPaths"] = []
+    done = rootless.run("true")
+    assert (done.returncode, "Such configuration is strongly discouraged" in done.stderr) == (0, True)
