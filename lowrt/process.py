@@ -12,7 +12,7 @@ import stat
 
 from lowrt import log, state
 from lowrt.errors import RuntimeFailure, reason, step
-from strata.linux import capabilities, descriptors, keyrings, rlimits, seccomp, syscalls
+from strata.linux import capabilities, descriptors, keyrings, mounts, rlimits, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -350,9 +350,12 @@ class Process:
         except OSError:
             return
         try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
+            # A link to /proc/self/environ would hand out the caller's environment.
+            if not stat.S_ISREG(os.fstat(file).st_mode) or mounts.filesystem(file) == mounts.PROC_MAGIC:
                 return
             content = os.read(file, _PASSWD_LIMIT_BYTES)
+        except OSError:
+            return
         finally:
             os.close(file)
         for line in content.split(b"\n"):

@@ -162,12 +162,13 @@ class Spawner:
 
 
 def _python(script: Path, arguments: list[str], passed: socket.socket) -> "subprocess.Popen[bytes]":
-    # -I and -S: nothing of the environment and no site-packages; what runs here needs the standard library only.
+    # -I and -S: nothing of the environment and no site-packages; what runs here needs the standard library only. UTF-8 whatever
+    # the locale is: no character set has to be looked for, above all not in a container's root.
     interpreter = os.path.realpath(sys.executable)
     view = _read_only(interpreter)
     try:
         return subprocess.Popen(
-            [interpreter, "-IS", str(script), *arguments],
+            [interpreter, "-ISXutf8", str(script), *arguments],
             executable=interpreter if view is None else f"/proc/{os.getpid()}/fd/{view}",
             pass_fds=[passed.fileno()],
             stdin=subprocess.DEVNULL,

@@ -107,9 +107,10 @@ int main(int count, char **given, char **environment)
         return 1;
     }
     wake_cgroups(command);
-    /* -I and -S: nothing of the environment, and no site-packages. */
+    /* -I and -S: nothing of the environment, and no site-packages. Paths and messages are UTF-8 whatever the caller's locale is:
+     * config.json is, and no character set has to be looked for, above all not in a container's root. */
     arguments[0] = PYTHON;
-    arguments[1] = "-IS";
+    arguments[1] = "-ISXutf8";
     arguments[2] = program;
     for (int i = 1; i <= count; i++) /* with the NULL at the end */
         arguments[i + 2] = given[i];

@@ -178,12 +178,12 @@ def setgroups(groups: list[int]) -> None:
 
 def sethostname(name: str) -> None:
     """sethostname(2)."""
-    call(_SETHOSTNAME, name.encode(), len(name.encode()))
+    call(_SETHOSTNAME, name.encode(), len(name.encode()), what="sethostname")
 
 
 def setdomainname(name: str) -> None:
     """setdomainname(2)."""
-    call(_SETDOMAINNAME, name.encode(), len(name.encode()))
+    call(_SETDOMAINNAME, name.encode(), len(name.encode()), what="setdomainname")
 
 
 def personality(persona: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from strata.linux import capabilities, namespaces
 from tests.conftest import wait_for
-from tests.integration.escapes.conftest import give_capabilities
+from tests.integration.escapes.conftest import SUBORDINATE_ID, give_capabilities
 from tests.integration.lowrt.conftest import LOWRT, Runtime
 
 
@@ -133,6 +133,21 @@ def test_root_of_a_user_namespace_gets_nothing_of_a_process_that_enters(
     with naive_exec(runtime.state()["pid"], tmp_path):
         wait_for(lambda: "seized 000001ffffffffff" in watching.got(), what="the watcher to take hold of it")
         assert any(tmp_path.name in what and "opened" in what for what in watching.got())
+
+
+def test_a_first_process_that_waits_for_its_start_is_hidden(
+    runtime: Runtime, give_user_namespace: Callable[[Runtime], None]
+) -> None:
+    """The files in /proc of a process that may not be looked into are the host's root's, whoever it is itself (proc(5))."""
+    give_user_namespace(runtime)
+    runtime.config["process"]["args"] = ["sleep", "100"]
+    runtime.write()
+    null = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "capture_output": False}
+    runtime.call("create", "--bundle", runtime.bundle, runtime.id, check=True, **null)
+    environment = Path(f"/proc/{runtime.state()['pid']}/environ")
+    assert environment.stat().st_uid == 0
+    runtime.call("start", runtime.id, check=True)
+    assert environment.stat().st_uid == SUBORDINATE_ID, "the proof that it would be seen"
 
 
 def test_root_without_privileges_gets_nothing_of_a_process_that_enters(runtime: Runtime, watcher: Callable[[], Watcher]) -> None:

@@ -26,7 +26,7 @@ class Spawner:
         syscalls.mount_setattr(view, recursive=False, set_=1)
         module = f"{__name__ if __name__ != '__main__' else 'tests.integration.lowrt.warm'}_monitor:run"
         script = [CHECKOUT / "highrt/spawner/__main__.py", "--entry", "lowrt.main:run", "--monitor", module]
-        python = [f"/proc/{os.getpid()}/fd/{view}", "-IS", *script, "--socket", str(theirs.fileno())]
+        python = [f"/proc/{os.getpid()}/fd/{view}", "-ISXutf8", *script, "--socket", str(theirs.fileno())]
         self._process = subprocess.Popen([*wrapped, *python], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         self._version = self._ours.recv(16)
