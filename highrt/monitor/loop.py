@@ -1,8 +1,8 @@
 """The monitor's event loop: descriptors, timers and children, on poll(2) and one thread."""
 
+import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
 import os
 import select
-import signal
 import time
 
 TYPE_CHECKING = False

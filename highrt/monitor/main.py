@@ -1,7 +1,7 @@
 """The monitor's main: from a descriptor and a request to the event loop. Forked from the spawner, or started cold."""
 
+import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
 import os
-import signal
 import sys
 
 from highrt.monitor import record, wire

@@ -1,7 +1,7 @@
 """Calls of the OCI runtime: in this process where the spawner brought its entry point, else as a program of its own."""
 
+import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
 import os
-import signal
 
 from highrt.monitor import wire
 from highrt.monitor.loop import Loop

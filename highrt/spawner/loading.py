@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_STANDARD = ("ctypes", "fcntl", "resource", "select", "signal", "stat", "struct", "termios", "time")
+_STANDARD = ("ctypes", "fcntl", "resource", "select", "stat", "struct", "termios", "time")
 """Modules of the standard library that runtimes import late."""
 
 

@@ -8,9 +8,9 @@ A fork, and the copying of the pages that the child then writes to, is half of w
 spare waits, forked and rehearsed, for the next message; the one after it is forked once the answer is out.
 """
 
+import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
 import gc
 import os
-import signal
 import sys
 
 from highrt.spawner import loading
