@@ -360,6 +360,24 @@ def test_no_group_of_the_caller_comes_along(
     assert subprocess.run(execute, capture_output=True, text=True, timeout=30, check=False).stdout.split() == ["Groups:", "5"]
 
 
+def test_no_image_makes_the_callers_groups_come_along(runtime: Runtime) -> None:
+    """A user namespace may forbid setgroups(2), and then the groups stay as they are: /proc/self/setgroups tells. An image
+    without /proc can say there what it likes."""
+    runtime.config["mounts"] = [mount for mount in runtime.config["mounts"] if mount["destination"] != "/proc"]
+    runtime.config["process"]["user"] = {"uid": 1000, "gid": 1000}
+    fake = runtime.bundle / "rootfs/proc/self/setgroups"
+    fake.parent.mkdir(parents=True)
+    fake.write_text("deny\n")
+    lowrt = ["setpriv", "--groups=6,27,999", LOWRT, "--root", runtime.root]
+    runtime.config["process"]["args"] = ["id", "-G"]
+    runtime.write()
+    run = [*lowrt, "run", "--bundle", runtime.bundle, runtime.id]
+    assert subprocess.run(run, capture_output=True, text=True, timeout=30, check=False).stdout.split() == ["1000"]
+    runtime.start("sleep", "100")
+    execute = [*lowrt, "exec", runtime.id, "id", "-G"]
+    assert subprocess.run(execute, capture_output=True, text=True, timeout=30, check=False).stdout.split() == ["1000"]
+
+
 @contextmanager
 def bystander() -> Iterator[int]:
     """A process group of the host's, with somebody in it who wants to live; and where lowrt is called from."""
