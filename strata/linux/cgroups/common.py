@@ -68,16 +68,17 @@ class Cgroup:
     def take(self, pid: int, resources: "Resources", *, lenient: bool = False) -> None:
         """Makes the group with its limits, and moves its first process in."""
         self.prepare(resources, lenient=lenient)
-        if not lenient:
-            self.add(pid)
-            return
         for folder in self.folders():
             try:
                 join(folder, pid)
             except OSError as error:
-                if error.errno not in DENIED:
+                if error.errno not in DENIED or not (lenient or self.does_without(folder)):
                     raise
                 self.paths = {name: path for name, path in self.paths.items() if path != folder}
+
+    def does_without(self, folder: str) -> bool:
+        """Whether it is the v2 tree beside v1's: it has no controllers that v1 has, and users are given v1's folders only."""
+        return len(self.paths) > 1 and folder == self.paths.get("")
 
     def exists(self) -> bool:
         return any(os.path.isdir(folder) for folder in self.folders())

@@ -43,7 +43,7 @@ class CgroupV1(Cgroup):
             try:
                 self.made += make_folders(folder)
             except OSError as error:
-                if not lenient or error.errno not in DENIED:
+                if error.errno not in DENIED or not (lenient or self.does_without(folder)):
                     raise
                 self.paths = {name: path for name, path in self.paths.items() if path != folder}
         if folder := self.paths.get("cpuset", ""):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from strata.linux import cgroups
 from tests.conftest import wait_for
 
 REPOSITORY = Path(__file__).parents[3]
@@ -261,3 +262,31 @@ def test_a_user_is_warned_of_a_container_whose_processes_cannot_be_found(rootles
     linux["maskedPaths"] = linux["readonlyPaths"] = []
     done = rootless.run("true")
     assert (done.returncode, "Such configuration is strongly discouraged" in done.stderr) == (0, True)
+
+
+@pytest.mark.skipif(cgroups.mode() != "hybrid", reason="there is no v2 tree beside cgroup v1 here")
+def test_a_user_who_was_given_folders_of_cgroup_v1_needs_none_in_the_v2_tree_beside_it(rootless: Rootless) -> None:
+    given = cgroups.open_cgroup(f"/strata-test-{rootless.id}")
+    given.create()
+    try:
+        for name, folder in given.paths.items():
+            if name == "" or name.startswith("name="):
+                continue
+            for path in (folder, f"{folder}/cgroup.procs", f"{folder}/cpuset.cpus", f"{folder}/cpuset.mems"):
+                if os.path.exists(path):
+                    os.chown(path, UID, GID)
+        named = next((folder for name, folder in given.paths.items() if name.startswith("name=")), None)
+        if named:
+            os.chown(named, UID, GID)
+            os.chown(f"{named}/cgroup.procs", UID, GID)
+        rootless.config["linux"]["cgroupsPath"] = f"/strata-test-{rootless.id}/inner"
+        rootless.config["linux"]["resources"] = {"pids": {"limit": 17}}
+        rootless.start("sleep", "100")
+        inner = cgroups.open_cgroup(f"/strata-test-{rootless.id}/inner")
+        assert Path(inner.paths["pids"], "pids.max").read_text() == "17\n"
+        assert not os.path.exists(inner.paths[""])
+        assert rootless.call("exec", rootless.id, "cat", "/proc/self/cgroup").stdout.count("inner\n") == len(inner.paths) - 1
+        rootless.call("delete", "--force", rootless.id, check=True)
+        assert not any(os.path.exists(folder) for folder in inner.folders())
+    finally:
+        given.destroy()
