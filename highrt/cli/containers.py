@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from grpclib.exceptions import GRPCError
 from highrt.cli import formats, session, terminal
 from highrt.cli.connection import DaemonError, run
 from highrt.cli.run import environment, failure_of
+from highrt.person.loglines import nanoseconds
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -205,15 +207,15 @@ def since_ns(text: str) -> int:
     if not text:
         return 0
     if re.fullmatch(r"\d{9,}(\.\d+)?", text):
-        return int(float(text) * 1e9)
+        return int(Decimal(text) * 10**9)
     if match := _DURATION.fullmatch(text):
         hours, minutes, seconds = (float(part or 0) for part in match.groups())
         return time.time_ns() - int((hours * 3600 + minutes * 60 + seconds) * 1e9)
     try:
-        moment = datetime.fromisoformat(text)
+        # Exact to the nanosecond: who copies a line's stamp wants that line.
+        return nanoseconds(text) if "T" in text and text.endswith("Z") else int(datetime.fromisoformat(text).timestamp() * 1e9)
     except ValueError as error:
         raise click.BadParameter(f"--since {text!r}: write a time like 2026-01-31T12:00:00Z, or a duration like 1h30m") from error
-    return int(moment.timestamp() * 1e9)
 
 
 def _each(ctx: click.Context, containers: tuple[str, ...], act: Callable[[HighrtStub, str], Awaitable[Any]]) -> None:

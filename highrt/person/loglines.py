@@ -29,14 +29,14 @@ def parse(raw: bytes) -> Line | None:
         return None
     stamp, stream, tag, data = match.groups()
     try:
-        time_ns = _nanoseconds(stamp.decode())
+        time_ns = nanoseconds(stamp.decode())
     except ValueError:
         return None
     return Line(time_ns, 1 if stream == b"stdout" else 2, data + (b"\n" if tag == b"F" else b""))
 
 
-def _nanoseconds(stamp: str) -> int:
-    """RFC 3339 with up to nine digits after the second, which datetime cuts at six."""
+def nanoseconds(stamp: str) -> int:
+    """A time of RFC 3339 with up to nine digits after the second, which datetime cuts at six. Raises ValueError."""
     match = re.fullmatch(r"(.*T\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", stamp)
     if not match:
         raise ValueError(f"{stamp!r} is not an RFC 3339 time")

@@ -71,6 +71,8 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_times() -> None:
     assert since_ns("") == 0
     assert since_ns("2026-01-31T12:00:00Z") == 1769860800_000_000_000
+    assert since_ns("2026-01-31T12:00:00.123456789Z") == 1769860800_123_456_789
+    assert since_ns("1769860800.123456789") == 1769860800_123_456_789
     assert since_ns("1769860800") == 1769860800_000_000_000
     assert abs(since_ns("1h30m") - (time.time_ns() - 5400 * 10**9)) < 10**9
 
