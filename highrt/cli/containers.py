@@ -18,7 +18,7 @@ from grpclib.exceptions import GRPCError
 from highrt.cli import formats, session, terminal
 from highrt.cli.connection import DaemonError, run
 from highrt.cli.run import environment, failure_of
-from highrt.person.loglines import nanoseconds
+from highrt.person import loglines
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -213,7 +213,11 @@ def since_ns(text: str) -> int:
         return time.time_ns() - int((hours * 3600 + minutes * 60 + seconds) * 1e9)
     try:
         # Exact to the nanosecond: who copies a line's stamp wants that line.
-        return nanoseconds(text) if "T" in text and text.endswith("Z") else int(datetime.fromisoformat(text).timestamp() * 1e9)
+        return (
+            loglines.nanoseconds(text)
+            if "T" in text and text.endswith("Z")
+            else int(datetime.fromisoformat(text).timestamp() * 1e9)
+        )
     except ValueError as error:
         raise click.BadParameter(f"--since {text!r}: write a time like 2026-01-31T12:00:00Z, or a duration like 1h30m") from error
 
