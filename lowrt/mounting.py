@@ -299,11 +299,11 @@ def _mount_cgroup(root: "Rootfs", mount: Mount) -> None:
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), entry.name, dir_fd=made)  # cpu → cpu,cpuacct
                 continue
-            own = [folder for folder in root.cgroup_folders if folder.startswith(f"{entry.path}/")]
-            if own:  # else it is no hierarchy, or one that the container has no group in
+            own = [_or_its_parent(folder) for folder in root.cgroup_folders if folder.startswith(f"{entry.path}/")]
+            if own and os.path.isdir(own[0]):  # else it is no hierarchy, or one that the container has no group in
                 os.mkdir(entry.name, 0o755, dir_fd=made)
                 # By name in the new tmpfs, which nobody else can have changed.
-                mounts.mount(_or_its_parent(own[0]), f"/proc/self/fd/{made}/{entry.name}", "", mounts.BIND)
+                mounts.mount(own[0], f"/proc/self/fd/{made}/{entry.name}", "", mounts.BIND)
     set_, _ = mounts.attributes(mount.flags & mounts.PER_MOUNT & ~mounts.ATIMES)
     if set_:
         syscalls.mount_setattr(made, recursive=True, set_=set_)

@@ -282,6 +282,7 @@ def test_a_user_who_was_given_folders_of_cgroup_v1_needs_none_in_the_v2_tree_bes
         rootless.config["linux"]["cgroupsPath"] = f"/strata-test-{rootless.id}/inner"
         rootless.config["linux"]["resources"] = {"pids": {"limit": 17}}
         rootless.start("sleep", "100")
+        assert "pids" in rootless.call("exec", rootless.id, "ls", "/sys/fs/cgroup").stdout.split()
         inner = cgroups.open_cgroup(f"/strata-test-{rootless.id}/inner")
         assert Path(inner.paths["pids"], "pids.max").read_text() == "17\n"
         assert not os.path.exists(inner.paths[""])
