@@ -7,11 +7,12 @@ interpreter's file in a mount namespace of the test's own.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -170,31 +171,45 @@ def test_a_mount_of_the_interpreter_that_can_be_written_is_noticed() -> None:
     os.close(held)
 
 
-def test_no_process_of_lowrt_has_a_writable_interpreter(runtime: Runtime, tmp_path: Path) -> None:
+@contextmanager
+def running(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that goes on by itself, and is ended with the test."""
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=null, stdout=null)
+    try:
+        yield process
+    finally:
+        for pid in (*descendants(process.pid), process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_no_process_of_lowrt_has_a_writable_interpreter(runtime: Runtime) -> None:
     """The run that waits, the first process before its program, the exec that waits, and the helpers of exec."""
     runtime.config["process"]["args"] = ["sleep", "100"]
     runtime.write()
+    lowrt = (LOWRT, "--root", runtime.root)
+    with running(*lowrt, "run", "--bundle", runtime.bundle, runtime.id) as waiting:
+        wait_for(lambda: runtime.call("exec", runtime.id, "true").returncode == 0, what="the container")
+        assert is_read_only(waiting.pid)
+        slow = ("strace", "-f", "-o", "/dev/null", "--inject=setns:delay_enter=1000000", "--inject=setsid:delay_enter=1000000")
+        with running(*slow, *lowrt, "exec", runtime.id, "true") as entering:
+            looked_at = set()
+            while entering.poll() is None:
+                for pid in set(descendants(entering.pid)) - looked_at:
+                    with suppress(FileNotFoundError):
+                        before = comm(pid)
+                        held = os.open(f"/proc/{pid}/exe", os.O_PATH)
+                        read_only = is_view(held)
+                        os.close(held)
+                        if before == comm(pid) and "python" in before:
+                            assert read_only
+                            looked_at.add(pid)
+            assert len(looked_at) >= 3, "the command, its helper, and the process in the container"
+        runtime.call("kill", runtime.id, "KILL", check=True)
+        waiting.wait(10)
     null = subprocess.DEVNULL
-    lowrt = [LOWRT, "--root", runtime.root]
-    waiting = subprocess.Popen([*lowrt, "run", "--bundle", runtime.bundle, runtime.id], stdin=null, stdout=null)
-    wait_for(lambda: runtime.call("exec", runtime.id, "true").returncode == 0, what="the container")
-    assert is_read_only(waiting.pid)
-    slow = ["strace", "-f", "-o", "/dev/null", "--inject=setns:delay_enter=1000000", "--inject=setsid:delay_enter=1000000"]
-    entering = subprocess.Popen([*slow, *lowrt, "exec", runtime.id, "true"], stdin=null, stdout=null)
-    looked_at = set()
-    while entering.poll() is None:
-        for pid in set(descendants(entering.pid)) - looked_at:
-            with suppress(FileNotFoundError):
-                before = comm(pid)
-                held = os.open(f"/proc/{pid}/exe", os.O_PATH)
-                read_only = is_view(held)
-                os.close(held)
-                if before == comm(pid) and "python" in before:
-                    assert read_only
-                    looked_at.add(pid)
-    assert len(looked_at) >= 3, "the command, its helper, and the process in the container"
-    runtime.call("kill", runtime.id, "KILL", check=True)
-    waiting.wait()
     runtime.call("create", "--bundle", runtime.bundle, runtime.id, check=True, stdout=null, stderr=null, capture_output=False)
     assert is_read_only(runtime.state()["pid"])
 
@@ -233,11 +248,6 @@ def test_lowrt_runs_from_a_view_wherever_it_lies(runtime: Runtime, tmp_path: Pat
         command.symlink_to("lowrt")
     runtime.config["process"]["args"] = ["sleep", "100"]
     runtime.write()
-    null = subprocess.DEVNULL
-    waiting = subprocess.Popen([command, "--root", runtime.root, "run", "--bundle", runtime.bundle, runtime.id], stdin=null)
-    try:
+    with running(command, "--root", runtime.root, "run", "--bundle", runtime.bundle, runtime.id) as waiting:
         wait_for(lambda: runtime.call("exec", runtime.id, "true").returncode == 0, what="the container")
         assert is_read_only(waiting.pid)
-    finally:
-        runtime.clean()
-        waiting.wait(10)
