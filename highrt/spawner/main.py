@@ -11,6 +11,7 @@ spare waits, forked and rehearsed, for the next message; the one after it is for
 import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
 import gc
 import os
+import select
 import sys
 
 from highrt.spawner import loading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
+_BUSY_MILLISECONDS = 20
 _PR_SET_NAME = 15
 
 
@@ -40,7 +42,9 @@ def run(entry_name: str, monitor_name: str, socket: int) -> None:
         sock.send(bytes([VERSION]))
         spare = Spare(entry, monitor)
         while _serve(sock, spare):
-            spare = spare if spare.waits else Spare(entry, monitor)
+            if not spare.waits:
+                _leave_the_container_alone(sock)
+                spare = Spare(entry, monitor)
     except OSError:  # highrt was killed with messages unread
         return
 
@@ -80,6 +84,15 @@ def _become_spare(entry: "Any", monitor: "Any", sock: descriptors.Socket) -> Non
             status = monitor(entry, found[0])
     finally:
         os._exit(status)
+
+
+def _leave_the_container_alone(sock: descriptors.Socket) -> None:
+    """Lets the container that is on its way have the CPUs, unless somebody asks for the next one. On cgroup v1 the next spare is
+    wanted at once: it wakes the cgroups for that container."""
+    if cgroups.mode() == "v2":
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        poll.poll(_BUSY_MILLISECONDS)
 
 
 def _wake_cgroups() -> None:
