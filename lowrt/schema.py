@@ -2,7 +2,7 @@
 
 `fit` brings a decoded document into that shape, so that all that reads it later finds the types that the spec says, and no
 nulls: a field that is null is one that is not there, as for Go's decoder, on which callers rely. Fields that the spec does not
-have are left out. What the values mean is checked by `config`.
+have are left out; one whose name is in another case is taken for the spec's. What the values mean is checked by `config`.
 """
 
 TYPE_CHECKING = False
@@ -196,17 +196,24 @@ def _fit_word(value: "Any", kind: Word) -> str:
 def _fit_object(value: "Any", kinds: "dict[str, Any]") -> "dict[str, Any]":
     if type(value) is not dict:
         raise Misfit(f"must be an object, not {_what(value)}")
-    for name, inner in tuple(value.items()):
-        kind = kinds.get(name)
-        if kind is None or inner is None:
-            del value[name]
+    for given, inner in tuple(value.items()):
+        name = given if given in kinds else _in_another_case(given, kinds)
+        if name != given or inner is None:
+            del value[given]
+        if name is None or inner is None or (name != given and name in value):
             continue
         try:
-            value[name] = fit(inner, kind)
+            value[name] = fit(inner, kinds[name])
         except Misfit as misfit:
             misfit.path.append(f".{name}")
             raise
     return value
+
+
+def _in_another_case(given: "Any", kinds: "dict[str, Any]") -> str | None:
+    """Go's decoder takes names in any case, and so do those who write for it: a limit that is overlooked would be none."""
+    lowered = given.lower()
+    return next((name for name in kinds if name.lower() == lowered), None)
 
 
 def _fit_list(value: "Any", kind: "Any") -> "list[Any]":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lowrt import events, execute, lifecycle, resources
+from lowrt import events, execute, lifecycle, resources, schema
 from lowrt.errors import RuntimeFailure
 
 
@@ -157,3 +157,10 @@ def test_signals_have_names_and_numbers() -> None:
     for bad in ("NOSUCH", "RTMIN+x", "99", "-1", "SIG_DFL", ""):
         with pytest.raises(RuntimeFailure, match="unknown signal"):
             lifecycle.signal_number(bad)
+
+
+def test_names_in_another_case_are_not_overlooked() -> None:
+    found = schema.fit({"CPU": {"Cpus": "1"}, "hugepageLimits": [{"pagesize": "2MB", "limit": 5}]}, schema.RESOURCES)
+    assert found == {"cpu": {"cpus": "1"}, "hugepageLimits": [{"pageSize": "2MB", "limit": 5}]}
+    assert schema.fit({"PIDS": {"limit": 1}, "pids": {"limit": 2}}, schema.RESOURCES) == {"pids": {"limit": 2}}
+    assert schema.fit({"Pids": None, "unified": {"A.b": "x"}, "nosuch": 1}, schema.RESOURCES) == {"unified": {"A.b": "x"}}

@@ -98,3 +98,4 @@ def systemd_runtime(open_folder: Path) -> Iterator[SystemdRuntime]:
         yield made
     finally:
         made.clean()
+        systemctl("stop", "machine.slice")  # it stays when the last of its units goes

@@ -1,5 +1,6 @@
 """Containers that manage cgroups of their own: a writable cgroup mount on v2, as systemd, Docker and kubelets inside need it."""
 
+import os
 from typing import Any
 
 from tests.conftest import wait_for
@@ -64,6 +65,7 @@ def test_a_group_is_delegated_to_the_containers_root(runtime: BootedRuntime) -> 
         linux["namespaces"] += [{"type": "cgroup"}]
     linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
     linux["resources"]["memory"] = {"limit": 64 << 20}
+    os.chown(runtime.bundle / "rootfs", 100000, 100000)  # mount points are made in it
     runtime.start("sh", "-c", "while :; do sleep 1; done")
     folder = runtime.folder()
     assert folder.stat().st_uid == 100000
