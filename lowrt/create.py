@@ -444,7 +444,10 @@ class _Making:
 
     def was_killed_for_memory(self) -> bool:
         """Whether the kernel killed in the cgroup: then that is the reason for all that failed after it."""
-        return self._own_cgroup and bool(self._cgroup.oom_kill_count())
+        try:
+            return self._own_cgroup and bool(self._cgroup.oom_kill_count())
+        except OSError:
+            return False  # a group that cannot be made cannot be read either, and undoing must go on
 
     def undo(self) -> str:
         """Takes back what was made; what could not be taken back, as the end of a message, else ""."""

@@ -53,7 +53,9 @@ def debug(text: str) -> None:
 
 
 def warning(text: str) -> None:
-    """What is no failure, but may surprise."""
+    """What is no failure, but may surprise. In one line, whatever words of a configuration are in it."""
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode()
     if _descriptor >= 0 or _json:
         _write(_line("warning", text))
     else:
