@@ -56,7 +56,7 @@ def mode(request: Any) -> str:
 @pytest.fixture
 def booted(mode: str, tmp_path: Path, v2_lane: Lane) -> Iterator[Booted]:
     with ExitStack() as stack:
-        script = "mount -t tmpfs none /run/systemd && mkdir /run/systemd/system && echo ready && read end"
+        script = "mount -t tmpfs none /run && mkdir -p /run/systemd/system && echo ready && read end"
         command = [*(v2_lane.prefix if mode == "v2" else ()), "unshare", "--mount", "sh", "-ec", script]
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         stack.callback(holder.communicate)
