@@ -272,7 +272,7 @@ def warnings(spec: "Spec") -> list[str]:
     for mount in spec.get("mounts") or ():
         if not mount["destination"].startswith("/"):
             found.append(f"mount destination {mount['destination']} is not absolute: it is taken from the root on")
-    return found
+    return found + resources.warnings((spec.get("linux") or {}).get("resources") or {})
 
 
 def capability_warnings(process: "Spec", *, in_user_namespace: bool) -> list[str]:

@@ -115,10 +115,10 @@ class CgroupV1(Cgroup):
             raise OSError(_EBUSY, f"unable to set memory limit to {limit} (current usage: {usage}, peak usage: {peak})") from None
 
     def _apply_cpu(self, cpu: "dict[str, Any]") -> None:
-        idle = cpu.get("idle")
-        if idle == 0:
+        if (idle := cpu.get("idle")) is not None:
             self._set("cpu", "cpu.idle", idle)
-        if shares := cpu.get("shares"):
+        shares = cpu.get("shares")
+        if shares and idle != 1:  # an idle group takes none
             self._set("cpu", "cpu.shares", shares)
             if (now := read_number(f"{self.paths['cpu']}/cpu.shares")) != shares:
                 word = "maximum" if shares > now else "minimum"
@@ -142,8 +142,6 @@ class CgroupV1(Cgroup):
             self._set("cpu", "cpu.cfs_quota_us", quota)
         for name, value in later:
             self._set("cpu", name, value)
-        if idle:  # an idle group takes no shares
-            self._set("cpu", "cpu.idle", idle)
         self._apply_realtime(cpu.get("realtimePeriod") or 0, cpu.get("realtimeRuntime") or 0)
 
     def _apply_realtime(self, period: int, runtime: int) -> None:

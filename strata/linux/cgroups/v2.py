@@ -155,8 +155,10 @@ class CgroupV2(Cgroup):
         network = resources.get("network") or {}
         if network.get("classID") or network.get("priorities"):
             raise OSError(_EOPNOTSUPP, "network class and priorities: not supported on cgroup v2")
-        for name, value in (resources.get("unified") or {}).items():
-            self._apply_unified(name, value)
+        unified = resources.get("unified") or {}
+        for name, value in unified.items():
+            if name != "cpu.weight" or unified.get("cpu.idle", "").strip() != "1":
+                self._apply_unified(name, value)
 
     def _apply_memory(self, memory: "dict[str, Any]") -> None:
         if memory.get("disableOOMKiller"):
@@ -194,13 +196,11 @@ class CgroupV2(Cgroup):
         for key in ("realtimePeriod", "realtimeRuntime"):
             if cpu.get(key):
                 raise OSError(_EOPNOTSUPP, f"cpu.{key}: not supported on cgroup v2")
-        idle = cpu.get("idle")
-        if idle == 0:
+        if (idle := cpu.get("idle")) is not None:
             self._set("cpu.idle", idle)
-        if weight := convert.cpu_weight(cpu.get("shares") or 0):
+        weight = convert.cpu_weight(cpu.get("shares") or 0)
+        if weight and idle != 1:  # an idle group takes none
             self._set("cpu.weight", weight)
-        if idle:  # an idle group takes no weight
-            self._set("cpu.idle", idle)
         quota, period, burst = cpu.get("quota") or 0, cpu.get("period") or 0, cpu.get("burst")
         if burst is not None:
             try:

@@ -124,6 +124,20 @@ def test_unified_keys_are_properties_too(systemd_runtime: SystemdRuntime) -> Non
     }  # fmt: skip
 
 
+def test_an_idle_container_has_no_weight_until_it_is_given_one(systemd_runtime: SystemdRuntime) -> None:
+    runtime = systemd_runtime
+    runtime.start("sleep", "100")
+    file = runtime.bundle / "resources.json"
+    for unified, idle in (({"cpu.idle": "1", "cpu.weight": "8"}, "1"), ({"cpu.weight": "8"}, "0")):
+        file.write_text(json.dumps({"unified": unified}))
+        runtime.call("update", "--resources", file, runtime.id, check=True)
+        assert runtime.value("cpu.idle") == idle
+    runtime.call("update", "--cpu-share", "200", "--cpu-idle", "1", runtime.id, check=True)
+    assert runtime.value("cpu.idle") == "1"
+    runtime.call("update", "--cpu-share", "200", runtime.id, check=True)
+    assert (runtime.value("cpu.idle"), runtime.value("cpu.weight")) == ("0", "29")
+
+
 def test_annotations_set_properties_of_the_unit(systemd_runtime: SystemdRuntime) -> None:
     runtime = systemd_runtime
     runtime.config["annotations"] = {
