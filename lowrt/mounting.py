@@ -226,7 +226,7 @@ def _tmpfs_like_its_folder(root: "Rootfs", mount: Mount) -> "tuple[int, list[str
     """The place of a tmpfs and its options: with the mode of the folder that it covers, if that was not made for it."""
     try:
         place = root.open(root.inside(mount.destination))
-    except FileNotFoundError:
+    except OSError:  # there is nothing, or what cannot be
         return _place(root, mount, root.make_folder), mount.data
     return place, [f"mode={stat.S_IMODE(os.fstat(place).st_mode):04o}", *mount.data]
 

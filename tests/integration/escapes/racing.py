@@ -18,6 +18,8 @@ from strata.linux import mounts, namespaces, syscalls
 
 _RENAMEAT2 = 316 if os.uname().machine == "x86_64" else 276
 _EXCHANGE = 2
+_PR_SET_PDEATHSIG = 1
+_MOST_SECONDS = 20  # for a try
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -32,6 +34,7 @@ def swapping(one: Path, other: Path) -> Iterator[None]:
     pid = os.fork()
     if pid == 0:
         try:
+            syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             os.nice(5)
             while True:
                 exchange(one, other)
@@ -73,6 +76,8 @@ def _one(make: Callable[[], object], look: Look) -> list[str]:
     pid = os.fork()
     if pid == 0:
         try:
+            syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            signal.alarm(_MOST_SECONDS)
             os.close(read)
             outcome = "made"
             syscalls.unshare(namespaces.NEWNS)

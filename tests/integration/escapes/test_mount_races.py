@@ -4,7 +4,7 @@ Each race is also run against a runtime that checks a path and then uses it: the
 """
 
 import os
-import subprocess
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,23 +104,29 @@ def test_what_is_made_for_mounts_is_made_inside(scene: Scene, count: int) -> Non
     """CVE-2024-45310: runc made a missing mount point with MkdirAll on a path that it had checked before. With a folder of a
     shared volume swapped for a link meanwhile, the empty folders and files came to be on the host.
     """
-    spec = scene.spec(
-        {"destination": "/vol/place/new/folder", "source": "tmpfs", "type": "tmpfs"},
-        {"destination": "/vol/place/new.file", "source": str(scene.file), "options": ["bind"]},
-        devices=[{"path": "/vol/place/node", "type": "p"}],
-    )
-    spec["process"] = {"cwd": "/vol/place/working/directory"}
+
+    def make() -> None:
+        name = f"new{os.getpid()}"  # each try has something to make
+        spec = scene.spec(
+            {"destination": f"/vol/place/{name}/folder", "source": "tmpfs", "type": "tmpfs"},
+            {"destination": f"/vol/place/{name}.file", "source": str(scene.file), "options": ["bind"]},
+            devices=[{"path": f"/vol/place/{name}.node", "type": "p"}],
+        )
+        spec["process"] = {"cwd": f"/vol/place/{name}.working/directory"}
+        lowrts_way(spec, scene.root)()
+
+    def naive() -> None:
+        os.makedirs(scene.checked(f"/vol/place/new{os.getpid()}/folder"))
 
     def look(*_: object) -> list[str]:
         found = [name for name in os.listdir(scene.host) if name != "in"]
-        for name in ("new", "new.file", "node", "working"):
-            for folder in (scene.host, scene.volume / "place", scene.volume / "link"):
-                subprocess.run(["rm", "-rf", folder / name], stderr=subprocess.DEVNULL, check=False)
+        for name in found:
+            shutil.rmtree(scene.host / name)
         return found
 
     with scene.attack:
-        won = until_won(scene.naive(lambda: os.makedirs(scene.checked("/vol/place/new") + "/folder", exist_ok=True)), look)
-        tries = many(count, lowrts_way(spec, scene.root), look)
+        won = until_won(scene.naive(naive), look)
+        tries = many(count, make, look)
     assert won.escapes
     assert tries.escapes == []
     assert tries.made > count // 20
