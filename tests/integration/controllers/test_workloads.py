@@ -48,9 +48,13 @@ async def test_a_deployment_rolls_out_scales_updates_and_goes_back(client: Clien
     change = {"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "example/image:2"}]}}}}
     await client.patch(DEPLOYMENTS, "web", change, "default")
 
-    async def finished() -> bool:
+    def count(*_: object) -> None:
         nonlocal most
         most = max(most, len(kubelet.list()))
+
+    kubelet.add_handler(on_add=count)
+
+    async def finished() -> bool:
         return has_rolled_out(await client.get(DEPLOYMENTS, "web", "default"))
 
     await eventually(finished, "the update", seconds=20)
