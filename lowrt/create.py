@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     Spec = dict[str, Any]
 
-_SIGKILL = 9
 _SEQPACKET = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
 # What every container may use (config-linux, Default Devices), whatever the rules before say: to make any node, terminals,
 # /dev/net/tun, and the devices of these paths, unless the configuration has others there.
@@ -53,10 +52,11 @@ class Created:
     `Options.run`, sync: the connection to that process, where it waits for `go`."""
 
     def __init__(
-        self, container: state.Container, spec: "Spec", pidfd: int, master: int, sync: descriptors.Socket | None
+        self, container: state.Container, spec: "Spec", pidfd: int, master: int, sync: descriptors.Socket | None,
+        notifier: "Notifier | None",
     ) -> None:  # fmt: skip
         self.container, self.spec, self.pidfd, self.master, self._sync = container, spec, pidfd, master, sync
-        self.notifier: Notifier | None = None
+        self.notifier = notifier
 
     def warnings(self) -> list[str]:
         """What is no failure, but may surprise."""
@@ -204,9 +204,8 @@ class _Making:
         container.unlock()
         if listener is None:
             self._sockets.remove(sync)
-        made = Created(container, self._spec, self._pidfd, self._master, sync if listener is None else None)
-        made.notifier = self._notifier
-        return made
+        kept = sync if listener is None else None
+        return Created(container, self._spec, self._pidfd, self._master, kept, self._notifier)
 
     # --- steps
 
@@ -452,11 +451,7 @@ class _Making:
     def undo(self) -> str:
         """Takes back what was made; what could not be taken back, as the end of a message, else ""."""
         if self._pid:
-            try:
-                os.kill(self._pid, _SIGKILL)  # a child that nobody has waited for: the number is still its own
-                os.waitpid(self._pid, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass
+            process.end(self._pid)
         for descriptor in (self._pidfd, self._master):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -511,8 +506,7 @@ def is_rootless(asked: bool | None) -> bool:
         return asked
     if os.geteuid() != 0:
         return True
-    with open("/proc/self/uid_map", encoding="utf-8") as file:
-        return file.read().split() != ["0", "0", "4294967295"]
+    return not namespaces.in_first_user_namespace()
 
 
 def rfc3339(nanoseconds: int) -> str:

@@ -6,7 +6,7 @@ holds only what the program may hold, and is this command's (or the monitor's) c
 
 import os
 
-from lowrt import config, documents, foreground, hooks, log, process, state, terminal
+from lowrt import config, documents, foreground, log, process, start, state, terminal
 from lowrt.errors import RuntimeFailure, reason, reason_in_step, received_failure, send_failure, step
 from strata.linux import cgroups, descriptors, namespaces, pidfds, syscalls
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     Spec = dict[str, Any]
-
-_SIGKILL = 9
 
 
 class Options:
@@ -78,21 +76,13 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         if options.pid_file:
             state.write_pid_file(options.pid_file, pid)
         sync.send(b"k")
-        ready = False
-        while (received := descriptors.receive(sync))[0]:
-            message, passed = received
-            if passed:
-                _deliver_listener(container, pid, sync, passed[0])
-            if message[:1] == b"e":
-                raise received_failure(message)
-            ready = ready or message == b"x"
-        if not ready:
+        if not start.wait_for_exec(container, sync, pid, "running"):
             raise RuntimeFailure("the process died before its program could be started")
     except BaseException as error:
         if pid:
             if pidfd >= 0:
                 os.close(pidfd)
-            _end(pid)
+            process.end(pid)
         if master >= 0:
             os.close(master)
         if isinstance(error, OSError):
@@ -110,17 +100,6 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
         return foreground.wait_for_end(pid, pidfd, master, fds)
     finally:
         os.close(pidfd)
-
-
-def _deliver_listener(container: state.Container, pid: int, sync: descriptors.Socket, listener: int) -> None:
-    """Gives the listener of the process's seccomp filter to the container's agent."""
-    from lowrt import notification
-
-    values = container.values
-    state_ = hooks.state(
-        container.id, values["ociVersion"], "running", container.pid, values["bundle"], values.get("annotations")
-    )  # fmt: skip
-    notification.deliver(values["seccomp"], state_, pid, sync, listener)
 
 
 def _settings(container: state.Container, arguments: list[str], options: Options) -> "Spec":
@@ -241,7 +220,7 @@ def _start_helper(
         sync.send(b"g")
     except BaseException:
         os.close(helper_pidfd)
-        _end(helper)  # it waits for a word that will not come
+        process.end(helper)  # it waits for a word that will not come
         raise
     return helper, helper_pidfd
 
@@ -395,11 +374,3 @@ def _converse(sync: descriptors.Socket, options: Options) -> "tuple[int, int, Ru
             if not message:
                 break
     return pid, master, failure
-
-
-def _end(pid: int) -> None:
-    try:
-        os.kill(pid, _SIGKILL)  # a child that nobody has waited for: the number is still its own
-        os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass

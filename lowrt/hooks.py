@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from lowrt.state import Container
+
 
 def state(
     container_id: str, version: str, status: str, pid: int, bundle: str, annotations: "dict[str, Any] | None"
@@ -27,6 +29,12 @@ def state(
     if annotations:
         values["annotations"] = annotations
     return values
+
+
+def state_of(container: "Container", status: str, pid: int) -> "dict[str, Any]":
+    """The same of a container that is there."""
+    values = container.values
+    return state(container.id, values["ociVersion"], status, pid, values["bundle"], values.get("annotations"))
 
 
 def run_all(

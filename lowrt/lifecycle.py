@@ -125,10 +125,7 @@ def _remove(container: state.Container) -> None:
     container.remove_folder()
     log.debug(f"container {container.id}: deleted")
     if hook_values := container.values.get("hooks"):
-        stopped = hooks.state(
-            container.id, container.values["ociVersion"], "stopped", 0, container.values["bundle"],
-            container.values.get("annotations"),
-        )  # fmt: skip
+        stopped = hooks.state_of(container, "stopped", 0)
         # The container is gone, whatever they say (runtime.md, Lifecycle).
         hooks.run_all({"hooks": hook_values}, "poststop", stopped, container.values["bundle"], complain=log.warning)
 

@@ -160,9 +160,9 @@ def _is_users_own(environ: "Mapping[str, str]") -> bool:
     """Whether XDG_RUNTIME_DIR counts: not for the machine's root, whose containers are to be found under /run."""
     if os.geteuid() != 0:
         return True
-    with open("/proc/self/uid_map", encoding="ascii") as file:
-        machines = file.read().split() == ["0", "0", "4294967295"]
-    return not machines and environ.get("USER") != "root"
+    from strata.linux import namespaces
+
+    return not namespaces.in_first_user_namespace() and environ.get("USER") != "root"
 
 
 def _version() -> str:
@@ -284,11 +284,8 @@ def _run_container(call: Call) -> int:
 def _start(call: Call) -> int:
     from lowrt import start, state
 
-    container = state.Container.open(call.root, call.one_id(), locked=True)
-    try:
+    with state.Container.open(call.root, call.one_id(), locked=True) as container:
         start.start(container, call.environ.get("NOTIFY_SOCKET", ""))
-    finally:
-        container.unlock()
     return 0
 
 
@@ -361,22 +358,16 @@ def _delete(call: Call) -> int:
 def _pause(call: Call) -> int:
     from lowrt import lifecycle, state
 
-    container = state.Container.open(call.root, call.one_id(), locked=True)
-    try:
+    with state.Container.open(call.root, call.one_id(), locked=True) as container:
         lifecycle.pause(container)
-    finally:
-        container.unlock()
     return 0
 
 
 def _resume(call: Call) -> int:
     from lowrt import lifecycle, state
 
-    container = state.Container.open(call.root, call.one_id(), locked=True)
-    try:
+    with state.Container.open(call.root, call.one_id(), locked=True) as container:
         lifecycle.resume(container)
-    finally:
-        container.unlock()
     return 0
 
 
@@ -385,11 +376,8 @@ def _update(call: Call) -> int:
 
     changed = resources.from_flags(call.values, call.fds[0])
     log.warnings(resources.warnings(changed))
-    container = state.Container.open(call.root, call.one_id(), locked=True)
-    try:
+    with state.Container.open(call.root, call.one_id(), locked=True) as container:
         lifecycle.update(container, changed)
-    finally:
-        container.unlock()
     return 0
 
 

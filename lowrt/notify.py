@@ -110,10 +110,8 @@ class Notifier:
             os.close(mine)
 
 
-def of_start(container: state.Container, target: str) -> "Notifier | None":
-    """For a container that was created before: None where nobody waits. Raises RuntimeFailure."""
-    if not target:
-        return None
+def of_start(container: state.Container, target: str) -> Notifier:
+    """For a container that was created before. Raises RuntimeFailure."""
     try:
         return Notifier(container, target)
     except OSError as error:

@@ -40,6 +40,15 @@ def die_with_parent(on: bool) -> None:
     syscalls.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL if on else 0)
 
 
+def end(pid: int) -> None:
+    """Kills a child of this process that nobody has waited for yet (so the number is still its own), and waits for it."""
+    try:
+        os.kill(pid, _signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
 def reset_signals() -> None:
     """Undoes what Python and our caller did to signals: exec would hand ignored and blocked ones on."""
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGTERM, _signal.SIGCHLD, _signal.SIGHUP):

@@ -42,32 +42,43 @@ def start(container: state.Container, notify_socket: str = "") -> None:
     run_poststart_hooks(container)
     if notifier:
         notifier.wait(pidfd, container.pid)
+        os.close(pidfd)
 
 
 def wait_until_it_runs(container: state.Container, connection: descriptors.Socket) -> None:
-    """Reads what the container's first process says: `x` before the exec, and then the end, because exec closes its side."""
+    """Until the container's first process has become its program. Raises RuntimeFailure."""
     step("wait for the container's program")
+    # The program does not run yet: to an agent for seccomp, as with other runtimes, the container is on its way.
+    if not wait_for_exec(container, connection, container.pid, "creating"):
+        raise RuntimeFailure("container process died before it could be started")
+    log.debug(f"container {container.id}: its program runs")
+
+
+def wait_for_exec(container: state.Container, connection: descriptors.Socket, pid: int, status: str) -> bool:
+    """Reads what a process says before it becomes a program: `x`, and then the end, because exec closes its side. The listener
+    of its seccomp filter goes to the container's agent, with the container's status.
+
+    False where it died before. Raises RuntimeFailure with what it says has failed.
+    """
     ready = False
     while (received := descriptors.receive(connection))[0]:
         message, passed = received
         if passed:
-            _deliver_listener(container, connection, passed[0])
+            from lowrt import notification
+
+            told = hooks.state_of(container, status, container.pid)
+            notification.deliver(container.values["seccomp"], told, pid, connection, passed[0])
         if message[:1] == b"e":
             raise received_failure(message)
         ready = ready or message == b"x"
-    if not ready:
-        raise RuntimeFailure("container process died before it could be started")
-    log.debug(f"container {container.id}: its program runs")
+    return ready
 
 
 def run_poststart_hooks(container: state.Container) -> None:
     """Those that the configuration has; where one fails, the container is stopped and removed (runtime.md, Lifecycle)."""
     hook_values = container.values.get("hooks")
     if hook_values:
-        running = hooks.state(
-            container.id, container.values["ociVersion"], "running", container.pid, container.values["bundle"],
-            container.values.get("annotations"),
-        )  # fmt: skip
+        running = hooks.state_of(container, "running", container.pid)
         try:
             hooks.run_all({"hooks": hook_values}, "poststart", running, container.values["bundle"])
         except RuntimeFailure:
@@ -75,18 +86,6 @@ def run_poststart_hooks(container: state.Container) -> None:
 
             lifecycle.delete(os.path.dirname(container.folder), container.id, force=True)
             raise
-
-
-def _deliver_listener(container: state.Container, connection: descriptors.Socket, listener: int) -> None:
-    """Gives the listener of the container's seccomp filter to its agent."""
-    from lowrt import notification
-
-    values = container.values
-    # The program does not run yet: to the agent, as with other runtimes, the container is on its way.
-    state_ = hooks.state(
-        container.id, values["ociVersion"], "creating", container.pid, values["bundle"], values.get("annotations")
-    )  # fmt: skip
-    notification.deliver(values["seccomp"], state_, container.pid, connection, listener)
 
 
 def _gone_on(container: state.Container) -> RuntimeFailure:

@@ -151,6 +151,13 @@ class Container:
                 raise
             self.unlock()
 
+    def __enter__(self) -> "Container":
+        """`with Container.open(…, locked=True)`: unlocked at the end, if it is not yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unlock()
+
     def unlock(self) -> None:
         if self._lock >= 0:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child may still have a copy of the descriptor

@@ -66,7 +66,7 @@ LOCKABLE = RDONLY | NOSUID | NODEV | NOEXEC | ATIMES
 PER_MOUNT = RDONLY | NOSUID | NODEV | NOEXEC | NOATIME | NODIRATIME | RELATIME | STRICTATIME | NOSYMFOLLOW
 """The flags that a bind mount can have of its own."""
 
-PROC_MAGIC, DEVPTS_MAGIC, TMPFS_MAGIC = 0x9FA0, 0x1CD1, 0x01021994
+PROC_MAGIC, DEVPTS_MAGIC = 0x9FA0, 0x1CD1
 """What `filesystem` answers (statfs(2))."""
 
 mount = syscalls.mount

@@ -24,6 +24,13 @@ def path_of(pid: int | str, kind: str) -> str:
     return f"/proc/{pid}/ns/{KINDS[kind][1]}"
 
 
+def in_first_user_namespace() -> bool:
+    """Whether this process's user namespace is the machine's own, where every ID means itself (user_namespaces(7)). As far as can
+    be told from inside: one that maps all of them to themselves looks the same."""
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
+        return file.read().split() == ["0", "0", "4294967295"]
+
+
 def pin_new(targets: dict[str, str], sysctls: dict[str, str] | None = None, hostname: str = "") -> None:
     """Makes new namespaces and keeps each alive by a bind mount at a path: {kind: path}.
 

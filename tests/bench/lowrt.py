@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from strata.linux import descriptors, syscalls
 from tests.bench import milliseconds
+from tests.integration.lowrt.warm import Spawner
 
 CHECKOUT = Path(__file__).parents[2]
 LOWRT = str(CHECKOUT / "lowrt/launcher")
@@ -96,39 +95,6 @@ def stopped(argv: list[str], name: str) -> None:
 # --- warm
 
 
-class Spawner:
-    """highrt's spawner, with a program in the monitor's place that runs one container and says how it ended."""
-
-    def __init__(self) -> None:
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        view = syscalls.open_tree(syscalls.AT_FDCWD, os.path.realpath("/usr/bin/python3"), 1 | os.O_CLOEXEC)
-        syscalls.mount_setattr(view, recursive=False, set_=1)
-        script = CHECKOUT / "highrt/spawner/__main__.py"
-        arguments = ["--entry", "lowrt.main:run", "--monitor", "tests.bench.warm:run", "--socket", str(theirs.fileno())]
-        self._process = subprocess.Popen(
-            ["/usr/bin/python3", "-IS", script, *arguments], executable=f"/proc/self/fd/{view}",
-            pass_fds=[theirs.fileno(), view], stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        theirs.close()
-        os.close(view)
-        self._version = self._ours.recv(16)
-
-    def run(self, argv: list[str], stdout: int) -> int:
-        """The exit status of a command, done by a process forked for it."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        socket.send_fds(self._ours, [self._version], [theirs.fileno()])
-        descriptors.send(ours, "\0".join(argv).encode(), (stdout,))
-        theirs.close()
-        answer = ours.recv(16)
-        self._ours.recv(16)
-        ours.close()
-        return int(answer)
-
-    def close(self) -> None:
-        self._ours.close()
-        self._process.wait(5)
-
-
 def warm_on_this_machine(folder: Path, rounds: int) -> None:
     """From the request to the program's first output, with idle pauses, each with a cgroup parent that is new."""
     there = bundle(folder / "echo", ["/bin/echo", "x"])
@@ -155,13 +121,14 @@ def warm_on_this_machine(folder: Path, rounds: int) -> None:
 
 def until_output(spawner: "Spawner | None", folder: Path, there: Path, name: str) -> float:
     read, write = os.pipe2(os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     start = time.perf_counter()
     if spawner:
         argv = ["--root", str(folder / "lowrt"), "run", "--bundle", str(there), name]
         status = []
         pid = os.fork()  # the request waits for the end; the output comes before
         if pid == 0:
-            os._exit(spawner.run(argv, write))
+            os._exit(spawner.run(argv, (null, write, 2)))
         os.close(write)
         assert os.read(read, 1) == b"x"
         taken = time.perf_counter() - start
@@ -174,6 +141,7 @@ def until_output(spawner: "Spawner | None", folder: Path, there: Path, name: str
         taken = time.perf_counter() - start
         assert process.wait() == 0
     os.close(read)
+    os.close(null)
     return taken
 
 
@@ -181,12 +149,12 @@ def warm_lane(folder: Path, rounds: int) -> None:
     """On cgroup v2 alone: from the request to the exit code received and the state deleted, beside crun's command."""
     there = bundle(folder / "bundle", ["/bin/true"], seccomp=SECCOMP, resources=False)
     spawner = Spawner()
-    null = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_RDWR)
     warm, names = "lowrt, forked from the spawner", []
 
     def from_spawner(number: int) -> float:
         start = time.perf_counter()
-        assert spawner.run(["--root", str(folder / "warm"), "run", "--bundle", str(there), f"w{number}"], null) == 0
+        assert spawner.run(["--root", str(folder / "warm"), "run", "--bundle", str(there), f"w{number}"], (null, null, 2)) == 0
         return time.perf_counter() - start
 
     samples: dict[str, Samples] = {}

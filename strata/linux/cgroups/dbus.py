@@ -11,6 +11,8 @@ import os
 import time
 from _struct import calcsize, pack, pack_into, unpack_from
 
+from strata.linux import namespaces
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -103,9 +105,7 @@ class Connection:
         All of it in one go, as systemd's own clients do: what its server reads together with the last line, as it may when a
         call follows at once, it does not look at before more comes.
         """
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            everywhere_the_same = file.read().split() == ["0", "0", "4294967295"]
-        name = f" {str(os.geteuid()).encode().hex()}" if everywhere_the_same else "\r\nDATA"
+        name = f" {str(os.geteuid()).encode().hex()}" if namespaces.in_first_user_namespace() else "\r\nDATA"
         self._socket.sendall(f"\0AUTH EXTERNAL{name}\r\nBEGIN\r\n".encode())
         deadline = time.monotonic() + self._seconds
         while (answer := self._read_line(deadline)).startswith(b"DATA"):

@@ -14,15 +14,17 @@ import pytest
 
 from strata.linux import cgroups
 from tests.conftest import wait_for
+from tests.integration.lowrt.conftest import Runtime
 
 REPOSITORY = Path(__file__).parents[3]
 UID, GID, FIRST_SUBORDINATE = 12345, 12346, 300000
 
 
-class Rootless:
+class Rootless(Runtime):
     """lowrt of a user, in a folder that is theirs. The user's name and subordinate IDs are there in `with_names` only."""
 
     def __init__(self, folder: Path) -> None:
+        # Not super's: that bundle is root's, and has a cgroup.
         self.folder, self.bundle, self.id = folder, folder / "bundle", f"t{uuid.uuid4().hex[:10]}"
         # A copy, because the repository may lie where only root can go.
         for name in ("lowrt", "strata/linux"):
@@ -43,7 +45,7 @@ class Rootless:
         subprocess.run(["chown", "-R", f"{UID}:{GID}", folder], check=True)
         folder.chmod(0o755)
         self.call("spec", "--rootless", check=True, cwd=self.bundle)
-        self.config: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
+        self.config = json.loads((self.bundle / "config.json").read_text())
         self.config["process"]["terminal"] = False
         self.config["root"]["readonly"] = False
         self.names = False
@@ -72,30 +74,6 @@ class Rootless:
         assert not check or done.returncode == 0, done.stderr
         return done
 
-    def write(self) -> None:
-        (self.bundle / "config.json").write_text(json.dumps(self.config))
-
-    def run(self, *program: str) -> "subprocess.CompletedProcess[str]":
-        self.config["process"]["args"] = list(program)
-        self.write()
-        return self.call("run", "--bundle", self.bundle, self.id)
-
-    def shell(self, script: str) -> str:
-        done = self.run("sh", "-ec", script)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def start(self, *program: str) -> int:
-        self.config["process"]["args"] = list(program)
-        self.write()
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "capture_output": False}
-        self.call("run", "--detach", "--bundle", self.bundle, self.id, check=True, **quiet)
-        return int(self.state()["pid"])
-
-    def state(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.call("state", self.id, check=True).stdout)
-        return found
-
     def map_subordinates(self) -> None:
         self.names = True
         for name, own in (("uidMappings", UID), ("gidMappings", GID)):
@@ -112,8 +90,7 @@ def rootless() -> Iterator[Rootless]:
         try:
             yield made
         finally:
-            for container_id in made.call("list", "--quiet").stdout.split():
-                made.call("delete", "--force", container_id)
+            made.clean()
 
 
 def test_a_user_runs_a_container_as_its_root(rootless: Rootless) -> None:
