@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 SPEC_VERSION = "1.3.0"
-_REFUSED = ("intelRdt", "netDevices")
 
 
 def load(bundle: str) -> "Spec":
@@ -136,8 +135,9 @@ def _check_hook(hook: "Spec", where: str) -> None:
 
 
 def _check_linux(linux: "Spec") -> None:
-    for name in _REFUSED:
-        _expect(not linux.get(name), f"linux.{name}: not supported by this runtime")
+    _expect(not linux.get("intelRdt"), "linux.intelRdt: not supported by this runtime")
+    if linux.get("netDevices"):
+        _check_net_devices(linux)
     _check_attributes({}, linux)
     resources.check(linux.get("resources") or {})
     for index, device in enumerate(linux.get("devices") or ()):
@@ -149,6 +149,16 @@ def _check_linux(linux: "Spec") -> None:
     propagation = linux.get("rootfsPropagation")
     _expect(not propagation or propagation in mounts.PROPAGATIONS, f"rootfsPropagation={propagation} is not supported")
     check_sysctls(linux.get("sysctl") or {}, linux)
+
+
+def _check_net_devices(linux: "Spec") -> None:
+    from strata.linux import links
+
+    _expect(has_namespace(linux, "network"), "unable to move network devices without a NET namespace")
+    _expect(os.geteuid() == 0, "network devices are not supported for rootless containers")
+    for name, settings in linux["netDevices"].items():
+        for one in (name, settings.get("name") or name):
+            _expect(links.is_name(one), f"invalid network device name {one!r}")
 
 
 def _check_namespaces(linux: "Spec") -> None:

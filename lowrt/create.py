@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from lowrt import netdevices
     from lowrt.notify import Notifier
 
     Spec = dict[str, Any]
@@ -137,6 +138,7 @@ class _Making:
         self.container = state.Container(root, container_id)
         self._notify: Any = None
         self._notifier: Notifier | None = None
+        self._net_devices: netdevices.Devices | None = None
         if environ.get("NOTIFY_SOCKET") and spec.get("process"):
             from lowrt import notify
 
@@ -394,6 +396,9 @@ class _Making:
                 from lowrt import sources
 
                 sources.serve(sync, root.mounts[int(message[1:])], self._user_namespace(), self._pidfd)
+            elif letter == b"d":
+                self._move_network_devices()
+                sync.send(b"d")
             elif letter == b"c":
                 self._hand_out_console(received[0])
             elif letter == b"r":
@@ -402,6 +407,14 @@ class _Making:
                 raise received_failure(message, "error during container init: ")
             else:
                 raise RuntimeFailure("container init died before it was set up")
+
+    def _move_network_devices(self) -> None:
+        from lowrt import netdevices
+
+        step("reach the container's network namespace")
+        self._net_devices = netdevices.Devices(self._pid)
+        self._net_devices.move_all(self._linux["netDevices"])
+        step("wait for the container's first process")
 
     def _hand_out_console(self, master: int) -> None:
         if self._options.console_socket:
@@ -450,19 +463,19 @@ class _Making:
 
     def undo(self) -> str:
         """Takes back what was made; what could not be taken back, as the end of a message, else ""."""
+        remains = self._net_devices.take_back() if self._net_devices else ""
         if self._pid:
             process.end(self._pid)
         for descriptor in (self._pidfd, self._master):
             if descriptor >= 0:
                 os.close(descriptor)
-        remains = ""
         if self._own_cgroup:
             try:
                 self._cgroup.undo()
             except OSError as error:
                 # The state's folder stays too, for the note in it: `delete --force` can try again.
                 self.container.unlock()
-                return f" (and its cgroup stays: {reason(error)}; lowrt delete --force {self.container.id} removes it)"
+                return f"{remains} (and its cgroup stays: {reason(error)}; lowrt delete --force {self.container.id} removes it)"
         if self._own_folder:
             try:
                 if not config.has_namespace(self._linux, "mount"):
@@ -472,10 +485,12 @@ class _Making:
                 self.container.remove_folder()
             except OSError as error:
                 self.container.unlock()
-                remains = f" (and {self.container.folder} stays: {reason(error)})"
+                remains += f" (and {self.container.folder} stays: {reason(error)})"
         return remains
 
     def close(self) -> None:
+        if self._net_devices:
+            self._net_devices.close()
         for descriptor in self._open:
             os.close(descriptor)
         for sock in self._sockets:

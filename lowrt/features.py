@@ -42,7 +42,7 @@ def features() -> "Spec":
             "intelRdt": {"enabled": False},
             "memoryPolicy": {"modes": sorted(scheduler.MEMORY_MODES), "flags": sorted(scheduler.MEMORY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": True}},
-            "netDevices": {"enabled": False},
+            "netDevices": {"enabled": True},
         },
         "annotations": _annotations(),
         # What somebody who may annotate a container, but not configure it, should not be let set.

@@ -2,8 +2,9 @@
 
 It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the ID maps are set), `j` (it
 joined its cgroup) and `k` (its hooks have run); the child says `m` (make me the source of this mount; the answer is `m` or `e`),
-`h` (the root is made: run your hooks), `c` with the terminal, `r` (ready, waiting for start) and `e` with what failed. From then
-on it waits: at the start socket in the container's folder, or, for a `run`, for the parent's `s`.
+`d` (move the network devices; the answer is `d`), `h` (the root is made: run your hooks), `c` with the terminal, `r` (ready,
+waiting for start) and `e` with what failed. From then on it waits: at the start socket in the container's folder, or, for a
+`run`, for the parent's `s`.
 """
 
 import _socket
@@ -150,6 +151,9 @@ class Init:
         if domainname := self._spec.get("domainname"):
             step(f"set the domain name {domainname!r}")
             syscalls.setdomainname(domainname)
+        if self._linux.get("netDevices"):
+            step("take the network devices")
+            self._ask(b"d")
         sysctls.write_all(self._linux.get("sysctl") or {})
         self._root.ask_parent = self._ask_for_source
         step("prepare the root file system")
@@ -199,13 +203,17 @@ class Init:
 
     def _ask_for_source(self, index: int) -> int:
         """The source of a mount, which the parent makes (`sources`), as a detached tree."""
-        self.sync.send(b"m%d" % index)
+        return self._ask(b"m%d" % index)[0]
+
+    def _ask(self, request: bytes) -> list[int]:
+        """Has the parent do what this process may not; the descriptors that come of it. Raises RuntimeFailure."""
+        self.sync.send(request)
         while True:
             message, received = descriptors.receive(self.sync)
             if message == b"j":  # it was on its way
                 self._joined_cgroup = True
-            elif message == b"m":
-                return received[0]
+            elif message == request[:1]:
+                return received
             elif message[:1] == b"e":
                 raise RuntimeFailure(received_text(message))
             else:

@@ -197,7 +197,7 @@ def test_features_describe_the_runtime() -> None:
     assert (found["ociVersionMin"], found["ociVersionMax"]) == ("1.0.0", "1.3.0")
     assert {"rbind", "rro", "idmap", "ridmap", "tmpcopyup", "rslave"} <= set(found["mountOptions"])
     linux = found["linux"]
-    assert linux["netDevices"] == {"enabled": False}
+    assert linux["netDevices"] == {"enabled": True}
     assert linux["intelRdt"] == {"enabled": False}
     assert "MPOL_BIND" in linux["memoryPolicy"]["modes"]
     assert set(linux["seccomp"]["supportedFlags"]) <= set(linux["seccomp"]["knownFlags"])

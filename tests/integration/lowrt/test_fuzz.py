@@ -223,7 +223,8 @@ def test_what_go_would_accept_is_accepted() -> None:
         (lambda c: c["process"].update(selinuxLabel="system_u:object_r:x:s0"), "selinux is disabled or not supported"),
         (lambda c: c["process"].update(apparmorProfile="x"), "apparmor"),
         (lambda c: c["linux"].update(intelRdt={"closID": "x"}), "intelRdt: not supported"),
-        (lambda c: c["linux"].update(netDevices={"eth0": {}}), "netDevices: not supported"),
+        (lambda c: c["linux"].update(netDevices={"eth 0": {}}), "invalid network device name 'eth 0'"),
+        (lambda c: c["linux"].update(netDevices={"eth0": {"name": "x" * 16}}), "invalid network device name 'xxxxxxxxxxxxxxxx'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(change: Any, message: str) -> None:
