@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 from highrt.images.errors import ImageError
@@ -114,12 +115,13 @@ class Containers:
             self._registry.pid_path(pod, container), sandbox.hostname(pod.config),
         )  # fmt: skip
         built = spec.build(pod.config, container.config, image.config, place)
+        container.user = spec.user_of(built)
         if pids_limit > 0:
             built["linux"].setdefault("resources", {})["pids"] = {"limit": pids_limit}
         if container.log_path:
             os.makedirs(os.path.dirname(container.log_path), exist_ok=True)
         # Last, because a folder without it is what a killed daemon left half-made.
-        (folder / "config.json").write_text(json.dumps(built))
+        _write_config(folder, built)
 
     async def start(self, container_id: str) -> None:
         """Has the runtime create and start it. After an error it has exited, with code 128 and the reason StartError.
@@ -234,10 +236,10 @@ class Containers:
             if container.state == ContainerState.RUNNING:
                 await self._ask(container, "update", resources=wanted, folder=str(self._registry.folder(container)))
             else:
-                file = self._registry.folder(container) / "config.json"
-                built = json.loads(file.read_text())
+                folder = self._registry.folder(container)
+                built = json.loads((folder / "config.json").read_text())
                 built["linux"]["resources"] |= wanted
-                file.write_text(json.dumps(built))
+                _write_config(folder, built)
             container.config.linux.resources.CopyFrom(merged)
             self._registry.metadata.save_container(container)
 
@@ -300,6 +302,13 @@ class Containers:
             container.state, container.started_at_ns = ContainerState.RUNNING, time_ns
             self._registry.metadata.save_container(container)
             self._registry.publish(EventKind.STARTED, container.id, container.pod_id)
+
+
+def _write_config(folder: Path, built: dict[str, Any]) -> None:
+    """Whole or not at all. It need not survive the machine's end."""
+    temporary = folder / ".config.json"
+    temporary.write_text(json.dumps(built))
+    temporary.rename(folder / "config.json")
 
 
 def _log_path(pod: Pod, sandbox_config: PodSandboxConfig | None, config: ContainerConfig) -> str:

@@ -1,7 +1,8 @@
 """Pods and containers on disk: SQLite with WAL and synchronous=FULL, so that what a call returned survives a crash.
 
 Names are reserved by a UNIQUE column. A pod's row is written before anything is made for it and marked `complete` when all
-is there: what a killed daemon left half-made is told by the row.
+is there: what a killed daemon left half-made is told by the row. A file of an older schema is brought up to date in one
+transaction, after a copy of it was made beside it (`pods.db.v1`).
 """
 
 import json
@@ -10,13 +11,10 @@ from pathlib import Path
 import apsw
 
 from highrt.pods.errors import PodError
-from highrt.pods.model import Container, ContainerState, Owner, Pod
+from highrt.pods.model import Container, ContainerState, ContainerUser, Owner, Pod
 from strata.protocols.cri_pb2 import ContainerConfig, PodSandboxConfig
 
-VERSION = 1
-"""The schema's version. A newer one is refused: its rows may mean something else."""
-
-_SCHEMA = """
+_FIRST_SCHEMA = """
 CREATE TABLE pods(
     id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, handler TEXT NOT NULL, config BLOB NOT NULL,
     ready INTEGER NOT NULL, complete INTEGER NOT NULL, created_at INTEGER NOT NULL, netns TEXT, ips TEXT NOT NULL,
@@ -30,6 +28,13 @@ CREATE TABLE containers(
     UNIQUE (pod, name)
 ) STRICT;
 """
+_CHANGES = [
+    "ALTER TABLE containers ADD COLUMN user TEXT NOT NULL DEFAULT 'null'",
+]
+"""What makes each version's schema the next one's."""
+
+VERSION = 1 + len(_CHANGES)
+"""The schema's version. A newer one is refused: its rows may mean something else."""
 
 
 class NameTaken(Exception):
@@ -47,11 +52,22 @@ class Metadata:
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             self._db.execute(f"PRAGMA {pragma}")
         version = int(next(iter(self._db.execute("PRAGMA user_version")))[0])
-        if version == 0:
-            with self._db:
-                self._db.execute(f"{_SCHEMA} PRAGMA user_version = {VERSION}")
-        elif version > VERSION:
+        if version > VERSION:
             raise PodError(f"{path} was written by a newer highrt (schema {version}, this one knows {VERSION}): upgrade highrt")
+        if version < VERSION:
+            self._upgrade(path, version)
+
+    def _upgrade(self, path: Path, version: int) -> None:
+        """From an older schema, or from none (0), to the present one."""
+        if version:
+            copy = path.with_name(f"{path.name}.v{version}")
+            copy.unlink(missing_ok=True)
+            self._db.execute("VACUUM INTO ?", (str(copy),))
+        steps = _CHANGES[version - 1 :] if version else [_FIRST_SCHEMA, *_CHANGES]
+        with self._db:
+            for step in steps:
+                self._db.execute(step)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         self._db.close()
@@ -99,11 +115,11 @@ class Metadata:
         try:
             with self._db:
                 self._db.execute(
-                    f"INSERT INTO containers VALUES ({', '.join('?' * 17)})",
+                    f"INSERT INTO containers VALUES ({', '.join('?' * 18)})",
                     (container.id, container.pod_id, name, container.config.SerializeToString(), container.image_id,
                      container.image_ref, container.state.value, container.created_at_ns, container.started_at_ns,
                      container.finished_at_ns, container.exit_code, container.reason, container.message, container.log_path,
-                     container.pid, container.cgroup, container.stop_signal),
+                     container.pid, container.cgroup, container.stop_signal, _user_text(container)),
                 )  # fmt: skip
         except apsw.ConstraintError:
             query = "SELECT id FROM containers WHERE pod = ? AND name = ?"
@@ -114,9 +130,10 @@ class Metadata:
         with self._db:
             self._db.execute(
                 "UPDATE containers SET state = ?, started_at = ?, finished_at = ?, exit_code = ?, reason = ?, message = ?, "
-                "pid = ?, config = ? WHERE id = ?",
+                "pid = ?, config = ?, user = ? WHERE id = ?",
                 (container.state.value, container.started_at_ns, container.finished_at_ns, container.exit_code,
-                 container.reason, container.message, container.pid, container.config.SerializeToString(), container.id),
+                 container.reason, container.message, container.pid, container.config.SerializeToString(),
+                 _user_text(container), container.id),
             )  # fmt: skip
 
     def remove_container(self, container_id: str) -> None:
@@ -126,16 +143,29 @@ class Metadata:
     def containers(self) -> list[Container]:
         query = (
             "SELECT c.id, c.pod, p.owner, c.config, c.image_id, c.image_ref, c.state, c.created_at, c.started_at, c.finished_at, "
-            "c.exit_code, c.reason, c.message, c.log_path, c.pid, c.cgroup, c.stop_signal "
+            "c.exit_code, c.reason, c.message, c.log_path, c.pid, c.cgroup, c.stop_signal, c.user "
             "FROM containers c JOIN pods p ON p.id = c.pod"
         )
-        return [
-            Container(row[0], row[1], Owner(row[2]), ContainerConfig.FromString(row[3]), row[4], row[5], ContainerState(row[6]),
-                      *row[7:])
-            for row in self._db.execute(query)
-        ]  # fmt: skip
+        found = []
+        for row in self._db.execute(query):
+            config = ContainerConfig.FromString(row[3])
+            state = ContainerState(row[6])
+            container = Container(row[0], row[1], Owner(row[2]), config, row[4], row[5], state, *row[7:17])
+            container.user = _user(row[17])
+            found.append(container)
+        return found
 
     def _holder(self, query: str, arguments: tuple[str, ...]) -> str:
         for row in self._db.execute(query, arguments):
             return str(row[0])
         return "?"
+
+
+def _user_text(container: Container) -> str:
+    user = container.user
+    return json.dumps(user and [user.uid, user.gid, user.groups])
+
+
+def _user(text: str) -> ContainerUser | None:
+    found = json.loads(text)
+    return ContainerUser(found[0], found[1], tuple(found[2])) if found else None

@@ -34,11 +34,21 @@ class Pod:
     ips: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class ContainerUser:
+    """Who a container's first process is, inside the container. groups: the supplementary ones, sorted."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
 @dataclass
 class Container:
     """reason and message are CRI's: Completed, Error, OOMKilled, StartError or Unknown, and a text for people.
 
     log_path: the whole path, "" where there is no log. pid: as the host sees it, 0 when it does not run.
+    user: None where the daemon that made it did not write it down.
     """
 
     id: str
@@ -58,6 +68,7 @@ class Container:
     pid: int = 0
     cgroup: str = ""
     stop_signal: int = 15
+    user: ContainerUser | None = None
 
 
 @dataclass(frozen=True)

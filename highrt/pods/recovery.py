@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from typing import Any
 
 from highrt.cni.errors import CniError
 from highrt.cni.network import Attachment, Network
 from highrt.monitor import record
+from highrt.pods import spec
 from highrt.pods.containers import Containers
 from highrt.pods.model import (
     Container,
@@ -52,9 +54,17 @@ class Recovery:
         elif wanted:
             await self._sandboxes.bury(pod)
         for container in members:
-            if container.state == ContainerState.CREATED and not (self._registry.folder(container) / "config.json").exists():
-                log.warning("removing a container that was half-made", container=container.id)
-                await self._containers.discard(container)
+            if container.state == ContainerState.CREATED:
+                await self._check_created(container)
+
+    async def _check_created(self, container: Container) -> None:
+        """Removes one that was half-made; of others, config.json tells what is not written down before their start."""
+        file = self._registry.folder(container) / "config.json"
+        if file.exists():
+            container.user = spec.user_of(json.loads(file.read_text()))
+        else:
+            log.warning("removing a container that was half-made", container=container.id)
+            await self._containers.discard(container)
 
     def _learn(self, pod: Pod, members: list[Container], known: dict[str, Any]) -> None:
         """Takes over what happened while this daemon was not there."""

@@ -9,6 +9,7 @@ from typing import Any
 from highrt.images.model import ImageConfig
 from highrt.pods import identity, mounts, seccomp_default
 from highrt.pods.errors import InvalidArgument
+from highrt.pods.model import ContainerUser
 from strata.linux import capabilities as kernel
 from strata.linux import cgroups, syscalls
 from strata.protocols.cri_pb2 import (
@@ -96,6 +97,12 @@ def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, pl
         "annotations": _annotations(pod, config, place),
         "linux": linux,
     }
+
+
+def user_of(spec: Spec) -> ContainerUser:
+    """Who the first process is, of a config.json that `build` made."""
+    user = spec["process"]["user"]
+    return ContainerUser(user["uid"], user["gid"], tuple(user["additionalGids"]))
 
 
 def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
