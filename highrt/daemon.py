@@ -95,7 +95,7 @@ async def run(options: Options) -> None:
             "default_handler": config.default_handler,
         }
         services: list[Service] = [
-            CriRuntime(pods, streams, [*config.handlers]),
+            CriRuntime(pods, streams),
             CriImages(images),
             PersonService(pods, images, containers, about),
         ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from highrt.pods.features import Features
 from highrt.pods.model import Container, ContainerState, Pod
 from strata.protocols import cri_pb2 as cri
 
@@ -11,6 +12,11 @@ STATES = {
     ContainerState.EXITED: cri.CONTAINER_EXITED,
     ContainerState.UNKNOWN: cri.CONTAINER_UNKNOWN,
 }
+
+
+def handler(name: str, found: Features) -> cri.RuntimeHandler:
+    features = cri.RuntimeHandlerFeatures(recursive_read_only_mounts=found.recursive_read_only_mounts)
+    return cri.RuntimeHandler(name=name, features=features)
 
 
 def pod_state(pod: Pod) -> cri.PodSandboxState:
@@ -83,6 +89,9 @@ def container_status(container: Container) -> cri.ContainerStatus:
         stop_signal=config.stop_signal,
     )
     status.resources.linux.CopyFrom(config.linux.resources)
+    if user := container.user:
+        linux = cri.LinuxContainerUser(uid=user.uid, gid=user.gid, supplemental_groups=user.groups)
+        status.user.linux.CopyFrom(linux)
     return status
 
 

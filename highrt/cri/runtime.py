@@ -34,12 +34,11 @@ _EVENTS = {
 
 
 class CriRuntime(RuntimeServiceBase):
-    """pods: the daemon's core. streams: where exec, attach and port-forward are served. handlers: their names."""
+    """pods: the daemon's core. streams: where exec, attach and port-forward are served."""
 
-    def __init__(self, pods: PodManager, streams: StreamingServer, handlers: list[str]) -> None:
+    def __init__(self, pods: PodManager, streams: StreamingServer) -> None:
         self._pods = pods
         self._streams = streams
-        self._handlers = handlers
 
     # what a kubelet may see
 
@@ -74,15 +73,16 @@ class CriRuntime(RuntimeServiceBase):
         network = cri.RuntimeCondition(type="NetworkReady", status=ready)
         if not ready:
             network.reason, network.message = "NetworkPluginNotReady", message
+        handlers = await self._pods.handlers()
+        default = next(iter(handlers))
         response = cri.StatusResponse(
             status=cri.RuntimeStatus(conditions=[cri.RuntimeCondition(type="RuntimeReady", status=True), network]),
-            runtime_handlers=[
-                cri.RuntimeHandler(name=name, features=cri.RuntimeHandlerFeatures()) for name in ["", *self._handlers]
-            ],
+            runtime_handlers=[messages.handler(name, found) for name, found in {"": handlers[default], **handlers}.items()],
             features=cri.RuntimeFeatures(supplemental_groups_policy=True),
         )
         if request.verbose:
-            response.info["config"] = json.dumps({"pid": os.getpid(), "handlers": self._handlers})
+            config = {"pid": os.getpid(), "handlers": list(handlers), "stateDir": str(self._pods.state)}
+            response.info["config"] = json.dumps(config)
         return response
 
     @unary

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from highrt.cni.network import Network
-from highrt.pods import netns
+from highrt.pods import features, netns
 from highrt.pods.containers import Containers, Images
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
+from highrt.pods.features import Features
 from highrt.pods.metadata import Metadata
 from highrt.pods.model import (
     Container,
@@ -88,6 +89,7 @@ class PodManager:
         self._sandboxes = Sandboxes(registry, monitors, self.network, self._handlers, default_handler, self._containers)
         self._recovery = Recovery(registry, monitors, self.network, self._containers, self._sandboxes)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._features: dict[str, Features] = {}
 
     # --- the manager itself
 
@@ -119,9 +121,18 @@ class PodManager:
         await self.network.close()
         self._registry.metadata.close()
 
-    def handlers(self) -> list[str]:
-        """The names of the runtime handlers, the default one first."""
-        return sorted(self._handlers, key=lambda name: (name != self._default_handler, name))
+    async def handlers(self) -> dict[str, Features]:
+        """The runtime handlers by name, the default one first, and what they can do. The runtimes are asked once."""
+        if not self._features:
+            names = sorted(self._handlers, key=lambda name: (name != self._default_handler, name))
+            found = await asyncio.gather(*(features.of_handler(self._handlers[name]) for name in names))
+            self._features = dict(zip(names, found, strict=True))
+        return self._features
+
+    @property
+    def state(self) -> Path:
+        """The folder of what does not survive a reboot."""
+        return self._state
 
     def network_ready(self) -> tuple[bool, str]:
         """Whether pods can get a network, and why not."""

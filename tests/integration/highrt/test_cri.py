@@ -14,6 +14,7 @@ import aiohttp
 import grpc
 import pytest
 
+from strata.linux import mounts
 from strata.protocols import cri_pb2 as cri
 from tests.conftest import wait_for
 from tests.integration.highrt.conftest import IMAGE, Daemon
@@ -100,11 +101,16 @@ def refusal(call: Any, request: Any) -> tuple[grpc.StatusCode, str]:
 def test_version_and_status(client: Client) -> None:
     version = client.Version(cri.VersionRequest(version="0.1.0"))
     assert (version.runtime_name, version.runtime_api_version) == ("highrt", "v1")
-    conditions = {c.type: c for c in client.Status(cri.StatusRequest(verbose=True)).status.conditions}
+    status = client.Status(cri.StatusRequest(verbose=True))
+    conditions = {c.type: c for c in status.status.conditions}
     assert conditions["RuntimeReady"].status
     assert not conditions["NetworkReady"].status
     assert conditions["NetworkReady"].reason == "NetworkPluginNotReady"
     assert "no network configuration" in conditions["NetworkReady"].message
+    features = {handler.name: handler.features for handler in status.runtime_handlers}
+    assert features[""].recursive_read_only_mounts
+    assert features[""] == features["lowrt"]
+    assert status.features.supplemental_groups_policy
     assert client.RuntimeConfig(cri.RuntimeConfigRequest()).linux.cgroup_driver == cri.CGROUPFS
 
 
@@ -141,6 +147,58 @@ def test_a_pods_life(client: Client, tmp_path: Path) -> None:
         name = request.__name__.removesuffix("Request")
         getattr(client, name)(request(pod_sandbox_id=pod_id))  # a second time is no error
     assert refusal(client.PodSandboxStatus, cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id))[0] is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_containers_status_tells_its_user_before_the_start_and_after_the_end(
+    daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        context = cri.LinuxContainerSecurityContext(supplemental_groups=[5678, 1234])
+        context.run_as_user.value, context.run_as_group.value = 1001, 1002
+        linux = cri.LinuxContainerConfig(security_context=context)
+        identifier = create(client, pod_id, config, "true", linux=linux)
+        user = cri.LinuxContainerUser(uid=1001, gid=1002, supplemental_groups=[1002, 1234, 5678])
+        assert status(client, identifier).user.linux == user
+        daemon.kill()
+        daemon.start()
+        assert status(client, identifier).user.linux == user
+        client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+        wait_for(lambda: status(client, identifier).state == cri.CONTAINER_EXITED)
+        daemon.kill()
+        daemon.start()
+        assert status(client, identifier).user.linux == user
+
+
+def test_read_only_mounts_are_so_at_the_top_or_all_the_way_down(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "host/inner").mkdir(parents=True)
+    mounts.mount("tmpfs", str(tmp_path / "host/inner"), "tmpfs", 0)
+    try:
+        with pod(client, tmp_path) as (pod_id, config):
+
+            def touch(**options: Any) -> list[str]:
+                mount = cri.Mount(host_path=str(tmp_path / "host"), container_path="/v", readonly=True, **options)
+                identifier = create(
+                    client, pod_id, config, "sh", "-c", "touch /v/a /v/inner/b; ls /v/inner; rm -f /v/inner/b", mounts=[mount]
+                )
+                client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+                wait_for(lambda: status(client, identifier).state == cri.CONTAINER_EXITED)
+                lines = [line.split(" ", 3)[3] for line in (tmp_path / "c.log").read_text().splitlines()]
+                (tmp_path / "c.log").unlink()
+                return lines
+
+            assert touch() == ["touch: /v/a: Read-only file system", "b"]
+            assert touch(recursive_read_only=True) == [
+                "touch: /v/a: Read-only file system",
+                "touch: /v/inner/b: Read-only file system",
+            ]
+            wrong = cri.Mount(host_path=str(tmp_path / "host"), container_path="/v", recursive_read_only=True)
+            with pytest.raises(grpc.RpcError, match="recursive_read_only needs readonly"):
+                create(client, pod_id, config, "true", mounts=[wrong])
+            wrong.readonly, wrong.propagation = True, cri.PROPAGATION_HOST_TO_CONTAINER
+            with pytest.raises(grpc.RpcError, match="recursive_read_only needs readonly"):
+                create(client, pod_id, config, "true", mounts=[wrong])
+    finally:
+        mounts.umount(str(tmp_path / "host/inner"), mounts.DETACH)
 
 
 def test_bad_requests_get_their_codes_and_leave_nothing(client: Client, tmp_path: Path) -> None:
