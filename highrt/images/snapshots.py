@@ -41,17 +41,30 @@ class Rootfs:
 
     def mount(self, target: str | Path) -> None:
         """Mounts it in the caller's mount namespace. Raises OSError, ImageError where the list is too long for a mount."""
-        # Relative to the snapshots' folder, names have a few characters: hundreds fit, and no path of the machine's
-        # needs overlay's escapes.
-        base = self.upper.parents[1]
-        names = [str(path.relative_to(base)) for path in (*self.lower, self.upper, self.work)]
-        lower, upper, work = ":".join(names[:-2]), names[-2], names[-1]
+        self._mount(target, 0, f"lowerdir={self._names(*self.lower)},upperdir={self._names(self.upper)},"
+                               f"workdir={self._names(self.work)}")  # fmt: skip
+
+    def mount_read_only(self, target: str | Path) -> None:
+        """Mounts it for reading alone, as it is now. Raises as `mount` does."""
+        # overlayfs wants two layers where there is none to write to; with the writable one there are always two
+        self._mount(target, mounts.RDONLY, f"lowerdir={self._names(self.upper, *self.lower)}")
+
+    def _names(self, *paths: Path) -> str:
+        """Relative to the snapshots' folder, names have a few characters: hundreds fit, and no path of the machine's needs
+        overlay's escapes."""
+        return ":".join(str(path.relative_to(self._base)) for path in paths)
+
+    def _mount(self, target: str | Path, flags: int, layers: str) -> None:
         # A container's changes stay plain files: without redirects and metadata-only copies, an upper folder can be
         # packed as a layer, and no layer can smuggle such attributes in.
-        data = f"lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=off,metacopy=off"
+        data = f"{layers},redirect_dir=off,metacopy=off"
         if len(data) >= _PAGE:
             raise ImageError(f"the image has {len(self.lower)} layers, more than one mount can hold: rebuild it with fewer")
-        _mount_from(base, os.path.abspath(target), data)
+        _mount_from(self._base, os.path.abspath(target), flags, data)
+
+    @property
+    def _base(self) -> Path:
+        return self.upper.parents[1]
 
     def unmount(self, target: str | Path) -> None:
         """Takes the mount away; none there is fine."""
@@ -63,7 +76,7 @@ class Rootfs:
                     raise
 
 
-def _mount_from(base: Path, target: str, data: str) -> None:
+def _mount_from(base: Path, target: str, flags: int, data: str) -> None:
     """mount(2) with options relative to a folder. A thread with a working directory of its own: that of the process stays."""
     failure: list[OSError] = []
 
@@ -71,7 +84,7 @@ def _mount_from(base: Path, target: str, data: str) -> None:
         try:
             syscalls.unshare(_CLONE_FS)
             os.chdir(base)
-            mounts.mount("overlay", target, "overlay", 0, data)
+            mounts.mount("overlay", target, "overlay", flags, data)
         except OSError as error:
             failure.append(error)
 

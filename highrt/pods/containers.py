@@ -13,7 +13,7 @@ from highrt.images.errors import ImageError
 from highrt.images.model import Image
 from highrt.images.snapshots import Rootfs
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import sandbox, spec
+from highrt.pods import sandbox, spec, volumes
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
@@ -43,16 +43,10 @@ _START_ERROR_CODE = 128
 _KILL_SECONDS = 10.0
 
 
-class Images(Protocol):
+class Images(volumes.Images, Protocol):
     """What of the image service is needed here."""
 
-    def resolve(self, reference_or_id: str) -> Image | None: ...
-
-    async def prepare(self, image: Image, key: str) -> Rootfs: ...
-
     async def rootfs(self, key: str) -> Rootfs | None: ...
-
-    async def release(self, key: str) -> None: ...
 
 
 class Containers:
@@ -76,6 +70,7 @@ class Containers:
             raise FailedPrecondition(f"pod {pod.id} is not ready: it was stopped, or its monitor died")
         if not config.metadata.name:
             raise InvalidArgument("a container needs a name (metadata.name)")
+        config = volumes.resolved(config, self._images)
         image = self._images.resolve(config.image.image)
         if image is None:
             raise NotFound(f"image {config.image.image!r} is not here: pull it first")
@@ -113,6 +108,7 @@ class Containers:
         place = spec.Place(
             container.id, pod.id, box.folder, mounted, container.cgroup, self._registry.sandbox(pod.id).namespaces(pod.config),
             self._registry.pid_path(pod, container), sandbox.hostname(pod.config),
+            await volumes.make(container.config, self._images, container.id, folder),
         )  # fmt: skip
         built = spec.build(pod.config, container.config, image.config, place)
         container.user = spec.user_of(built)
@@ -217,6 +213,7 @@ class Containers:
         self._streams.drop_waiting(container.id)
         self.unmount(container)
         await self._images.release(container.id)
+        await volumes.release(container.config, self._images, container.id)
         await asyncio.to_thread(shutil.rmtree, self._registry.folder(container), ignore_errors=True)
         self._registry.metadata.remove_container(container.id)
         self._exited.pop(container.id, None)
@@ -283,12 +280,17 @@ class Containers:
         log.info("container ended", container=container.id, code=code, reason=reason, text=message or None)
 
     def unmount(self, container: Container) -> None:
-        """Takes the container's root away from this mount namespace."""
+        """Takes the container's root and its image volumes away from this mount namespace."""
+        folder = self._registry.folder(container)
         try:
-            mounts.umount(str(self._registry.folder(container) / "rootfs"), mounts.DETACH)
+            mounts.umount(str(folder / "rootfs"), mounts.DETACH)
         except OSError as error:
             if error.errno not in (2, 22):  # ENOENT, EINVAL: no folder, no mount
                 log.warning("a root file system cannot be unmounted", container=container.id, error=str(error))
+        try:
+            volumes.unmount(container.config, folder)
+        except OSError as error:
+            log.warning("an image volume cannot be unmounted", container=container.id, error=str(error))
 
     async def _ask(self, container: Container, do: str, **fields: Any) -> None:
         try:

@@ -2,9 +2,11 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from highrt.pods import volumes
 from highrt.pods.errors import InvalidArgument
 from strata.linux import cgroups
 from strata.protocols.cri_pb2 import ContainerConfig, Device, Mount, MountPropagation
@@ -18,8 +20,9 @@ _PROPAGATION = {
 }
 
 
-def mounts(config: ContainerConfig, pod_folder: Path, *, host_ipc: bool) -> list[Spec]:
-    """All mounts, in the order in which they are made. pod_folder: holds shm, resolv.conf, hostname and hosts.
+def mounts(config: ContainerConfig, pod_folder: Path, image_volumes: Sequence[Path], *, host_ipc: bool) -> list[Spec]:
+    """All mounts, in the order in which they are made. pod_folder: holds shm, resolv.conf, hostname and hosts. image_volumes:
+    see `volumes.make`.
 
     Raises InvalidArgument for a mount that cannot be.
     """
@@ -42,7 +45,8 @@ def mounts(config: ContainerConfig, pod_folder: Path, *, host_ipc: bool) -> list
     for name in ("resolv.conf", "hostname", "hosts"):
         options = ["rbind", "rprivate", "ro" if readonly_root else "rw"]
         found.append({"destination": f"/etc/{name}", "type": "bind", "source": str(pod_folder / name), "options": options})
-    asked = [_mount(mount) for mount in config.mounts]
+    images = iter(image_volumes)
+    asked = [_image(mount, next(images)) if volumes.is_volume(mount) else _mount(mount) for mount in config.mounts]
     replaced = {mount["destination"] for mount in asked}
     kept = [mount for mount in found if mount["destination"] not in replaced]
     # Parents before what is inside them, whatever the order in the request.
@@ -55,12 +59,20 @@ def root_propagation(found: list[Spec]) -> str:
     return "rshared" if "rshared" in options else "rslave" if "rslave" in options else ""
 
 
-def _mount(mount: Mount) -> Spec:
+def _destination(mount: Mount) -> str:
     where = os.path.normpath(mount.container_path)
     if not mount.container_path.startswith("/") or where == "/":
         raise InvalidArgument(f"mount at {mount.container_path!r}: container_path must be absolute, and not the root")
-    if mount.HasField("image") and mount.image.image:
-        raise InvalidArgument(f"mount at {where}: image volumes are not supported by this runtime")
+    return where
+
+
+def _image(mount: Mount, source: Path) -> Spec:
+    options = ["rbind", "rprivate", "ro", "nodev"]
+    return {"destination": _destination(mount), "type": "bind", "source": str(source), "options": options}
+
+
+def _mount(mount: Mount) -> Spec:
+    where = _destination(mount)
     if mount.uidMappings or mount.gidMappings:
         raise InvalidArgument(f"mount at {where}: ID-mapped mounts are not supported by this runtime")
     if not mount.host_path.startswith("/"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class Place:
     """Where a container's spec gets the pod's things from.
 
     namespaces: kind (as the OCI spec names it) → path, for those that the pod shares. pid_path: that of the PID namespace
-    to join, "" for a new one, None for the host's. rootfs: where the root is mounted. hostname: of the pod.
+    to join, "" for a new one, None for the host's. rootfs: where the root is mounted. hostname: of the pod. image_volumes: what
+    each mount of an image shows, in the order of the mounts.
     """
 
     container_id: str
@@ -53,6 +55,7 @@ class Place:
     namespaces: dict[str, str]
     pid_path: str | None
     hostname: str
+    image_volumes: Sequence[Path] = ()
 
 
 def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, place: Place) -> Spec:
@@ -61,7 +64,8 @@ def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, pl
     _refuse_unsupported(config, context)
     who = identity.resolve(str(place.rootfs), context, image.user)
     granted = capabilities(context)
-    all_mounts = mounts.mounts(config, place.pod_folder, host_ipc=context.namespace_options.ipc == NamespaceMode.NODE)
+    host_ipc = context.namespace_options.ipc == NamespaceMode.NODE
+    all_mounts = mounts.mounts(config, place.pod_folder, place.image_volumes, host_ipc=host_ipc)
     nodes, device_rules = mounts.devices(config)
     resources = oci_resources(config.linux.resources)
     resources["devices"] = device_rules

@@ -201,6 +201,47 @@ def test_read_only_mounts_are_so_at_the_top_or_all_the_way_down(client: Client, 
         mounts.umount(str(tmp_path / "host/inner"), mounts.DETACH)
 
 
+def test_an_image_is_a_read_only_volume_as_a_whole_or_in_part(daemon: Daemon, client: Client, tmp_path: Path) -> None:
+    image = client.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image.id
+    with pod(client, tmp_path) as (pod_id, config):
+        plain = create(client, pod_id, config, "true")  # has the image's layers unpacked
+        client.RemoveContainer(cri.RemoveContainerRequest(container_id=plain))
+        snapshots = set((daemon.folder / "root/images/snapshots").iterdir())
+
+        def volume(path: str, **options: Any) -> cri.Mount:
+            return cri.Mount(container_path=path, image=cri.ImageSpec(image=IMAGE), **{"readonly": True, **options})
+
+        script = "/whole/bin/cat /part/passwd /file | grep -c root; touch /whole/x; touch /part/x"
+        mounts = [volume("/whole"), volume("/part", image_sub_path="etc"), volume("/file", image_sub_path="etc/passwd")]
+        identifier = create(client, pod_id, config, "sh", "-c", f"{script}; sleep 60", mounts=mounts)
+        assert [mount.image.image_ref for mount in status(client, identifier).mounts] == [image] * 3
+        client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+        wait_for(lambda: (tmp_path / "c.log").read_text().count("\n") == 3)
+        lines = [line.split(" ", 3)[3] for line in (tmp_path / "c.log").read_text().splitlines()]
+        assert sorted(lines) == ["2", "touch: /part/x: Read-only file system", "touch: /whole/x: Read-only file system"]
+        folder = daemon.folder / "s/pods" / pod_id / identifier / "volumes"
+        assert (folder / "0/bin").is_dir()
+        client.StopContainer(cri.StopContainerRequest(container_id=identifier))
+        assert list((folder / "0").iterdir()) == []
+        client.RemoveContainer(cri.RemoveContainerRequest(container_id=identifier))
+
+        for mount, why in (
+            (volume("/v", readonly=False), "read-only only"),
+            (volume("/v", host_path="/tmp"), "one of them only"),
+            (volume("/v", propagation=cri.PROPAGATION_BIDIRECTIONAL), "no propagation"),
+            (volume("/v", image_sub_path="../etc"), "without `..`"),
+            (volume("/v", image_sub_path="nowhere"), "nowhere.*No such file"),
+        ):
+            with pytest.raises(grpc.RpcError, match=why) as refused:
+                create(client, pod_id, config, "true", mounts=[mount])
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        missing = cri.Mount(container_path="/v", image=cri.ImageSpec(image="not.here/x:1"), readonly=True)
+        with pytest.raises(grpc.RpcError, match="pull it first") as refused:
+            create(client, pod_id, config, "true", mounts=[missing])
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert set((daemon.folder / "root/images/snapshots").iterdir()) == snapshots
+
+
 def test_bad_requests_get_their_codes_and_leave_nothing(client: Client, tmp_path: Path) -> None:
     invalid, missing, failed = (
         grpc.StatusCode.INVALID_ARGUMENT,
