@@ -10,7 +10,7 @@ from importlib.metadata import version
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from highrt.cri import messages, stats
+from highrt.cri import messages, metrics, stats
 from highrt.cri.calls import require, streaming, unary
 from highrt.pods.errors import FailedPrecondition, NotFound
 from highrt.pods.manager import PodManager
@@ -39,6 +39,7 @@ class CriRuntime(RuntimeServiceBase):
     def __init__(self, pods: PodManager, streams: StreamingServer) -> None:
         self._pods = pods
         self._streams = streams
+        self._rates = stats.Rates()
 
     # what a kubelet may see
 
@@ -330,13 +331,17 @@ class CriRuntime(RuntimeServiceBase):
             yield cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=found[start : start + _CHUNK])
 
     async def _container_stats(self, container: Container) -> cri.ContainerStats:
-        return stats.container(container, await self._pods.container_stats(container.id))
+        return stats.container(container, await self._pods.container_stats(container.id), self._rates)
 
     async def _pod_stats(self, pod: Pod) -> cri.PodSandboxStats:
         containers = {container.id: container for container in self._containers_of(pod)}
-        return stats.pod(pod, await self._pods.pod_stats(pod.id), containers)
+        return stats.pod(pod, await self._pods.pod_stats(pod.id), containers, self._rates)
+
+    def _forget_rates(self) -> None:
+        self._rates.keep([*(pod.id for pod in self._pods.pods()), *(each.id for each in self._pods.containers())])
 
     async def _list_container_stats(self, wanted: cri.ContainerStatsFilter) -> list[cri.ContainerStats]:
+        self._forget_rates()
         filter_ = cri.ContainerFilter(id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector)
         found = []
         for container in self._pods.containers(Owner.KUBELET):
@@ -348,6 +353,7 @@ class CriRuntime(RuntimeServiceBase):
         return found
 
     async def _list_pod_stats(self, wanted: cri.PodSandboxStatsFilter) -> list[cri.PodSandboxStats]:
+        self._forget_rates()
         filter_ = cri.PodSandboxFilter(id=wanted.id, label_selector=wanted.label_selector)
         found = []
         for pod in self._pods.pods(Owner.KUBELET):
@@ -362,15 +368,32 @@ class CriRuntime(RuntimeServiceBase):
 
     @unary
     async def ListMetricDescriptors(self, request: cri.ListMetricDescriptorsRequest) -> cri.ListMetricDescriptorsResponse:
-        raise _unimplemented("ListMetricDescriptors", "use the statistics calls")
+        return cri.ListMetricDescriptorsResponse(descriptors=metrics.descriptors())
 
     @unary
     async def ListPodSandboxMetrics(self, request: cri.ListPodSandboxMetricsRequest) -> cri.ListPodSandboxMetricsResponse:
-        raise _unimplemented("ListPodSandboxMetrics", "use the statistics calls")
+        return cri.ListPodSandboxMetricsResponse(pod_metrics=[found async for found in self._pod_metrics()])
 
-    @unary
-    async def StreamPodSandboxMetrics(self, request: cri.StreamPodSandboxMetricsRequest) -> cri.StreamPodSandboxMetricsResponse:
-        raise _unimplemented("StreamPodSandboxMetrics", "use the statistics calls")
+    @streaming
+    async def StreamPodSandboxMetrics(
+        self, request: cri.StreamPodSandboxMetricsRequest
+    ) -> AsyncGenerator[cri.StreamPodSandboxMetricsResponse, None]:
+        async for found in self._pod_metrics():  # a pod is a hundred lines and more
+            yield cri.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=[found])
+
+    async def _pod_metrics(self) -> AsyncGenerator[cri.PodSandboxMetrics, None]:
+        for pod in self._pods.pods(Owner.KUBELET):
+            if not pod.ready:
+                continue
+            try:
+                found = metrics.pod(pod, await self._pods.pod_interfaces(pod.id))
+                for container in self._containers_of(pod):
+                    if container.state is ContainerState.RUNNING:
+                        used = await self._pods.container_details(container.id)
+                        found.container_metrics.append(metrics.container(pod, container, used))
+            except NotFound:  # removed meanwhile
+                continue
+            yield found
 
     @unary
     async def CheckpointContainer(self, request: cri.CheckpointContainerRequest) -> cri.CheckpointContainerResponse:

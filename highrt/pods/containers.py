@@ -13,7 +13,7 @@ from highrt.images.errors import ImageError
 from highrt.images.model import Image
 from highrt.images.snapshots import Rootfs
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import sandbox, spec, volumes
+from highrt.pods import sandbox, spec, usage, volumes
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
@@ -250,16 +250,19 @@ class Containers:
     async def stats(self, container_id: str) -> ContainerStats:
         """Raises NotFound."""
         container = self._registry.container(container_id)
-        used = cgroups.open_cgroup(container.cgroup).stats()
+        group = cgroups.open_cgroup(container.cgroup)
+        return await asyncio.to_thread(usage.stats, container.id, group, await self._layer(container))
+
+    async def details(self, container_id: str) -> usage.Details:
+        """What a container uses, in all detail. Raises NotFound."""
+        container = self._registry.container(container_id)
+        group = cgroups.open_cgroup(container.cgroup)
+        return await asyncio.to_thread(usage.details, container.id, group, await self._layer(container), container.pid)
+
+    async def _layer(self, container: Container) -> str:
+        """The folder of its writable layer."""
         rootfs = await self._images.rootfs(container.id)
-        size, inodes, path = 0, 0, ""
-        if rootfs:
-            path = str(rootfs.upper)
-            size, inodes = await asyncio.to_thread(_tree_size, path)
-        return ContainerStats(
-            container.id, time.time_ns(), used.cpu_usage_ns, used.memory_usage_bytes, used.memory_working_set_bytes,
-            used.memory_rss_bytes, used.pids, path, size, inodes,
-        )  # fmt: skip
+        return str(rootfs.upper) if rootfs else ""
 
     def apply_exit(self, container: Container, ended: dict[str, Any]) -> None:
         """Takes over an exit record."""
@@ -321,14 +324,3 @@ def _log_path(pod: Pod, sandbox_config: PodSandboxConfig | None, config: Contain
     if not path.startswith(os.path.normpath(folder) + "/"):
         raise InvalidArgument(f"log_path {config.log_path!r} leads out of the pod's log directory")
     return path
-
-
-def _tree_size(folder: str) -> tuple[int, int]:
-    """Bytes on disk and inodes below a folder."""
-    size = inodes = 0
-    for path, _, files in os.walk(folder):
-        for name in (".", *files):
-            with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(path, name)).st_blocks * 512
-                inodes += 1
-    return size, inodes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from highrt.cni.network import Network
-from highrt.pods import features, netns
+from highrt.pods import features, netns, usage
 from highrt.pods.containers import Containers, Images
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.features import Features
@@ -25,6 +25,7 @@ from highrt.pods.model import (
     ContainerState,
     ContainerStats,
     Handler,
+    InterfaceStats,
     Owner,
     Pod,
     PodStats,
@@ -36,6 +37,7 @@ from highrt.pods.registry import Registry
 from highrt.pods.sandboxes import Sandboxes
 from highrt.pods.sessions import AttachSession, ExecSession
 from highrt.pods.streams import Streams
+from strata.linux import cgroups
 from strata.protocols.cri_pb2 import ContainerConfig, LinuxContainerResources, PodSandboxConfig
 from strata.telemetry import logs
 
@@ -242,11 +244,21 @@ class PodManager:
         pod = self.pod(pod_id)
         running = [c for c in self._registry.members(pod) if c.state == ContainerState.RUNNING]
         stats = [await self._containers.stats(container.id) for container in running]
-        found = []
+        found = await self.pod_interfaces(pod.id)
+        group = cgroups.open_cgroup(self._registry.cgroup_parent(pod))
+        return PodStats(pod.id, time.time_ns(), stats, found, usage.pressure(group))
+
+    async def pod_interfaces(self, pod_id: str) -> list[InterfaceStats]:
+        """The counters of the pod's own interfaces; none where it is on the host's network. Raises NotFound."""
+        pod = self.pod(pod_id)
         if pod.ready and pod.netns:
             with contextlib.suppress(OSError):
-                found = await netns.interfaces(pod.netns)
-        return PodStats(pod.id, time.time_ns(), stats, found)
+                return await netns.interfaces(pod.netns)
+        return []
+
+    async def container_details(self, container_id: str) -> usage.Details:
+        """See `Containers.details`."""
+        return await self._containers.details(container_id)
 
     # --- what monitors tell
 

@@ -1,6 +1,7 @@
 """The types of the pod manager: what a pod, a container, an exec session and an event are."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from strata.protocols.cri_pb2 import ContainerConfig, PodSandboxConfig
@@ -110,8 +111,23 @@ class Handler:
 
 
 @dataclass(frozen=True)
+class Pressure:
+    """For how long some, or all, of a group's tasks waited for a resource (accounting/psi.rst). averages: over the last 10, 60
+    and 300 s, in percent."""
+
+    some_ns: int
+    full_ns: int
+    some_averages: tuple[float, float, float]
+    full_averages: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class ContainerStats:
-    """What a container uses now, as its cgroup has it. Sizes in bytes, CPU in nanoseconds since the start."""
+    """What a container uses now, as its cgroup has it. Sizes in bytes, CPU in nanoseconds since the start.
+
+    memory_available_bytes, swap_available_bytes: None without a limit. swap_usage_bytes: None where swap is not counted.
+    pressure: by resource (cpu, memory, io), where the kernel tells it.
+    """
 
     container_id: str
     time_ns: int
@@ -123,6 +139,12 @@ class ContainerStats:
     writable_layer_path: str
     writable_layer_bytes: int
     writable_layer_inodes: int
+    memory_available_bytes: int | None = None
+    page_faults: int = 0
+    major_page_faults: int = 0
+    swap_usage_bytes: int | None = None
+    swap_available_bytes: int | None = None
+    pressure: Mapping[str, Pressure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,16 +154,22 @@ class InterfaceStats:
     rx_errors: int
     tx_bytes: int
     tx_errors: int
+    rx_packets: int = 0
+    rx_dropped: int = 0
+    tx_packets: int = 0
+    tx_dropped: int = 0
 
 
 @dataclass(frozen=True)
 class PodStats:
-    """The sums over a pod's containers, and its interfaces; the first one that is not lo is the default."""
+    """The sums over a pod's containers, and its interfaces; the first one that is not lo is the default. pressure: of the
+    pod's cgroup."""
 
     pod_id: str
     time_ns: int
     containers: list[ContainerStats]
     interfaces: list[InterfaceStats]
+    pressure: Mapping[str, Pressure] = field(default_factory=dict)
 
     @property
     def cpu_usage_ns(self) -> int:
@@ -158,6 +186,20 @@ class PodStats:
     @property
     def memory_rss_bytes(self) -> int:
         return sum(each.memory_rss_bytes for each in self.containers)
+
+    @property
+    def page_faults(self) -> int:
+        return sum(each.page_faults for each in self.containers)
+
+    @property
+    def major_page_faults(self) -> int:
+        return sum(each.major_page_faults for each in self.containers)
+
+    @property
+    def memory_available_bytes(self) -> int | None:
+        """None where a container has no limit."""
+        each = [container.memory_available_bytes for container in self.containers]
+        return None if not each or None in each else sum(filter(None, each))
 
     @property
     def pids(self) -> int:

@@ -44,11 +44,12 @@ async def interfaces(netns: str | None) -> list[InterfaceStats]:
         found = []
         with open("/proc/thread-self/net/dev", encoding="ascii") as file:
             for line in file:
-                name, colon, rest = line.partition(":")
-                numbers = rest.split()
-                if colon and name.strip() != "lo" and len(numbers) >= 11:
+                name, colon, counters = line.partition(":")
+                numbers = counters.split()
+                if colon and name.strip() != "lo" and len(numbers) >= 12:
                     rx, rx_errors, tx, tx_errors = (int(numbers[i]) for i in (0, 2, 8, 10))
-                    found.append(InterfaceStats(name.strip(), rx, rx_errors, tx, tx_errors))
+                    rest = (int(numbers[i]) for i in (1, 3, 9, 11))
+                    found.append(InterfaceStats(name.strip(), rx, rx_errors, tx, tx_errors, *rest))
         return found
 
     return await _inside(netns, read, lambda found: None)

@@ -331,6 +331,50 @@ def test_stats_events_log_rotation_and_updates(client: Client, tmp_path: Path) -
         assert kinds == [cri.CONTAINER_CREATED_EVENT, cri.CONTAINER_STARTED_EVENT, cri.CONTAINER_STOPPED_EVENT]
 
 
+def test_statistics_and_metrics_tell_what_a_container_uses(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        script = "head -c 300000 /dev/zero > /big; while true; do :; done"
+        linux = cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20, cpu_shares=512))
+        identifier = create(client, pod_id, config, "sh", "-c", script, linux=linux)
+        client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+
+        def stats() -> cri.ContainerStats:
+            found: cri.ContainerStats = client.ContainerStats(cri.ContainerStatsRequest(container_id=identifier)).stats
+            return found
+
+        wait_for(lambda: stats().cpu.usage_core_nano_seconds.value > 1_200_000_000)
+        wait_for(lambda: stats().cpu.usage_nano_cores.value > 100_000_000)
+        found = stats()
+        assert found.memory.available_bytes.value == (64 << 20) - found.memory.working_set_bytes.value
+        assert found.memory.page_faults.value > 0
+        assert found.writable_layer.used_bytes.value >= 300000
+        whole = client.PodSandboxStats(cri.PodSandboxStatsRequest(pod_sandbox_id=pod_id)).stats.linux
+        assert whole.process.process_count.value >= 1
+        assert whole.memory.available_bytes.value > 0
+
+        descriptors = client.ListMetricDescriptors(cri.ListMetricDescriptorsRequest()).descriptors
+        keys = {each.name: list(each.label_keys) for each in descriptors}
+        assert len(keys) == len(descriptors) > 50
+        assert all(each.help for each in descriptors)
+        listed = client.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest()).pod_metrics
+        [of_pod] = [each for each in listed if each.pod_sandbox_id == pod_id]
+        [of_container] = of_pod.container_metrics
+        assert of_container.container_id == identifier
+        values: dict[str, list[tuple[dict[str, str], int]]] = {}
+        for metric in of_container.metrics:
+            labels = dict(zip(keys[metric.name], metric.label_values, strict=True))
+            values.setdefault(metric.name, []).append((labels, metric.value.value))
+        [(labels, seconds)] = values["container_cpu_usage_seconds_total"]
+        assert seconds >= 1
+        assert (labels["name"], labels["pod"], labels["namespace"], labels["cpu"]) == (identifier, "pod", "test", "total")
+        assert values["container_spec_memory_limit_bytes"][0][1] == 64 << 20
+        assert values["container_spec_cpu_shares"][0][1] == 512
+        assert values["container_fs_usage_bytes"][0][1] >= 300000
+        assert values["container_processes"][0][1] == 1
+        assert values["container_file_descriptors"][0][1] >= 3
+        assert {labels["failure_type"] for labels, _ in values["container_memory_failures_total"]} == {"pgfault", "pgmajfault"}
+
+
 def test_images_as_a_kubelet_asks(client: Client) -> None:
     found = client.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image
     assert found.id.startswith("sha256:")
