@@ -1,24 +1,40 @@
-"""lowrt as a command. The launcher starts this file as `python3 -IS lowrt/__main__.py ARGUMENTS`, or `loader` imports it."""
+"""lowrt as a command. The launcher starts this file as `python3 -IS lowrt/__main__.py ARGUMENTS`, or wakes it from a snapshot."""
 
 import gc
 import os
 import sys
 
-gc.disable()  # a command is over before there is anything to collect
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 if __name__ == "__main__":
+    gc.disable()  # a command is over before there is anything to collect
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from lowrt import main  # noqa: E402
+from lowrt import main as command  # noqa: E402
 
 _WCLONE = -0x80000000  # __WCLONE of waitpid(2), as a C int
 
-if os.geteuid() == 0 and not os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY:
-    # CVE-2019-5736: the launcher runs the interpreter from a read-only view.
-    sys.exit("lowrt: a container could overwrite this interpreter's file: start lowrt by its launcher")
-status = main.run(sys.argv[1:], (0, 1, 2), os.environ)
-try:
-    os.waitpid(-1, _WCLONE)  # the process with which the launcher has woken the cgroups
-except ChildProcessError:
-    pass
-# Past the interpreter's own tidying up, which costs milliseconds and has nothing to do here.
-os._exit(status)
+
+def main() -> "NoReturn":
+    if _is_exposed():
+        sys.exit("lowrt: a container could overwrite the file that this process runs: start lowrt by its launcher")
+    status = command.run(sys.argv[1:], (0, 1, 2), os.environ)
+    try:
+        os.waitpid(-1, _WCLONE)  # the process with which the launcher has woken the cgroups
+    except ChildProcessError:
+        pass
+    # Past the interpreter's own tidying up, which costs milliseconds and has nothing to do here.
+    os._exit(status)
+
+
+def _is_exposed() -> bool:
+    """Whether a container of root could write to this process's file, but for the launcher's view of it (CVE-2019-5736)."""
+    if os.geteuid() != 0 or os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY:
+        return False
+    return command.puts_processes_inside(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -101,6 +101,15 @@ def run(argv: "Sequence[str]", fds: tuple[int, int, int], environ: "Mapping[str,
         log.close()
 
 
+def puts_processes_inside(argv: "Sequence[str]") -> bool:
+    """Whether the command line is one that starts a process in a container."""
+    try:
+        _, rest = flags.parse("", list(argv))
+    except UsageFailure:
+        return False
+    return "".join(rest[:1]) in ("create", "run", "exec")
+
+
 def rehearse() -> None:
     """Parses and checks a configuration, as a create will. For a process that was forked ahead of need: the pages that this
     writes to are its own afterwards, and need not be copied when somebody waits."""

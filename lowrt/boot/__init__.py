@@ -1,8 +1,9 @@
-"""How the command starts quickly: the launcher (C), and the bundle of compiled modules that it hands to the interpreter.
+"""How the command starts quickly: from a snapshot of itself, taken with the interpreter started and all modules imported.
 
-    launcher.c   lowrt/launcher: a read-only view of the interpreter's file, cgroup v1 woken, then python3 -IS BUNDLE ARGUMENTS
-    loader.py    the bundle's program: imports from the bundle, and then `lowrt.__main__`
-    bundle.py    builds it (scripts/setup)
-
-Without a bundle the launcher starts `lowrt/__main__.py`, a few milliseconds slower. Nothing imports this folder.
+launcher.c      lowrt/launcher, the command: a read-only view of its own file, cgroup v1 woken, then the snapshot's process
+                woken, or where there is no fit snapshot, `python3 -IS lowrt/__main__.py`
+snapshot.h, .c  the file's form; waking: mapping the saved memory, going on where it slept
+snapshot.py     takes the snapshot (scripts/setup): runs sleeper.py under ptrace and saves it
+sleeper.py      the program that is saved: imports all of lowrt, sleeps, and when it wakes runs lowrt's main
+_sleep.c        the sleep itself
 """

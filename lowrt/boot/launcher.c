@@ -1,83 +1,71 @@
-/* lowrt: starts the interpreter with lowrt's own package, from a read-only view of its file.
+/* lowrt, the command: wakes lowrt's process from its snapshot (snapshot.c), from a read-only view of this file.
  *
- * What the interpreter forks becomes containers, and a container of root can open its first process's /proc/PID/exe for
- * writing: CVE-2019-5736. Through a mount that is read-only, and that is in no tree, it cannot. The view costs 0.1 ms here;
- * made by the interpreter itself it would cost a second start of it. Without the privilege to make the view (rootless) the
- * interpreter's file is not the user's to write either.
+ * Whoever forks containers shows them its own file: a container of root can open its first process's /proc/PID/exe for
+ * writing, and would overwrite lowrt (CVE-2019-5736). Through a mount that is read-only, and that is in no tree, it cannot. So
+ * for all commands but those that stay outside of containers the launcher starts itself once more, through such a view.
+ * Without the privilege to make one (rootless) the file is not the user's to write either.
  *
- * Two things are done here because time is saved by doing them first: the command's bundle of compiled modules is looked for
- * (see bundle.py), and cgroup v1 is woken (see wake_cgroups). */
+ * Without a snapshot that fits, the interpreter is started, in the same way. */
 
 #define _GNU_SOURCE
+#include "snapshot.h"
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define PYTHON "/usr/bin/python3"
 #define LONGEST 4096
 
-static int read_only_view(void)
+static const char *const valued[] = {"root", "log", "log-format", "rootless", "criu", 0}; /* flags, as lowrt/flags.py has them */
+static const char *const inside[] = {"create", "run", "exec", 0}; /* commands that put a process into a container */
+static const char *const outside[] = {"start", "state", "kill", "delete", "list", 0};
+
+static int is_one_of(const char *word, const char *const *words)
 {
-    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY};
-    int view = syscall(SYS_open_tree, AT_FDCWD, PYTHON, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-
-    if (view >= 0 && syscall(SYS_mount_setattr, view, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0) {
-        close(view);
-        return -1;
-    }
-    return view;
-}
-
-/* The command in the arguments, where it is one that has a bundle. A flag's value of that name does no harm: what the bundle
- * lacks is imported from files. */
-static const char *find_command(int count, char **given)
-{
-    static const char *const commands[] = {"create", "run", "start", "exec", "state", "kill", "delete"};
-
-    for (int i = 1; i < count; i++)
-        for (size_t k = 0; k < sizeof commands / sizeof *commands; k++)
-            if (!strcmp(given[i], commands[k]))
-                return commands[k];
+    for (; word && *words; words++)
+        if (!strcmp(word, *words))
+            return 1;
     return 0;
 }
 
-/* The program's path, into a buffer of LONGEST: the bundle for this command and interpreter, else the package's main. */
-static int find_program(char *path, const char *command)
+/* The first of the arguments that is no flag, nor a flag's value; NULL if there is none. */
+static const char *find_command(char **given)
 {
-    char interpreter[256];
-    ssize_t length = readlink("/proc/self/exe", path, LONGEST);
-    ssize_t named = readlink(PYTHON, interpreter, sizeof interpreter - 1);
-    char *slash = length > 0 ? memrchr(path, '/', length) : 0;
-    char *name;
+    for (; *given && **given == '-'; given++) {
+        const char *flag = *given + (given[0][1] == '-' ? 2 : 1);
 
-    if (!slash || slash - path > LONGEST - 300)
-        return -1;
-    if (named > 0 && command) {
-        interpreter[named] = 0;
-        name = strrchr(interpreter, '/');
-        sprintf(slash, "/__pycache__/bundle.%.200s.%s.pyc", name ? name + 1 : interpreter, command);
-        if (access(path, R_OK) == 0)
-            return 0;
+        if (is_one_of(flag, valued) && given[1])
+            given++;
     }
-    strcpy(slash, "/__main__.py");
-    return 0;
+    return *given;
+}
+
+/* Where the launcher lies, into PATH: through the view its own path is only "/", and argv[0] tells. Whether this is the view. */
+static int find_launcher(char path[LONGEST], const char *first)
+{
+    ssize_t length = readlink("/proc/self/exe", path, LONGEST - 1);
+    int viewed = length == 1;
+
+    path[length > 0 ? length : 0] = 0;
+    if (viewed)
+        snprintf(path, LONGEST, "%s", first ? first : "");
+    return viewed;
 }
 
 /* The first write to a cgroup.procs of cgroup v1 after some idle time waits some 10 ms for all CPUs, whatever is written; the
  * next ones do not. So where the command will need it, a process that moves itself to where it is already begins that wait
- * while the interpreter starts. It is a "clone" child (no signal at its end, no plain wait sees it); lowrt reaps it. */
-static void wake_cgroups(const char *command)
+ * at once. It is a "clone" child (no signal at its end, no plain wait sees it); lowrt reaps it. */
+static void wake_cgroups(void)
 {
     char procs[LONGEST + 64], line[LONGEST];
     char *controller, *end;
     FILE *groups;
     int file;
 
-    if (!command || (strcmp(command, "run") && strcmp(command, "create") && strcmp(command, "exec")))
-        return;
     if (access("/sys/fs/cgroup/memory/cgroup.procs", W_OK) || syscall(SYS_clone, 0, 0, 0, 0, 0))
         return;
     groups = fopen("/proc/self/cgroup", "re");
@@ -95,18 +83,24 @@ static void wake_cgroups(const char *command)
     _exit(0);
 }
 
-int main(int count, char **given, char **environment)
+/* Executes a file through a read-only view of it. Returns where that cannot be had. */
+static void execute_view(const char *path, char **arguments, char **environment)
 {
-    char program[LONGEST + 1];
-    char *arguments[count + 3];
-    const char *command = find_command(count, given);
-    int view;
+    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY};
+    int view = syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
 
-    if (find_program(program, command) < 0) {
-        fprintf(stderr, "lowrt: cannot find its package by /proc/self/exe (is /proc mounted?)\n");
-        return 1;
-    }
-    wake_cgroups(command);
+    if (view >= 0 && syscall(SYS_mount_setattr, view, "", AT_EMPTY_PATH, &attributes, sizeof attributes) == 0)
+        syscall(SYS_execveat, view, "", arguments, environment, AT_EMPTY_PATH);
+    if (view >= 0)
+        close(view);
+}
+
+static void start_interpreter(const char *folder, int count, char **given, char **environment)
+{
+    char program[2 * LONGEST];
+    char *arguments[count + 3];
+
+    snprintf(program, sizeof program, "%s/__main__.py", folder);
     /* -I and -S: nothing of the environment, and no site-packages. Paths and messages are UTF-8 whatever the caller's locale is:
      * config.json is, and no character set has to be looked for, above all not in a container's root. */
     arguments[0] = PYTHON;
@@ -114,10 +108,35 @@ int main(int count, char **given, char **environment)
     arguments[2] = program;
     for (int i = 1; i <= count; i++) /* with the NULL at the end */
         arguments[i + 2] = given[i];
-    view = read_only_view();
-    if (view >= 0)
-        syscall(SYS_execveat, view, "", arguments, environment, AT_EMPTY_PATH);
+    execute_view(PYTHON, arguments, environment);
     execve(PYTHON, arguments, environment);
     perror("lowrt: cannot start " PYTHON);
+}
+
+int main(int count, char **given, char **environment)
+{
+    char path[LONGEST], snapshot[LONGEST + 16];
+    const char *command = count ? find_command(given + 1) : 0;
+    int viewed = find_launcher(path, given[0]);
+    char *slash = strrchr(path, '/');
+    int file;
+
+    if (!slash) {
+        fprintf(stderr, "lowrt: cannot find its package by /proc/self/exe (is /proc mounted?)\n");
+        return 1;
+    }
+    if (!viewed && is_one_of(command, inside))
+        wake_cgroups();
+    if (!viewed && !is_one_of(command, outside)) {
+        given[0] = path;
+        execute_view("/proc/self/exe", given, environment);
+    }
+    prctl(PR_SET_NAME, "lowrt");
+    *slash = 0;
+    snprintf(snapshot, sizeof snapshot, "%s/snapshot", path);
+    file = open(snapshot, O_RDONLY | O_CLOEXEC);
+    if (file >= 0)
+        wake(file, path, (long *)given - 1); /* before argv stands argc */
+    start_interpreter(path, count, given, environment);
     return 1;
 }

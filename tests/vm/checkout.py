@@ -37,9 +37,11 @@ def _listed(*options: str) -> list[str]:
 
 
 def _built() -> list[str]:
-    """What git is told to ignore and is no folder of a tool: the launcher, stubs and libraries that scripts/setup has made."""
+    """What git is told to ignore and is no folder of a tool: the launcher, stubs and libraries that scripts/setup has made.
+
+    The snapshot would not serve inside."""
     ignored = _listed("--others", "--ignored", "--exclude-standard", "--directory")
-    return [name for name in ignored if not name.endswith("/")]
+    return [name for name in ignored if not name.endswith("/") and name != "lowrt/snapshot"]
 
 
 def _virtual_environment(folder: Path) -> None:

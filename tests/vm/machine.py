@@ -26,8 +26,8 @@ ENVIRONMENT = {
 _KERNEL_LINE = "root=/dev/vda rw console=ttyS0 loglevel=4 audit=0 mitigations=off random.trust_cpu=on systemd.show_status=0"
 
 
-# lowrt's modules in one file, as scripts/setup makes it: it names them by their paths, which are others inside.
-BUNDLE = ["/usr/bin/python3", "-X", "no_debug_ranges", "lowrt/boot/bundle.py"]
+# lowrt's snapshot, as scripts/setup takes it: it serves where it was taken.
+SNAPSHOT = ["/usr/bin/python3", "lowrt/boot/snapshot.py"]
 
 
 class MachineFailure(Exception):
@@ -72,8 +72,8 @@ class Machine:
             if state != "running":
                 self.run(["systemctl", "--failed", "--no-pager"])
                 raise MachineFailure(f"the machine has booted, but is {state} (above: what failed)")
-            if self.run(BUNDLE):
-                raise MachineFailure("the machine has booted, but the modules of lowrt could not be bundled (above: why)")
+            if self.run(SNAPSHOT):
+                raise MachineFailure("the machine has booted, but no snapshot of lowrt could be taken (above: why)")
             self._stack = stack.pop_all()
         return self
 

@@ -48,9 +48,10 @@ _PATH_ARGUMENT = {
 _PEEKUSER, _POKEUSER, _CONT, _DETACH, _SYSCALL = 3, 6, 7, 17, 24
 _SETOPTIONS, _SEIZE, _INTERRUPT, _LISTEN, _GET_SYSCALL_INFO = 0x4200, 0x4206, 0x4207, 0x4208, 0x420E
 _SYSGOOD, _TRACE_CHILDREN, _TRACE_EXEC = 1, 2 | 4 | 8, 16
-_EVENT_EXEC, _EVENT_STOP = 4, 128
+_EVENT_STOP = 128
 _ORIG_RAX, _RAX = 15 * 8, 10 * 8
 _WALL = 0x40000000
+_PR_SET_NAME = 15
 _STOPPING = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -84,7 +85,7 @@ def run(
 
     at: the number of the call, from 1 (0: none). error: the errno it fails with; 0 kills the command instead. role: whose calls
     are counted: 0 the command's, 1 its first child's, 2 the second's. since: counts from the first call on that is about a path
-    with this text in it (else from the start of the interpreter). folder: for the command's output.
+    with this text in it (else from when lowrt has woken). folder: for the command's output.
     """
     read, write = os.pipe()
     tracer = os.fork()
@@ -114,7 +115,7 @@ class _Tracer:
         self._at, self._error, self._role, self._counted = at, error, role, counted
         self._roles: dict[int, int] = {}
         self._failing: set[int] = set()
-        self._interpreter, self._since = role > 0, since
+        self._awake, self._since = role > 0, since
         self._outcome = Outcome(-1)
 
     def trace(self, argv: list[str], folder: Path, environ: Mapping[str, str] | None) -> Outcome:
@@ -150,10 +151,6 @@ class _Tracer:
         elif number == signal.SIGTRAP | 0x80:
             self._at_call(pid)
             self._go_on(pid)
-        elif event == _EVENT_EXEC:
-            # The interpreter: before it there is the launcher, whose steps are none of the container's.
-            self._interpreter = self._interpreter or "launcher" not in os.readlink(f"/proc/{pid}/exe")
-            self._go_on(pid)
         elif event == _EVENT_STOP:
             if number in _STOPPING:
                 _ptrace(_LISTEN, pid)
@@ -187,9 +184,14 @@ class _Tracer:
             _ptrace(_POKEUSER, pid, _RAX, -self._error)
             return
         name = CALLS.get(number, "")
-        if not entering or not self._interpreter or name not in self._counted:
+        arguments = struct.unpack_from("6Q", info.raw, 32)
+        if name == "prctl" and arguments[0] == _PR_SET_NAME:
+            # Before lowrt wakes up there is its launcher, whose steps are none of the container's. This is the last of them.
+            self._awake = True
             return
-        path = _path(pid, name, struct.unpack_from("6Q", info.raw, 32))
+        if not entering or not self._awake or name not in self._counted:
+            return
+        path = _path(pid, name, arguments)
         if self._since not in path:
             return
         self._since = ""

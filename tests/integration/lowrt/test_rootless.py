@@ -28,9 +28,10 @@ class Rootless(Runtime):
         self.folder, self.bundle, self.id = folder, folder / "bundle", f"t{uuid.uuid4().hex[:10]}"
         # A copy, because the repository may lie where only root can go.
         for name in ("lowrt", "strata/linux"):
-            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "snapshot"))
         shutil.copy(REPOSITORY / "strata/__init__.py", folder / "strata")
         self.launcher = folder / "lowrt/launcher"
+        subprocess.run(["/usr/bin/python3", folder / "lowrt/boot/snapshot.py"], check=True)
         (self.bundle / "rootfs/bin").mkdir(parents=True)
         (self.bundle / "rootfs/tmp").mkdir()
         shutil.copy("/bin/busybox", self.bundle / "rootfs/bin/busybox")
