@@ -9,6 +9,7 @@
 
 #define SNAPSHOT_MAGIC "lowrt 1\n"
 #define CPU_WORDS 8
+#define MOST_HEADER_BYTES 32768 /* with what stands before the memory */
 
 struct snapshot {
     char magic[8];

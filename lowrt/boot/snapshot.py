@@ -31,6 +31,7 @@ _STACK_BYTES = 8 << 20
 _THREAD_BYTES = 0x900  # struct pthread of glibc, generously
 # What snapshot.h has.
 _MAGIC = b"lowrt 1\n"
+_MOST_HEADER_BYTES = 32768
 _HEADER = struct.Struct("=8sQQ32sQQQQQQQQ")
 _FILE, _REGION = struct.Struct("=QqqQ"), struct.Struct("=QQQQ")
 _INTERPRETER = "/usr/bin/python3"
@@ -147,6 +148,8 @@ def _save(sleeping: "subprocess.Popen[bytes]", folder: Path) -> tuple[bytes, lis
     names = b"".join(name.encode() + b"\0" for name in [str(folder), *files])
     unpadded = _HEADER.size + _FILE.size * len(files) + _REGION.size * len(regions) + len(names)
     header_bytes = _whole_pages(unpadded)
+    if header_bytes > _MOST_HEADER_BYTES:
+        raise Failure(f"a header of {header_bytes} bytes is longer than what the launcher reads, {_MOST_HEADER_BYTES}")
 
     name_at = unpadded - len(names)
     folder_at, name_at = name_at, name_at + len(os.fsencode(folder)) + 1
@@ -188,10 +191,20 @@ def _regions(pid: int, stack: int, memory: int) -> tuple[list[Region], set[str]]
             raise Failure(f"cannot read {end - start} bytes of {name or 'memory'} at {start:#x}")
         used = _whole_pages(len(content.rstrip(b"\0")))
         if used:
-            regions.append((start, used, content[:used], protection))
+            _add(regions, (start, used, content[:used], protection))
         if start + used < end:
             regions.append((start + used, end - start - used, b"", protection))
     return regions, mapped
+
+
+def _add(regions: list[Region], region: Region) -> None:
+    """Joins it with the last one, where that goes on in it: a mapping less for each process that wakes."""
+    if regions:
+        address, length, content, protection = regions[-1]
+        if address + length == region[0] and content and protection == region[3]:
+            regions[-1] = address, length + region[1], content + region[2], protection
+            return
+    regions.append(region)
 
 
 def _where_is_thread_id(thread: bytes, address: int, pid: int) -> int:
