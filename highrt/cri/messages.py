@@ -15,7 +15,9 @@ STATES = {
 
 
 def handler(name: str, found: Features) -> cri.RuntimeHandler:
-    features = cri.RuntimeHandlerFeatures(recursive_read_only_mounts=found.recursive_read_only_mounts)
+    features = cri.RuntimeHandlerFeatures(
+        recursive_read_only_mounts=found.recursive_read_only_mounts, user_namespaces=found.user_namespaces
+    )
     return cri.RuntimeHandler(name=name, features=features)
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from highrt.images.errors import ImageError, ImageInUse
 from highrt.images.locks import KeyedLocks
 from highrt.images.metadata import Metadata, SnapshotRow
 from highrt.images.offload import Workers
-from strata.linux import mounts, syscalls
+from strata.linux import mounts, namespaces, syscalls
 from strata.telemetry import logs
 from strata.telemetry.spans import span
 
@@ -39,28 +39,35 @@ class Rootfs:
     upper: Path
     work: Path
 
-    def mount(self, target: str | Path) -> None:
-        """Mounts it in the caller's mount namespace. Raises OSError, ImageError where the list is too long for a mount."""
-        self._mount(target, 0, f"lowerdir={self._names(*self.lower)},upperdir={self._names(self.upper)},"
+    def mount(self, target: str | Path, user_namespace: str = "") -> None:
+        """Mounts it in the caller's mount namespace. Raises OSError, ImageError where the list is too long for a mount.
+
+        user_namespace: the file of one in which the files shall have the owners that they have on disk, also those that are
+        made there; "" for the host's own.
+        """
+        self._mount(target, user_namespace, 0, f"lowerdir={self._names(*self.lower)},upperdir={self._names(self.upper)},"
                                f"workdir={self._names(self.work)}")  # fmt: skip
 
-    def mount_read_only(self, target: str | Path) -> None:
+    def mount_read_only(self, target: str | Path, user_namespace: str = "") -> None:
         """Mounts it for reading alone, as it is now. Raises as `mount` does."""
         # overlayfs wants two layers where there is none to write to; with the writable one there are always two
-        self._mount(target, mounts.RDONLY, f"lowerdir={self._names(self.upper, *self.lower)}")
+        self._mount(target, user_namespace, mounts.RDONLY, f"lowerdir={self._names(self.upper, *self.lower)}")
 
     def _names(self, *paths: Path) -> str:
         """Relative to the snapshots' folder, names have a few characters: hundreds fit, and no path of the machine's needs
         overlay's escapes."""
         return ":".join(str(path.relative_to(self._base)) for path in paths)
 
-    def _mount(self, target: str | Path, flags: int, layers: str) -> None:
+    def _mount(self, target: str | Path, user_namespace: str, flags: int, layers: str) -> None:
         # A container's changes stay plain files: without redirects and metadata-only copies, an upper folder can be
         # packed as a layer, and no layer can smuggle such attributes in.
         data = f"{layers},redirect_dir=off,metacopy=off"
         if len(data) >= _PAGE:
             raise ImageError(f"the image has {len(self.lower)} layers, more than one mount can hold: rebuild it with fewer")
-        _mount_from(self._base, os.path.abspath(target), flags, data)
+        if user_namespace:
+            _mount_mapped(self._base, os.path.abspath(target), user_namespace, flags, data)
+        else:
+            _mount_from(self._base, os.path.abspath(target), flags, data)
 
     @property
     def _base(self) -> Path:
@@ -77,18 +84,64 @@ class Rootfs:
 
 
 def _mount_from(base: Path, target: str, flags: int, data: str) -> None:
-    """mount(2) with options relative to a folder. A thread with a working directory of its own: that of the process stays."""
-    failure: list[OSError] = []
+    """mount(2) with options relative to a folder: that of the process stays."""
 
     def run() -> None:
+        syscalls.unshare(_CLONE_FS)
+        os.chdir(base)
+        mounts.mount("overlay", target, "overlay", flags, data)
+
+    _in_thread(run)
+
+
+def _mount_mapped(base: Path, target: str, user_namespace: str, flags: int, data: str) -> None:
+    """The same over an ID-mapped mount of the folder (mount_setattr(2), MOUNT_ATTR_IDMAP).
+
+    overlayfs takes layers only from mounts that are attached (before Linux 6.15), so this is done in a mount namespace that ends
+    with its thread: nothing stays behind whenever this process is killed. What was mounted there is brought out as a copy.
+    """
+    made: list[int] = []
+
+    def run() -> None:
+        syscalls.unshare(_CLONE_FS | namespaces.NEWNS)
+        mounts.mount("", "/", "", mounts.PRIVATE | mounts.REC)
+        tree = mounts.copy_tree(syscalls.AT_FDCWD, str(base), recursive=False)
+        owner = os.open(user_namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            syscalls.unshare(_CLONE_FS)
+            syscalls.mount_setattr(tree, recursive=False, set_=mounts.ATTRIBUTE_IDMAP, userns=owner)
+            below = os.open(base, os.O_PATH | os.O_CLOEXEC)
+            mounts.move(tree, below)
+            os.close(below)
             os.chdir(base)
+            # overlayfs makes its own files as who mounts it, and those must have an ID on disk
+            root = os.stat(".")
+            syscalls.setfsids(root.st_uid, root.st_gid)
             mounts.mount("overlay", target, "overlay", flags, data)
+            made.append(mounts.copy_tree(syscalls.AT_FDCWD, target, recursive=False))
+        finally:
+            os.close(owner)
+            os.close(tree)
+
+    _in_thread(run)
+    place = os.open(target, os.O_PATH | os.O_CLOEXEC)
+    try:
+        mounts.move(made[0], place)
+    finally:
+        os.close(place)
+        os.close(made[0])
+
+
+def _in_thread(run: Callable[[], None]) -> None:
+    """Runs something in a thread that may have a working directory and namespaces of its own. Raises its OSError."""
+    failure: list[OSError] = []
+
+    def guarded() -> None:
+        try:
+            run()
         except OSError as error:
             failure.append(error)
 
-    thread = threading.Thread(target=run, name="mount")
+    thread = threading.Thread(target=guarded, name="mount")
     thread.start()
     thread.join()
     if failure:

@@ -169,7 +169,10 @@ class Server:
     def _do_namespaces(self, message: "Message", fds: list[int], reply: "Reply") -> None:
         """Makes the pod's namespaces and pins them at paths."""
         # Here, because this process is small and has one thread, which highrt has not.
-        namespaces.pin_new(message["targets"], message.get("sysctls") or {}, message.get("hostname") or "")
+        namespaces.pin_new(
+            message["targets"], message.get("sysctls") or {}, message.get("hostname") or "",
+            **(message.get("maps") or {}),
+        )  # fmt: skip
         reply(None)
         # The first write to a cgroup after a pause takes milliseconds on v1: they pass while highrt sets up the network.
         self.loop.after(0, self._join_cgroup)

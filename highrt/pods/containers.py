@@ -13,7 +13,7 @@ from highrt.images.errors import ImageError
 from highrt.images.model import Image
 from highrt.images.snapshots import Rootfs
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import sandbox, spec, usage, volumes
+from highrt.pods import sandbox, spec, usage, userns, volumes
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
@@ -103,12 +103,16 @@ class Containers:
         folder = box.container(container.id)
         mounted = folder / "rootfs"
         mounted.mkdir(parents=True)
+        mapping = userns.of_pod(pod.config)
+        if mapping:
+            mapping.let_in(folder)
+        user_namespace = box.namespace("user") if mapping else ""
         rootfs = await self._images.prepare(image, container.id)
-        rootfs.mount(mounted)
+        rootfs.mount(mounted, user_namespace)
         place = spec.Place(
-            container.id, pod.id, box.folder, mounted, container.cgroup, self._registry.sandbox(pod.id).namespaces(pod.config),
+            container.id, pod.id, box.folder, mounted, container.cgroup, box.namespaces(pod.config),
             self._registry.pid_path(pod, container), sandbox.hostname(pod.config),
-            await volumes.make(container.config, self._images, container.id, folder),
+            await volumes.make(container.config, self._images, container.id, folder, user_namespace), mapping,
         )  # fmt: skip
         built = spec.build(pod.config, container.config, image.config, place)
         container.user = spec.user_of(built)

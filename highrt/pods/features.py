@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from strata.telemetry import logs
 log = logs.get("highrt.pods")
 
 _SECONDS = 10.0
+_IDMAPPED_LAYERS = (5, 19)  # the first kernel whose overlayfs takes ID-mapped mounts as its layers
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,19 @@ class Features:
     """What CRI's RuntimeHandlerFeatures tells a kubelet."""
 
     recursive_read_only_mounts: bool = False
+    user_namespaces: bool = False
+
+
+class Known:
+    """What the runtimes said; each is asked once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Features] = {}
+
+    async def of(self, handler: Handler) -> Features:
+        if handler.name not in self._known:
+            self._known[handler.name] = await of_handler(handler)
+        return self._known[handler.name]
 
 
 async def of_handler(handler: Handler) -> Features:
@@ -42,7 +57,19 @@ async def of_handler(handler: Handler) -> Features:
         if process.returncode is None:
             process.kill()
             await asyncio.shield(process.wait())
-    return Features(recursive_read_only_mounts="rro" in (_at(found, "mountOptions") or ()))
+    return parse(found, os.uname().release)
+
+
+def parse(found: Any, kernel: str) -> Features:
+    """found: the document that `features` prints. kernel: its release, as uname(2) tells it."""
+    mount_options = _at(found, "mountOptions") or ()
+    kinds = _at(found, "linux", "namespaces") or ()
+    maps_ids = bool(_at(found, "linux", "mountExtensions", "idmap", "enabled"))
+    version = tuple(int(part) for part in kernel.partition("-")[0].split(".")[:2] if part.isdigit())
+    return Features(
+        recursive_read_only_mounts="rro" in mount_options,
+        user_namespaces="user" in kinds and maps_ids and version >= _IDMAPPED_LAYERS,
+    )
 
 
 def _at(value: Any, *path: str) -> Any:

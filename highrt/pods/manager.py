@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from highrt.cni.network import Network
-from highrt.pods import features, netns, usage
+from highrt.pods import netns, usage
 from highrt.pods.containers import Containers, Images
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
-from highrt.pods.features import Features
+from highrt.pods.features import Features, Known
 from highrt.pods.metadata import Metadata
 from highrt.pods.model import (
     Container,
@@ -88,10 +88,12 @@ class PodManager:
         monitors = self._monitors = Monitors(state, registry.cgroup_root, entry, self._on_event, self._on_death)
         self._streams = Streams(registry, monitors)
         self._containers = Containers(registry, monitors, images, self._streams)
-        self._sandboxes = Sandboxes(registry, monitors, self.network, self._handlers, default_handler, self._containers)
+        self._features = Known()
+        self._sandboxes = Sandboxes(
+            registry, monitors, self.network, self._handlers, default_handler, self._features, self._containers
+        )
         self._recovery = Recovery(registry, monitors, self.network, self._containers, self._sandboxes)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._features: dict[str, Features] = {}
 
     # --- the manager itself
 
@@ -125,11 +127,9 @@ class PodManager:
 
     async def handlers(self) -> dict[str, Features]:
         """The runtime handlers by name, the default one first, and what they can do. The runtimes are asked once."""
-        if not self._features:
-            names = sorted(self._handlers, key=lambda name: (name != self._default_handler, name))
-            found = await asyncio.gather(*(features.of_handler(self._handlers[name]) for name in names))
-            self._features = dict(zip(names, found, strict=True))
-        return self._features
+        names = sorted(self._handlers, key=lambda name: (name != self._default_handler, name))
+        found = await asyncio.gather(*(self._features.of(self._handlers[name]) for name in names))
+        return dict(zip(names, found, strict=True))
 
     @property
     def state(self) -> Path:

@@ -2,14 +2,14 @@
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from highrt.pods import volumes
 from highrt.pods.errors import InvalidArgument
 from strata.linux import cgroups
-from strata.protocols.cri_pb2 import ContainerConfig, Device, Mount, MountPropagation
+from strata.protocols.cri_pb2 import ContainerConfig, Device, IDMapping, Mount, MountPropagation
 
 Spec = dict[str, Any]
 
@@ -20,9 +20,11 @@ _PROPAGATION = {
 }
 
 
-def mounts(config: ContainerConfig, pod_folder: Path, image_volumes: Sequence[Path], *, host_ipc: bool) -> list[Spec]:
+def mounts(
+    config: ContainerConfig, pod_folder: Path, image_volumes: Sequence[Path], *, host_ipc: bool, host_sys: bool
+) -> list[Spec]:
     """All mounts, in the order in which they are made. pod_folder: holds shm, resolv.conf, hostname and hosts. image_volumes:
-    see `volumes.make`.
+    see `volumes.make`. host_sys: the host's /sys is shown, because no sysfs can be mounted.
 
     Raises InvalidArgument for a mount that cannot be.
     """
@@ -35,7 +37,8 @@ def mounts(config: ContainerConfig, pod_folder: Path, image_volumes: Sequence[Pa
         {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
          "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", *readonly]},
+        {"destination": "/sys", "type": "bind" if host_sys else "sysfs", "source": "/sys" if host_sys else "sysfs",
+         "options": [*(["rbind", "rslave"] if host_sys else []), "nosuid", "noexec", "nodev", *readonly]},
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
          "options": ["nosuid", "noexec", "nodev", "relatime", *readonly]},
         {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm" if host_ipc else str(pod_folder / "shm"),
@@ -73,8 +76,6 @@ def _image(mount: Mount, source: Path) -> Spec:
 
 def _mount(mount: Mount) -> Spec:
     where = _destination(mount)
-    if mount.uidMappings or mount.gidMappings:
-        raise InvalidArgument(f"mount at {where}: ID-mapped mounts are not supported by this runtime")
     if not mount.host_path.startswith("/"):
         raise InvalidArgument(f"mount at {where}: host_path {mount.host_path!r} must be absolute")
     source = os.path.realpath(mount.host_path)
@@ -88,7 +89,16 @@ def _mount(mount: Mount) -> Spec:
     options = ["rbind", _PROPAGATION[mount.propagation], "ro" if mount.readonly else "rw"]
     if mount.recursive_read_only:
         options.append("rro")
-    return {"destination": where, "type": "bind", "source": source, "options": options}
+    found: Spec = {"destination": where, "type": "bind", "source": source, "options": options}
+    if mount.uidMappings or mount.gidMappings:
+        if not (mount.uidMappings and mount.gidMappings):
+            raise InvalidArgument(f"mount at {where}: uidMappings and gidMappings belong together")
+        found |= {"uidMappings": _mappings(mount.uidMappings), "gidMappings": _mappings(mount.gidMappings)}
+    return found
+
+
+def _mappings(asked: Iterable[IDMapping]) -> list[dict[str, int]]:
+    return [{"containerID": each.container_id, "hostID": each.host_id, "size": each.length} for each in asked]
 
 
 def devices(config: ContainerConfig) -> tuple[list[Spec], list[Spec]]:

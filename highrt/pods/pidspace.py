@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from highrt.pods import spec
+from highrt.pods import spec, userns
 from highrt.pods.errors import PodError
 from highrt.pods.sandbox import Sandbox
 from strata.linux import mounts, namespaces
@@ -28,12 +28,14 @@ def make_bundle(box: Sandbox, state: Path, config: PodSandboxConfig, cgroup: str
     if not _BINARY.exists():
         raise PodError(f"{_BINARY} is missing, which pods with a shared PID namespace need: run scripts/setup")
     root = state / "init-root"
+    for name in ("proc", "dev"):
+        (root / name).mkdir(parents=True, exist_ok=True)
     if not (root / "init").exists():
-        (root / "proc").mkdir(parents=True, exist_ok=True)
         shutil.copy2(_BINARY, root / ".init")
         (root / ".init").rename(root / "init")
     bundle = box.folder / "init"
     bundle.mkdir(mode=0o700)
+    mapping = userns.of_pod(config)
     shared_kinds = [{"type": kind, "path": path} for kind, path in box.namespaces(config).items()]
     built: dict[str, Any] = {
         "ociVersion": spec.SPEC_VERSION,
@@ -42,10 +44,15 @@ def make_bundle(box: Sandbox, state: Path, config: PodSandboxConfig, cgroup: str
             "noNewPrivileges": True, "oomScoreAdj": spec.oom_score_adj(-998),
         },
         "root": {"path": str(root), "readonly": True},
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev", "ro"]}],
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev", "ro"]},
+            # or the runtime would make its devices in the root, which all pods share
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "mode=755", "size=64k"]},
+        ],
         "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
         "linux": {
             "namespaces": [{"type": "mount"}, {"type": "pid"}, *shared_kinds],
+            **(mapping.oci() if mapping else {}),
             "cgroupsPath": cgroup,
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         },

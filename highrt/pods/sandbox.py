@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from highrt.pods import userns
 from highrt.pods.errors import InvalidArgument
 from strata.linux import mounts, namespaces
 from strata.protocols.cri_pb2 import DNSConfig, NamespaceMode, PodSandboxConfig
@@ -33,7 +34,7 @@ class Sandbox:
     def namespaces(self, config: PodSandboxConfig) -> dict[str, str]:
         """The namespaces that the pod has of its own, kind → path. On the host's network a pod has its host name too."""
         options = config.linux.security_context.namespace_options
-        kinds = []
+        kinds = ["user"] if userns.of_pod(config) else []
         if options.network != NamespaceMode.NODE:
             kinds += ["network", "uts"]
         if options.ipc != NamespaceMode.NODE:
@@ -53,6 +54,10 @@ class Sandbox:
         self._write("resolv.conf", resolv_conf(config.dns_config))
         self._write("hostname", f"{hostname(config)}\n")
         self.write_hosts(config, [])
+        if mapping := userns.of_pod(config):
+            mapping.let_in(self.folder)
+            for name in ("shm", "resolv.conf", "hostname", "hosts"):
+                mapping.give(self.folder / name)
 
     def write_hosts(self, config: PodSandboxConfig, ips: list[str]) -> None:
         """/etc/hosts for pods whose owner brings none; a kubelet mounts its own."""

@@ -9,9 +9,10 @@ from highrt.cni.errors import CniError
 from highrt.cni.network import Attachment, Network, PortMapping
 from highrt.monitor import record
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import pidspace, sandbox
+from highrt.pods import pidspace, sandbox, userns
 from highrt.pods.containers import Containers
 from highrt.pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
+from highrt.pods.features import Known
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
     ContainerState,
@@ -42,10 +43,10 @@ class Sandboxes:
 
     def __init__(
         self, registry: Registry, monitors: Monitors, network: Network, handlers: Mapping[str, Handler], default_handler: str,
-        containers: Containers,
+        features: Known, containers: Containers,
     ) -> None:  # fmt: skip
         self._registry, self._monitors, self._network, self._containers = registry, monitors, network, containers
-        self._handlers, self._default_handler = handlers, default_handler
+        self._handlers, self._default_handler, self._features = handlers, default_handler, features
 
     async def run(self, config: PodSandboxConfig, *, handler: str = "", owner: Owner = Owner.KUBELET) -> Pod:
         """Makes a pod: its namespaces, its network, its monitor. After an error nothing is left.
@@ -56,6 +57,8 @@ class Sandboxes:
         if chosen is None:
             raise InvalidArgument(f"runtime handler {handler!r} is not configured: {', '.join(sorted(self._handlers))} are")
         _check(config)
+        if userns.of_pod(config) and not (await self._features.of(chosen)).user_namespaces:
+            raise InvalidArgument(f"runtime handler {chosen.name} has no user namespaces with ID-mapped mounts here")
         pod_id = new_id()
         box = Sandbox(self._registry.state, pod_id)
         shared = box.namespaces(config)
@@ -83,12 +86,13 @@ class Sandboxes:
     async def _make(self, pod: Pod, box: Sandbox, handler: Handler) -> None:
         client = await self._monitors.start(pod.id, handler)
         box.make(pod.config)
-        targets = box.namespaces(pod.config)
+        targets, mapping = box.namespaces(pod.config), userns.of_pod(pod.config)
         await client.request(
             "namespaces",
             targets=targets,
             sysctls=dict(pod.config.linux.sysctls),
             hostname=sandbox.hostname(pod.config) if "uts" in targets else "",
+            maps=mapping.maps() if mapping else {},
         )
         # CONTAINER, a network of its own: loopback and nothing else (CRI leaves its meaning for pods open)
         if pod.netns and pod.config.linux.security_context.namespace_options.network != NamespaceMode.CONTAINER:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from highrt.images.model import ImageConfig
-from highrt.pods import identity, mounts, seccomp_default
+from highrt.pods import identity, mounts, seccomp_default, userns
 from highrt.pods.errors import InvalidArgument
 from highrt.pods.model import ContainerUser
 from strata.linux import capabilities as kernel
@@ -44,7 +44,7 @@ class Place:
 
     namespaces: kind (as the OCI spec names it) → path, for those that the pod shares. pid_path: that of the PID namespace
     to join, "" for a new one, None for the host's. rootfs: where the root is mounted. hostname: of the pod. image_volumes: what
-    each mount of an image shows, in the order of the mounts.
+    each mount of an image shows, in the order of the mounts. mapping: of the pod's user namespace.
     """
 
     container_id: str
@@ -56,6 +56,7 @@ class Place:
     pid_path: str | None
     hostname: str
     image_volumes: Sequence[Path] = ()
+    mapping: userns.Mapping | None = None
 
 
 def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, place: Place) -> Spec:
@@ -65,7 +66,9 @@ def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, pl
     who = identity.resolve(str(place.rootfs), context, image.user)
     granted = capabilities(context)
     host_ipc = context.namespace_options.ipc == NamespaceMode.NODE
-    all_mounts = mounts.mounts(config, place.pod_folder, place.image_volumes, host_ipc=host_ipc)
+    # sysfs shows the devices of a network namespace: only who owns that may mount it
+    host_sys = place.mapping is not None and "network" not in place.namespaces
+    all_mounts = mounts.mounts(config, place.pod_folder, place.image_volumes, host_ipc=host_ipc, host_sys=host_sys)
     nodes, device_rules = mounts.devices(config)
     resources = oci_resources(config.linux.resources)
     resources["devices"] = device_rules
@@ -75,6 +78,8 @@ def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, pl
         "resources": resources,
         "devices": nodes,
     }
+    if place.mapping:
+        linux |= place.mapping.oci()
     if propagation := mounts.root_propagation(all_mounts):
         linux["rootfsPropagation"] = propagation
     if not context.privileged:
@@ -243,9 +248,6 @@ def _seccomp(context: LinuxContainerSecurityContext, granted: list[str]) -> Spec
 def _refuse_unsupported(config: ContainerConfig, context: LinuxContainerSecurityContext) -> None:
     if config.CDI_devices:
         raise InvalidArgument(f"CDI device {config.CDI_devices[0].name}: CDI is not supported by this runtime")
-    options = context.namespace_options
-    if options.HasField("userns_options") and options.userns_options.mode == NamespaceMode.POD and options.userns_options.uids:
-        raise InvalidArgument("user namespaces are not supported by this runtime: leave hostUsers unset")
     profile = context.apparmor
     if profile.profile_type == SecurityProfile.ProfileType.Localhost and profile.localhost_ref:
         raise InvalidArgument(f"AppArmor profile {profile.localhost_ref}: AppArmor is not supported by this runtime")

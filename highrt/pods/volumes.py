@@ -45,10 +45,12 @@ def resolved(config: ContainerConfig, images: Images) -> ContainerConfig:
     return found
 
 
-async def make(config: ContainerConfig, images: Images, container_id: str, folder: Path) -> list[Path]:
+async def make(config: ContainerConfig, images: Images, container_id: str, folder: Path, user_namespace: str) -> list[Path]:
     """Mounts all image volumes of a container: what each of them shows, in the order of the mounts.
 
-    config: as `resolved` gives it. folder: the container's. Raises ImageError, InvalidArgument, NotFound, OSError.
+    config: as `resolved` gives it. folder: the container's. user_namespace: the pod's, "" for the host's.
+
+    Raises ImageError, InvalidArgument, NotFound, OSError.
     """
     sources = []
     for number, mount in enumerate(_of(config)):
@@ -58,7 +60,7 @@ async def make(config: ContainerConfig, images: Images, container_id: str, folde
         rootfs = await images.prepare(image, _key(container_id, number))
         target = _folder(folder, number)
         target.mkdir(parents=True)
-        rootfs.mount_read_only(target)
+        rootfs.mount_read_only(target, user_namespace)
         sources.append(_below(target, mount))
     return sources
 

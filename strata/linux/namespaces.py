@@ -31,11 +31,14 @@ def in_first_user_namespace() -> bool:
         return file.read().split() == ["0", "0", "4294967295"]
 
 
-def pin_new(targets: dict[str, str], sysctls: dict[str, str] | None = None, hostname: str = "") -> None:
+def pin_new(
+    targets: dict[str, str], sysctls: dict[str, str] | None = None, hostname: str = "", *, uid_map: str = "", gid_map: str = ""
+) -> None:
     """Makes new namespaces and keeps each alive by a bind mount at a path: {kind: path}.
 
-    The paths are made as empty files. sysctls are written and the hostname is set inside. Raises OSError; what was pinned
-    before the failure is undone.
+    The paths are made as empty files. sysctls are written and the hostname is set inside. A user namespace gets the maps, which
+    must have an ID 0, and the others belong to it (user_namespaces(7)). Raises OSError; what was pinned before the failure is
+    undone.
     """
     done_read, done_write = os.pipe2(os.O_CLOEXEC)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -47,7 +50,11 @@ def pin_new(targets: dict[str, str], sysctls: dict[str, str] | None = None, host
         try:
             os.close(done_read)
             os.close(go_write)
-            answer = _enter_new(flags, sysctls or {}, hostname)
+            answer = b"ok"
+            if flags & NEWUSER:
+                answer = _enter_new_user(done_write, go_read)
+            if answer == b"ok":
+                answer = _enter_new(flags & ~NEWUSER, sysctls or {}, hostname)
             os.write(done_write, answer)
             os.read(go_read, 1)  # until the parent has pinned what this process holds
         finally:
@@ -56,6 +63,11 @@ def pin_new(targets: dict[str, str], sysctls: dict[str, str] | None = None, host
     try:
         os.close(done_write)
         answer = os.read(done_read, 4096)
+        if answer == b"map":
+            for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
+                _write(f"/proc/{pid}/{name}", text)
+            os.write(go_write, b"x")
+            answer = os.read(done_read, 4096)
         if answer != b"ok":
             code, _, what = answer.decode(errors="replace").partition(" ")
             raise OSError(int(code or 5), f"{os.strerror(int(code or 5))}", what or "new namespaces")
@@ -73,6 +85,23 @@ def pin_new(targets: dict[str, str], sysctls: dict[str, str] | None = None, host
         os.waitpid(pid, 0)
 
 
+def _enter_new_user(done: int, go: int) -> bytes:
+    """In the child: becomes root of a new user namespace, once the parent has written its maps. Answers as `_enter_new`."""
+    what = "unshare"
+    try:
+        syscalls.unshare(NEWUSER)
+        os.write(done, b"map")
+        what = "the user namespace's maps"
+        if not os.read(go, 1):
+            return b"5 the user namespace's maps"
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    except OSError as error:
+        return f"{error.errno} {what}".encode()
+    return b"ok"
+
+
 def _enter_new(flags: int, sysctls: dict[str, str], hostname: str) -> bytes:
     """In the child: b"ok", or the error's code and what it was about."""
     what = "unshare"
@@ -86,13 +115,18 @@ def _enter_new(flags: int, sysctls: dict[str, str], hostname: str) -> bytes:
             syscalls.sethostname(hostname)
         for name, value in sysctls.items():
             what = f"sysctl {name}"
-            path = "/proc/sys/" + name.replace(".", "/")
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            os.write(descriptor, value.encode())
-            os.close(descriptor)
+            _write("/proc/sys/" + name.replace(".", "/"), value)
     except OSError as error:
         return f"{error.errno} {what}".encode()
     return b"ok"
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def new_user_namespace(uid_map: str, gid_map: str) -> int:
@@ -107,11 +141,7 @@ def new_user_namespace(uid_map: str, gid_map: str) -> int:
             os._exit(0)
     try:
         for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
-            descriptor = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, text.encode())
-            finally:
-                os.close(descriptor)
+            _write(f"/proc/{pid}/{name}", text)
         return os.open(path_of(pid, "user"), os.O_RDONLY | os.O_CLOEXEC)
     finally:
         for descriptor in (read, write, pidfd):

@@ -21,6 +21,7 @@ _SETHOSTNAME, _SETDOMAINNAME, _PERSONALITY = (170, 171, 135) if _X86 else (161, 
 _SECCOMP, _BPF, _MEMFD = (317, 321, 319) if _X86 else (277, 280, 279)
 _FSTATFS = 138 if _X86 else 44
 _SETRESUID, _SETRESGID, _SETGROUPS = (117, 119, 116) if _X86 else (147, 149, 159)
+_SETFSUID, _SETFSGID = (122, 123) if _X86 else (151, 152)
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _OPEN_TREE, _MOVE_MOUNT, _CLONE3, _OPENAT2, _MOUNT_SETATTR = 428, 429, 435, 437, 442
 _SCHED_SETAFFINITY = 203 if _X86 else 122
@@ -169,6 +170,17 @@ def setresuid(uid: int) -> None:
 def setresgid(gid: int) -> None:
     """Sets all three group IDs of this thread."""
     call(_SETRESGID, gid, gid, gid)
+
+
+def setfsids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2): who this thread is to file systems. It keeps all its capabilities, of which the kernel takes
+    some from who was root there. Raises PermissionError."""
+    effective, permitted, inheritable = capget()
+    for number, wanted in ((_SETFSGID, gid), (_SETFSUID, uid)):
+        call(number, wanted)
+        if call(number, 0xFFFFFFFF) != wanted:  # the only way to learn of a failure
+            raise PermissionError(1, os.strerror(1), f"file system ID {wanted}")
+    capset(effective, permitted, inheritable)
 
 
 def setgroups(groups: list[int]) -> None:

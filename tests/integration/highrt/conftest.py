@@ -122,6 +122,7 @@ def daemon() -> Iterator[Daemon]:
 def started(prefix: Sequence[str] = ()) -> Iterator[Daemon]:
     """A daemon with the image `hello:test`. prefix: what its command is run by."""
     daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrt", dir="/tmp")), prefix=[*prefix])
+    daemon.folder.chmod(0o711)  # as /run is: roots of user namespaces reach their containers' roots through it
     try:
         daemon.start()
         subprocess.run(

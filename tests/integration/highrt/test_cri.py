@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import time
 import uuid
@@ -240,6 +241,94 @@ def test_an_image_is_a_read_only_volume_as_a_whole_or_in_part(daemon: Daemon, cl
             create(client, pod_id, config, "true", mounts=[missing])
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     assert set((daemon.folder / "root/images/snapshots").iterdir()) == snapshots
+
+
+USERS = cri.IDMapping(host_id=200000, container_id=0, length=65536)
+
+
+def user_namespace(config: cri.PodSandboxConfig, **options: Any) -> cri.NamespaceOption:
+    """Gives a pod a user namespace of its own."""
+    wanted = config.linux.security_context.namespace_options
+    wanted.userns_options.CopyFrom(cri.UserNamespace(**{"uids": [USERS], "gids": [USERS], **options}))
+    return wanted
+
+
+def test_a_pod_has_a_user_namespace_of_its_own(daemon: Daemon, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir(mode=0o755)
+    config = pod_config(tmp_path)
+    config.linux.sysctls["kernel.shm_rmid_forced"] = "1"
+    namespaces = user_namespace(config)
+    namespaces.pid = cri.POD
+    pod_id = client.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    try:
+        volume = {"host_path": str(tmp_path / "host"), "uidMappings": [USERS], "gidMappings": [USERS]}
+        mounts = [
+            cri.Mount(container_path="/host", **volume),
+            cri.Mount(container_path="/image", image=cri.ImageSpec(image=IMAGE), readonly=True),
+        ]
+        context = cri.LinuxContainerSecurityContext(namespace_options=namespaces)
+        linux = cri.LinuxContainerConfig(security_context=context)
+        identifier = create(client, pod_id, config, "sleep", "60", mounts=mounts, linux=linux)
+        client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+
+        def sh(script: str) -> str:
+            request = cri.ExecSyncRequest(container_id=identifier, cmd=["sh", "-c", script], timeout=10)
+            answer = client.ExecSync(request)
+            return str(answer.stdout.decode() + answer.stderr.decode()).strip()
+
+        assert sh("cat /proc/self/uid_map").split() == ["0", "200000", "65536"]
+        assert sh("stat -c %u:%g /bin/busybox /etc/hosts /dev/shm /image/bin/busybox /host | sort -u") == "0:0"
+        assert sh("echo x > /mine && echo y > /host/file && echo z > /dev/shm/f && echo 10.1.1.1 other >> /etc/hosts") == ""
+        assert sh("stat -c %u /mine /host/file | sort -u") == "0"
+        assert os.stat(tmp_path / "host/file").st_uid == 0  # on the host's disk, by the mount's own mapping
+        layer = client.ContainerStats(cri.ContainerStatsRequest(container_id=identifier)).stats.writable_layer
+        assert os.stat(f"{layer.fs_id.mountpoint}/mine").st_uid == 0  # a layer that another pod can use too
+        assert sh("cat /proc/sys/kernel/shm_rmid_forced") == "1"
+        assert "Operation not permitted" in sh("mknod /dev/mem0 c 1 1")
+        verbose = cri.ContainerStatusRequest(container_id=identifier, verbose=True)
+        pid = json.loads(client.ContainerStatus(verbose).info["info"])["pid"]
+        assert os.stat(f"/proc/{pid}").st_uid == 200000
+        assert sh("cat /proc/1/cmdline").startswith("/init")
+        assert os.stat(daemon.folder / "s/pods" / pod_id).st_mode & 0o777 == 0o710
+    finally:
+        client.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+    assert not (daemon.folder / "s/pods" / pod_id).exists()
+
+
+def test_a_user_namespace_on_the_hosts_network_shows_the_hosts_sys(client: Client, tmp_path: Path) -> None:
+    config = pod_config(tmp_path)
+    namespaces = user_namespace(config)
+    namespaces.network = cri.NODE
+    assert client.Status(cri.StatusRequest()).features.user_namespaces_host_network
+    pod_id = client.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    try:
+        linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(namespace_options=namespaces))
+        identifier = create(client, pod_id, config, "ls", "/sys/class/net", linux=linux)
+        client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+        wait_for(lambda: status(client, identifier).state == cri.CONTAINER_EXITED)
+        lines = {line.split(" ", 3)[3] for line in (tmp_path / "c.log").read_text().splitlines()}
+        assert lines >= set(os.listdir("/sys/class/net"))
+    finally:
+        client.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"uids": [USERS, USERS]}, "exactly one mapping is wanted, not 2"),
+        ({"gids": []}, "exactly one mapping is wanted, not 0"),
+        ({"uids": [cri.IDMapping(host_id=1000, container_id=1, length=10)]}, "must begin with the container's ID 0, not 1"),
+        ({"uids": [cri.IDMapping(host_id=1000)]}, "has no length"),
+        ({"mode": cri.CONTAINER, "uids": [], "gids": []}, "mode CONTAINER is none"),
+        ({"mode": cri.NODE}, "has no mappings"),
+    ],
+)
+def test_user_namespaces_that_cannot_be_are_refused(client: Client, tmp_path: Path, options: dict[str, Any], why: str) -> None:
+    config = pod_config(tmp_path)
+    user_namespace(config, **options)
+    code, text = refusal(client.RunPodSandbox, cri.RunPodSandboxRequest(config=config))
+    assert (code, why in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    assert not client.ListPodSandbox(cri.ListPodSandboxRequest()).items
 
 
 def test_bad_requests_get_their_codes_and_leave_nothing(client: Client, tmp_path: Path) -> None:

@@ -29,6 +29,25 @@ def test_namespaces_live_as_long_as_they_are_pinned(tmp_path: Path) -> None:
     namespaces.unpin(targets["uts"])  # again does nothing
 
 
+def test_a_pinned_user_namespace_has_its_maps_and_owns_the_others(tmp_path: Path) -> None:
+    targets = {kind: str(tmp_path / kind) for kind in ("user", "network", "ipc")}
+    sysctls = {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"}
+    namespaces.pin_new(targets, sysctls, uid_map="0 200000 1000\n", gid_map="0 300000 1000\n")
+    try:
+        entered = ["nsenter", *(f"--{o}={targets[k]}" for o, k in (("user", "user"), ("net", "network"), ("ipc", "ipc")))]
+        files = " ".join(f"/proc/{name}" for name in ("self/uid_map", "self/gid_map", "sys/net/ipv4/ip_forward"))
+        shown = subprocess.run([*entered, "cat", *files.split()], capture_output=True, text=True, check=True).stdout
+        assert shown.split() == ["0", "200000", "1000", "0", "300000", "1000", "1"]
+        # only who owns the network namespace may change it
+        subprocess.run([*entered, "ip", "link", "set", "lo", "down"], check=True)
+    finally:
+        for target in targets.values():
+            namespaces.unpin(target)
+    with pytest.raises(OSError, match="Invalid argument"):
+        namespaces.pin_new({"user": str(tmp_path / "user")}, uid_map="nonsense\n", gid_map="0 0 1\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pinning_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"sysctl net\.nosuch"):
         namespaces.pin_new({"network": str(tmp_path / "net")}, {"net.nosuch": "1"})

@@ -94,7 +94,7 @@ class BusyboxImages:
 class LocalRootfs(Rootfs):
     """The same mount with whole paths: this image's base is no snapshot of the service's."""
 
-    def mount(self, target: str | Path) -> None:
+    def mount(self, target: str | Path, user_namespace: str = "") -> None:
         data = f"lowerdir={self.lower[0]},upperdir={self.upper},workdir={self.work}"
         mounts.mount("overlay", str(target), "overlay", 0, data)
 
