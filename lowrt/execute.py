@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Spec = dict[str, Any]
 
+_STOPPED = "cannot exec in a stopped container"
+
 
 class Options:
     """The flags of exec."""
@@ -35,31 +37,30 @@ class Options:
 
 def execute(container: state.Container, arguments: list[str], options: Options, fds: tuple[int, int, int]) -> int:
     """Runs a program in the container. Returns its exit status, or 0 at once when detached. Raises RuntimeFailure."""
-    step("look how the container is")
-    status = container.status()
-    if status == "stopped":
-        raise RuntimeFailure("cannot exec in a stopped container")
-    if status == "paused" and not options.ignore_paused:
-        raise RuntimeFailure("cannot exec in a paused container (use --ignore-paused to override)")
-    settings = _settings(container, arguments, options)
-    config.check_process(settings)
-    terminal.check_socket(bool(settings.get("terminal")), options.console_socket, detach=options.detach)
-    profile = container.values.get("seccomp")
-    root = os.path.dirname(container.folder)
-    filter_ = process.compiled_filter(profile, root) if profile else None
-    process.check_preserved(options.preserve_fds)
-    program = process.Process(settings, container.values, filter_, options.preserve_fds)
-    if in_user_namespace := "user" in container.values["namespaces"]:
-        program.may_set_groups = process.may_set_groups(container.pid)
-    log.warnings(config.capability_warnings(settings, in_user_namespace=in_user_namespace))
+    container.lock(shared=True)  # until the program runs: nobody deletes or pauses the container meanwhile
+    try:
+        pid, pidfd, master = _begin(container, arguments, options, fds)
+    finally:
+        container.unlock()
+    try:
+        return 0 if options.detach else foreground.wait_for_end(pid, pidfd, master, fds)
+    finally:
+        os.close(pidfd)
+
+
+def _begin(
+    container: state.Container, arguments: list[str], options: Options, fds: tuple[int, int, int]
+) -> tuple[int, int, int]:  # fmt: skip
+    """Until the program runs: its PID, its pidfd and the terminal's master (-1: there is none here), which the caller owns."""
+    target, status = _open_first(container, options)
     sync, child_sync = descriptors.pair()
-    target = pidfds.open_pidfd(container.pid)
     pid, pidfd, master = 0, -1, -1
     try:
-        if not container.is_alive():
-            raise RuntimeFailure("cannot exec in a stopped container")
+        program, settings = _prepare(container, arguments, options)
         below = sub_cgroups(options.cgroups)
         helper, helper_pidfd = _start_helper(container, target, program, settings, sync, child_sync, fds, below)
+        if status == "paused":
+            container.unlock()  # it goes on when somebody resumes the container, who must be able to lock it
         try:
             child_sync.close()
             step("join the container's namespaces")
@@ -85,21 +86,49 @@ def execute(container: state.Container, arguments: list[str], options: Options, 
             process.end(pid)
         if master >= 0:
             os.close(master)
-        if isinstance(error, OSError):
-            raise RuntimeFailure(reason_in_step(error)) from None
+        if isinstance(error, OSError | RuntimeFailure):
+            ending = pidfds.is_ending(container.pid, container.values["startTime"])
+            raise RuntimeFailure(reason_in_step(error) + (" (the container has stopped meanwhile)" if ending else "")) from None
         raise
     finally:
-        container.unlock()
         os.close(target)
         sync.close()
         child_sync.close()
-    if options.detach:
-        os.close(pidfd)
-        return 0
+    return pid, pidfd, master
+
+
+def _open_first(container: state.Container, options: Options) -> tuple[int, str]:
+    """The pidfd of the container's first process, which the caller owns, and the container's status: one to exec in."""
+    step("look how the container is")
     try:
-        return foreground.wait_for_end(pid, pidfd, master, fds)
-    finally:
-        os.close(pidfd)
+        target = pidfds.open_pidfd(container.pid)
+    except ProcessLookupError:
+        raise RuntimeFailure(_STOPPED) from None
+    status = container.status()
+    if status == "stopped":
+        failure = _STOPPED
+    elif status == "paused" and not options.ignore_paused:
+        failure = "cannot exec in a paused container (use --ignore-paused to override)"
+    else:
+        return target, status
+    os.close(target)
+    raise RuntimeFailure(failure)
+
+
+def _prepare(container: state.Container, arguments: list[str], options: Options) -> "tuple[process.Process, Spec]":
+    """The process to run, checked, and what the specification has of it."""
+    settings = _settings(container, arguments, options)
+    config.check_process(settings)
+    terminal.check_socket(bool(settings.get("terminal")), options.console_socket, detach=options.detach)
+    profile = container.values.get("seccomp")
+    root = os.path.dirname(container.folder)
+    filter_ = process.compiled_filter(profile, root) if profile else None
+    process.check_preserved(options.preserve_fds)
+    program = process.Process(settings, container.values, filter_, options.preserve_fds)
+    if in_user_namespace := "user" in container.values["namespaces"]:
+        program.may_set_groups = process.may_set_groups(container.pid)
+    log.warnings(config.capability_warnings(settings, in_user_namespace=in_user_namespace))
+    return program, settings
 
 
 def _settings(container: state.Container, arguments: list[str], options: Options) -> "Spec":
@@ -206,7 +235,6 @@ def _start_helper(
     """The process that joins the namespaces and clones the program's inside: its PID and pidfd. It has the program's cgroup,
     limits and OOM score, which are handed on."""
     group = container.cgroup()
-    container.lock(shared=True)  # until the helper is in the cgroup: a delete finds it there
     step("make the process that joins the container's namespaces")
     helper, helper_pidfd, inside = _clone_helper(group, below)
     if helper == 0:
@@ -214,7 +242,6 @@ def _start_helper(
     try:
         if not inside:
             _join_cgroup(group, helper, container.pid, below)
-        container.unlock()
         program.raise_limits(helper)
         program.adjust_oom_score(helper)
         sync.send(b"g")
@@ -237,7 +264,7 @@ def _open_root(container: state.Container, target: int) -> int:
     """The root folder of a container that has no mount namespace to join. target: the pidfd of its first process."""
     root = os.open(f"/proc/{container.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if pidfds.wait_gone(target, 0):  # then it may be another process's
-        raise RuntimeFailure("cannot exec in a stopped container")
+        raise RuntimeFailure(_STOPPED)
     return root
 
 

@@ -167,6 +167,9 @@ def pause(container: state.Container) -> None:
     if container.status() not in ("created", "running"):
         raise RuntimeFailure("container not running")
     _change_freezer(container, "pause", container.cgroup().freeze)
+    if pidfds.has_fatal_signal(container.pid):  # on v1 it would not die; whoever kills it later finds it frozen, and thaws it
+        container.cgroup().thaw()
+        raise RuntimeFailure("container not running")
 
 
 def resume(container: state.Container) -> None:

@@ -51,13 +51,40 @@ def runs_since(pid: int, start: int) -> bool:
     return started == start and state not in "ZX"
 
 
+def is_ending(pid: int, start: int) -> bool:
+    """Whether the process with this start time is on its way out, or gone: it has no namespaces to join any more then."""
+    exiting = 0x4  # PF_EXITING
+    try:
+        fields = _fields(pid)
+    except ProcessLookupError:
+        return True
+    return int(fields[19]) != start or bool(int(fields[6]) & exiting)
+
+
+def has_fatal_signal(pid: int) -> bool:
+    """Whether SIGKILL waits for the process, as for one that is frozen (proc_pid_status(5)); False when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    bit = 1 << _signal.SIGKILL - 1
+    return any(int(line.split()[1], 16) & bit for line in lines if line.startswith(("SigPnd:", "ShdPnd:")))
+
+
 def _state_and_start(pid: int) -> tuple[str, int]:
-    """The letter of the process's state, and its start time (proc_pid_stat(5))."""
+    """The letter of the process's state, and its start time."""
+    fields = _fields(pid)
+    return fields[0].decode(), int(fields[19])
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What /proc/PID/stat says of the process, from its third field on (proc_pid_stat(5)). Raises ProcessLookupError."""
     path = f"/proc/{pid}/stat"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fields = os.read(descriptor, 4096).rpartition(b")")[2].split()
+            return os.read(descriptor, 4096).rpartition(b")")[2].split()
         finally:
             os.close(descriptor)
     except (FileNotFoundError, ProcessLookupError):
@@ -65,4 +92,3 @@ def _state_and_start(pid: int) -> tuple[str, int]:
     except OSError as error:
         error.filename = path
         raise
-    return fields[0].decode(), int(fields[19])
