@@ -122,6 +122,11 @@ class Network:
                 await self.plugins.run(plugin["type"], _environ("DEL", gone), request)
         self._cache_file(attachment.container_id).unlink(missing_ok=True)
 
+    def result(self, container_id: str) -> Any:
+        """What the plugins answered when the pod was attached; None where it is not."""
+        cached = self._recall(container_id)
+        return cached["result"] if cached else None
+
     def attached(self) -> list[str]:
         """The container IDs of all attachments that were not deleted yet."""
         return sorted(p.name for p in self._cache_dir.iterdir() if p.name[0] != ".") if self._cache_dir.is_dir() else []

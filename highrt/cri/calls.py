@@ -17,6 +17,7 @@ _CODES: list[tuple[type[Exception], Status]] = [
     (pods.AlreadyExists, Status.ALREADY_EXISTS),
     (pods.FailedPrecondition, Status.FAILED_PRECONDITION),
     (pods.InvalidArgument, Status.INVALID_ARGUMENT),
+    (pods.TooSlow, Status.RESOURCE_EXHAUSTED),
     (images.ImageNotFound, Status.NOT_FOUND),
     (images.InvalidReference, Status.INVALID_ARGUMENT),
     (images.BuildError, Status.INVALID_ARGUMENT),

@@ -6,10 +6,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
+from highrt.cri import info
 from highrt.cri.calls import require, streaming, unary
 from highrt.images.errors import ImageNotFound
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
+from highrt.images.snapshots import chain_ids
 from highrt.pods.errors import InvalidArgument
 from strata.protocols import cri_pb2 as cri
 from strata.protocols.cri_grpc import ImageServiceBase
@@ -42,7 +44,13 @@ class CriImages(ImageServiceBase):
     async def ImageStatus(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
         require(request.image.image, "ImageStatus: image.image is empty: name the image to look for")
         image = self._images.resolve(request.image.image)
-        return cri.ImageStatusResponse(image=image_message(image)) if image else cri.ImageStatusResponse()
+        if image is None:
+            return cri.ImageStatusResponse()
+        response = cri.ImageStatusResponse(image=image_message(image))
+        if request.verbose:
+            chain = chain_ids(image.diff_ids)
+            response.info.update(info.of_image(chain[-1] if chain else "", self._images.content.document(image.id)))
+        return response
 
     @unary
     async def RemoveImage(self, request: cri.RemoveImageRequest) -> cri.RemoveImageResponse:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from highrt.cri import messages, metrics, stats
+from highrt.cri import info, messages, metrics, stats
 from highrt.cri.calls import require, streaming, unary
 from highrt.pods.errors import FailedPrecondition, NotFound
 from highrt.pods.manager import PodManager
@@ -136,7 +136,8 @@ class CriRuntime(RuntimeServiceBase):
             timestamp=time.time_ns(),
         )
         if request.verbose:
-            response.info["info"] = json.dumps({"netns": pod.netns, "runtimeHandler": pod.handler})
+            namespaces, result = self._pods.pod_namespaces(pod.id), self._pods.network.result(pod.id)
+            response.info.update(info.of_pod(pod, self._containers_of(pod), namespaces, result))
         return response
 
     @unary
@@ -205,8 +206,8 @@ class CriRuntime(RuntimeServiceBase):
         container = self._container(request.container_id)
         response = cri.ContainerStatusResponse(status=messages.container_status(container))
         if request.verbose:
-            info = {"sandboxID": container.pod_id, "pid": container.pid or 0}
-            response.info["info"] = json.dumps(info)
+            spec = self._pods.container_spec(container.id)
+            response.info.update(info.of_container(container, self._pods.pod(container.pod_id), spec))
         return response
 
     @unary
@@ -412,17 +413,13 @@ class CriRuntime(RuntimeServiceBase):
     @streaming
     async def GetContainerEvents(self, request: cri.GetEventsRequest) -> AsyncGenerator[cri.ContainerEventResponse, None]:
         async for event in self._pods.events():
-            try:
-                pod = self._pods.pod(event.pod_id)
-            except NotFound:  # removed since
-                continue
-            if pod.owner is Owner.KUBELET:
+            if event.pod.owner is Owner.KUBELET:
                 yield cri.ContainerEventResponse(
                     container_id=event.container_id,
                     container_event_type=_EVENTS[event.kind],
                     created_at=event.time_ns,
-                    pod_sandbox_status=messages.pod_status(pod),
-                    containers_statuses=[messages.container_status(item) for item in self._containers_of(pod)],
+                    pod_sandbox_status=messages.pod_status(event.pod),
+                    containers_statuses=[messages.container_status(item) for item in self._containers_of(event.pod)],
                 )
 
 

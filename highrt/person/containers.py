@@ -172,10 +172,8 @@ class PersonContainers:
         async for event in self._pods.events():
             async with self._changed:
                 self._changed.notify_all()
-            if event.kind == "stopped":
-                with suppress(NotFound):
-                    if self._pods.pod(event.pod_id).owner is Owner.PERSON:
-                        self._spawn(self._settle(event.pod_id))
+            if event.kind == "stopped" and event.pod.owner is Owner.PERSON:
+                self._spawn(self._settle(event.pod.id))
 
     async def _settle(self, pod_id: str) -> None:
         """After a container's end: gives its network back, and removes it where --rm said so."""

@@ -82,20 +82,21 @@ class Containers:
             stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
         )  # fmt: skip
         name = f"{config.metadata.name}/{config.metadata.attempt}"
-        try:
-            self._registry.metadata.add_container(container, name)
-        except NameTaken as taken:
-            raise AlreadyExists(f"the container {name} of pod {pod.id} exists already, as {taken}") from None
-        with span("create container", pod=pod.config.metadata.uid, container=container_id):
+        async with self._registry.name(f"{pod.id}/{name}"):  # see Sandboxes.run
             try:
-                await self._make_container(pod, container, image, pids_limit)
-            except BaseException as error:
-                await asyncio.shield(self.discard(container))
-                if isinstance(error, OSError | ImageError):
-                    raise PodError(f"cannot make the container {config.metadata.name}: {error}") from error
-                raise
+                self._registry.metadata.add_container(container, name)
+            except NameTaken as taken:
+                raise AlreadyExists(f"the container {name} of pod {pod.id} exists already, as {taken}") from None
+            with span("create container", pod=pod.config.metadata.uid, container=container_id):
+                try:
+                    await self._make_container(pod, container, image, pids_limit)
+                except BaseException as error:
+                    await asyncio.shield(self.discard(container))
+                    if isinstance(error, OSError | ImageError):
+                        raise PodError(f"cannot make the container {config.metadata.name}: {error}") from error
+                    raise
         self._registry.containers[container.id] = container
-        self._registry.publish(EventKind.CREATED, container.id, pod.id)
+        self._registry.publish(EventKind.CREATED, container.id, pod)
         return container
 
     async def _make_container(self, pod: Pod, container: Container, image: Image, pids_limit: int) -> None:
@@ -222,7 +223,7 @@ class Containers:
         self._registry.metadata.remove_container(container.id)
         self._exited.pop(container.id, None)
         if self._registry.containers.pop(container.id, None):
-            self._registry.publish(EventKind.DELETED, container.id, container.pod_id)
+            self._publish(EventKind.DELETED, container)
 
     async def update_resources(self, container_id: str, resources: LinuxContainerResources) -> None:
         """Changes limits; what is 0 or empty stays. Raises NotFound, FailedPrecondition, InvalidArgument, PodError."""
@@ -283,7 +284,7 @@ class Containers:
         self._streams.drop_waiting(container.id)
         self.unmount(container)
         self._exited.setdefault(container.id, asyncio.Event()).set()
-        self._registry.publish(EventKind.STOPPED, container.id, container.pod_id)
+        self._publish(EventKind.STOPPED, container)
         log.info("container ended", container=container.id, code=code, reason=reason, text=message or None)
 
     def unmount(self, container: Container) -> None:
@@ -310,7 +311,11 @@ class Containers:
         if container.state == ContainerState.CREATED:
             container.state, container.started_at_ns = ContainerState.RUNNING, time_ns
             self._registry.metadata.save_container(container)
-            self._registry.publish(EventKind.STARTED, container.id, container.pod_id)
+            self._publish(EventKind.STARTED, container)
+
+    def _publish(self, kind: EventKind, container: Container) -> None:
+        if pod := self._registry.pods.get(container.pod_id):
+            self._registry.publish(kind, container.id, pod)
 
 
 def _write_config(folder: Path, built: dict[str, Any]) -> None:

@@ -19,3 +19,7 @@ class FailedPrecondition(PodError):
 
 class InvalidArgument(PodError):
     """The request itself is wrong; the text says what to change."""
+
+
+class TooSlow(PodError):
+    """A reader of events does not keep up."""

@@ -8,6 +8,8 @@ from highrt.images.users import User, find_user
 from highrt.pods.errors import InvalidArgument
 from strata.protocols.cri_pb2 import LinuxContainerSecurityContext, SupplementalGroupsPolicy
 
+_LARGEST = 2**32 - 2
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -41,4 +43,7 @@ def resolve(root: str, context: LinuxContainerSecurityContext, image_user: str) 
     strict = context.supplemental_groups_policy == SupplementalGroupsPolicy.Strict
     # The primary group is among the supplementary ones, or files could be denied to it and still be read (CVE-2022-36109).
     groups = [gid, *(() if strict else found.groups), *context.supplemental_groups]
+    for number in (found.uid, *groups):
+        if not 0 <= number <= _LARGEST:  # the kernel would take the lower bits, and -1 for "leave it as it is"
+            raise InvalidArgument(f"user {name!r}: {number} is no ID of a user or group: they go from 0 to {_LARGEST}")
     return Identity(found.uid, gid, sorted(set(groups)), found.home)

@@ -7,6 +7,7 @@ made is named in the metadata first, so that a daemon that is killed at any mome
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -157,6 +158,20 @@ class PodManager:
 
     def container(self, container_id: str) -> Container:
         return self._registry.container(container_id)
+
+    def container_spec(self, container_id: str) -> dict[str, Any] | None:
+        """A container's config.json; None where it is gone, as after a reboot. Raises NotFound."""
+        file = self._registry.folder(self.container(container_id)) / "config.json"
+        try:
+            found: dict[str, Any] = json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def pod_namespaces(self, pod_id: str) -> dict[str, str]:
+        """Kind → path, of the namespaces that a pod has of its own. Raises NotFound."""
+        pod = self.pod(pod_id)
+        return self._registry.sandbox(pod.id).namespaces(pod.config)
 
     # --- pods and containers
 

@@ -90,11 +90,14 @@ class EventKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class ContainerEvent:
-    """Something happened to a container; for a pod itself, container_id is the pod's ID, as in CRI's events."""
+    """Something happened to a container; for a pod itself, container_id is the pod's ID, as in CRI's events.
+
+    pod: as it is when the event is read, also after it was removed.
+    """
 
     kind: EventKind
     container_id: str
-    pod_id: str
+    pod: Pod
     time_ns: int
 
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from highrt.images.locks import KeyedLocks
 from highrt.monitor import record
 from highrt.pods import pidspace
-from highrt.pods.errors import FailedPrecondition, InvalidArgument, NotFound
+from highrt.pods.errors import FailedPrecondition, InvalidArgument, NotFound, TooSlow
 from highrt.pods.metadata import Metadata
 from highrt.pods.model import (
     Container,
@@ -28,6 +29,9 @@ from strata.telemetry import logs
 log = logs.get("highrt.pods")
 
 
+_EVENTS_WAITING = 10_000
+
+
 class Registry:
     """What all parts of the manager share. The metadata are set once they are open."""
 
@@ -39,6 +43,7 @@ class Registry:
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._names = KeyedLocks()
         self._subscribers: set[asyncio.Queue[ContainerEvent]] = set()
 
     def pod(self, pod_id: str) -> Pod:
@@ -63,20 +68,28 @@ class Registry:
     def forget_lock(self, key: str) -> None:
         self._locks.pop(key, None)
 
-    def publish(self, kind: EventKind, container_id: str, pod_id: str) -> None:
-        event = ContainerEvent(kind, container_id, pod_id, time.time_ns())
-        for queue in self._subscribers:
-            queue.put_nowait(event)
+    def name(self, name: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """One at a time makes something of a name; who comes meanwhile waits."""
+        return self._names.hold(name)
+
+    def publish(self, kind: EventKind, container_id: str, pod: Pod) -> None:
+        event = ContainerEvent(kind, container_id, pod, time.time_ns())
+        for queue in [*self._subscribers]:
+            if queue.qsize() < _EVENTS_WAITING:
+                queue.put_nowait(event)
+            else:
+                self._subscribers.discard(queue)
 
     async def events(self) -> AsyncIterator[ContainerEvent]:
-        """What happens from the first iteration on."""
+        """What happens from the first iteration on. Raises TooSlow where a reader is so late that events would be lost."""
         queue: asyncio.Queue[ContainerEvent] = asyncio.Queue()
         self._subscribers.add(queue)
         try:
-            while True:
+            while queue in self._subscribers or not queue.empty():
                 yield await queue.get()
         finally:
             self._subscribers.discard(queue)
+        raise TooSlow(f"more than {_EVENTS_WAITING} events were not read: ask for all that there is, and for events again")
 
     def cgroup_parent(self, pod: Pod) -> str:
         return (pod.config.linux.cgroup_parent or f"{self.cgroup_root}/pods/{pod.id}").rstrip("/")

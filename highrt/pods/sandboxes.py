@@ -65,21 +65,23 @@ class Sandboxes:
         pod = Pod(pod_id, owner, config, chosen.name, False, time.time_ns(), shared.get("network"))
         meta = config.metadata
         name = f"{owner}/{meta.namespace}/{meta.name}/{meta.uid}/{meta.attempt}"
-        try:
-            self._registry.metadata.reserve_pod(pod, name, self._registry.boot)
-        except NameTaken as taken:
-            raise AlreadyExists(
-                f"the pod {meta.namespace}/{meta.name} (uid {meta.uid}, attempt {meta.attempt}) exists already, as {taken}"
-            ) from None
-        with span("run pod", pod=meta.uid or pod_id, sandbox=pod_id):
+        # A caller whose deadline has passed comes again while what it gave up is still being undone: it waits for that.
+        async with self._registry.name(name):
             try:
-                await self._make(pod, box, chosen)
-            except BaseException as error:
-                await asyncio.shield(self.undo(pod))
-                if isinstance(error, OSError | CniError | MonitorError | MonitorGone):
-                    raise PodError(f"cannot make the pod {meta.namespace}/{meta.name}: {error}") from error
-                raise
-        self._registry.publish(EventKind.STARTED, pod.id, pod.id)
+                self._registry.metadata.reserve_pod(pod, name, self._registry.boot)
+            except NameTaken as taken:
+                raise AlreadyExists(
+                    f"the pod {meta.namespace}/{meta.name} (uid {meta.uid}, attempt {meta.attempt}) exists already, as {taken}"
+                ) from None
+            with span("run pod", pod=meta.uid or pod_id, sandbox=pod_id):
+                try:
+                    await self._make(pod, box, chosen)
+                except BaseException as error:
+                    await asyncio.shield(self.undo(pod))
+                    if isinstance(error, OSError | CniError | MonitorError | MonitorGone):
+                        raise PodError(f"cannot make the pod {meta.namespace}/{meta.name}: {error}") from error
+                    raise
+        self._registry.publish(EventKind.STARTED, pod.id, pod)
         log.info("pod runs", pod=meta.uid, sandbox=pod_id, name=meta.name, ips=",".join(pod.ips))
         return pod
 
@@ -150,7 +152,7 @@ class Sandboxes:
             raise PodError(f"the namespaces of pod {pod.id} cannot be freed: {error}") from error
         self._registry.remove_cgroup(pod)
         if was_ready:
-            self._registry.publish(EventKind.STOPPED, pod.id, pod.id)
+            self._registry.publish(EventKind.STOPPED, pod.id, pod)
             log.info("pod stopped", pod=pod.config.metadata.uid, sandbox=pod.id)
 
     async def remove(self, pod_id: str) -> None:
@@ -167,7 +169,7 @@ class Sandboxes:
             self._registry.metadata.remove_pod(pod.id)
             self._registry.pods.pop(pod.id, None)
         self._registry.forget_lock(pod.id)
-        self._registry.publish(EventKind.DELETED, pod.id, pod.id)
+        self._registry.publish(EventKind.DELETED, pod.id, pod)
 
     async def bury(self, pod: Pod) -> None:
         """Ends a pod whose monitor has died, and reports it dead; its network stays until it is stopped."""
@@ -188,7 +190,7 @@ class Sandboxes:
                     )
         await self._monitors.stop(pod.id)
         if was_ready:
-            self._registry.publish(EventKind.STOPPED, pod.id, pod.id)
+            self._registry.publish(EventKind.STOPPED, pod.id, pod)
 
     async def _delete_from_runtime(self, pod: Pod, container_id: str, cgroup: str) -> None:
         """Ends a container by its cgroup and the runtime's command, where there is no monitor to do it."""
@@ -210,7 +212,7 @@ class Sandboxes:
             pod.ready = False
             self._registry.metadata.save_pod(pod)
             log.error("the process that holds the pod's PID namespace has ended", sandbox=pod.id)
-            self._registry.publish(EventKind.STOPPED, pod.id, pod.id)
+            self._registry.publish(EventKind.STOPPED, pod.id, pod)
 
 
 def _check(config: PodSandboxConfig) -> None:

@@ -409,15 +409,58 @@ def test_stats_events_log_rotation_and_updates(client: Client, tmp_path: Path) -
         client.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=identifier))
         wait_for(lambda: (tmp_path / "c.log").exists() and (tmp_path / "c.log").stat().st_size)
         client.StopContainer(cri.StopContainerRequest(container_id=identifier, timeout=0))
-        kinds = []
+        client.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+        seen = []
         for event in events:
-            if event.container_id == identifier:
-                kinds.append(event.container_event_type)
-                assert event.pod_sandbox_status.id == pod_id
-            if len(kinds) == 3:
+            assert event.pod_sandbox_status.id == pod_id  # also when the pod has gone
+            seen.append((event.container_id, event.container_event_type))
+            if seen[-1] == (pod_id, cri.CONTAINER_DELETED_EVENT):
                 break
         events.cancel()
-        assert kinds == [cri.CONTAINER_CREATED_EVENT, cri.CONTAINER_STARTED_EVENT, cri.CONTAINER_STOPPED_EVENT]
+        assert seen == [
+            (identifier, cri.CONTAINER_CREATED_EVENT), (identifier, cri.CONTAINER_STARTED_EVENT),
+            (identifier, cri.CONTAINER_STOPPED_EVENT), (pod_id, cri.CONTAINER_STOPPED_EVENT),
+            (identifier, cri.CONTAINER_DELETED_EVENT), (pod_id, cri.CONTAINER_DELETED_EVENT),
+        ]  # fmt: skip
+
+
+def test_verbose_tells_what_a_person_looks_for(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        identifier = start(client, pod_id, config, "sleep", "60", labels={"k": "v"})
+        request = cri.ContainerStatusRequest(container_id=identifier, verbose=True)
+        found = json.loads(client.ContainerStatus(request).info["info"])
+        assert found["sandboxID"] == pod_id
+        assert Path(f"/proc/{found['pid']}/cmdline").read_bytes() == b"sleep\x0060\x00"
+        assert found["runtimeSpec"]["process"]["args"] == ["sleep", "60"]
+        assert found["config"]["labels"] == {"k": "v"}
+        assert not client.ContainerStatus(cri.ContainerStatusRequest(container_id=identifier)).info
+
+        of_pod = cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
+        info = json.loads(client.PodSandboxStatus(of_pod).info["info"])
+        assert info["pid"] == found["pid"]
+        paths = {each["type"]: each["path"] for each in info["runtimeSpec"]["linux"]["namespaces"]}
+        assert os.stat(paths["network"]).st_ino == os.stat(f"/proc/{info['pid']}/ns/net").st_ino
+        assert info["config"]["metadata"]["name"] == "pod"
+
+        of_image = cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE), verbose=True)
+        image = json.loads(client.ImageStatus(of_image).info["info"])
+        assert image["imageSpec"]["config"]["Cmd"] == ["/bin/hello"]
+        assert image["chainID"].startswith("sha256:")
+
+
+@pytest.mark.parametrize("number", [2**32, 2**32 - 1, -1, 2**63 - 1])
+def test_ids_that_the_kernel_has_not_are_refused(client: Client, tmp_path: Path, number: int) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        for name in ("run_as_user", "run_as_group", "supplemental_groups"):
+            context = cri.LinuxContainerSecurityContext()
+            context.run_as_user.value = 1000
+            if name == "supplemental_groups":
+                context.supplemental_groups.append(number)
+            else:
+                getattr(context, name).value = number
+            with pytest.raises(grpc.RpcError) as refused:
+                create(client, pod_id, config, "id", linux=cri.LinuxContainerConfig(security_context=context))
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_statistics_and_metrics_tell_what_a_container_uses(client: Client, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from highrt.pods.errors import PodError
+from highrt.pods.errors import AlreadyExists, PodError
 from highrt.pods.metadata import Metadata
 from highrt.pods.model import ContainerState, Owner, Pod, Stdio
 from highrt.pods.sandbox import Sandbox
@@ -181,3 +181,29 @@ async def test_a_call_that_is_given_up_leaves_nothing(node: Node) -> None:
     assert os.listdir(node.folder / "s" / "pods") == []
     again = await node.manager.run_pod(node.pod("pod-0"))
     assert again.ready
+
+
+async def test_a_call_that_was_given_up_may_be_made_again_at_once(node: Node) -> None:
+    """What was made until then is taken back first: the name is never "reserved" by what is going away."""
+    for number in range(8):
+        call = asyncio.create_task(node.manager.run_pod(node.pod()))
+        await asyncio.sleep(number * 0.003)
+        call.cancel()
+        try:
+            pod = await node.manager.run_pod(node.pod())
+        except AlreadyExists:
+            pod = await call  # it was made before it could be given up
+        first = asyncio.create_task(node.manager.create_container(pod.id, node.container("true")))
+        await asyncio.sleep(number * 0.001)
+        first.cancel()
+        try:
+            await node.manager.create_container(pod.id, node.container("true"))
+        except AlreadyExists:
+            await first
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(call, first)
+        assert len(node.manager.containers()) == 1
+        await node.manager.remove_pod(pod.id)
+    assert node.manager.pods() == []
+    assert os.listdir(node.folder / "s" / "pods") == []
+    assert node.images.left() == []

@@ -5,9 +5,10 @@ from pathlib import Path
 import apsw
 import pytest
 
+from highrt.pods import metadata as module
 from highrt.pods.errors import PodError
 from highrt.pods.metadata import Metadata, NameTaken
-from highrt.pods.model import Container, ContainerState, Owner, Pod
+from highrt.pods.model import Container, ContainerState, ContainerUser, Owner, Pod
 from strata.protocols.cri_pb2 import ContainerConfig, PodSandboxConfig
 
 
@@ -31,6 +32,7 @@ def test_what_was_written_is_read_after_a_restart(tmp_path: Path) -> None:
     metadata.save_pod(pod)
     metadata.add_container(container, "name/0")
     container.state, container.exit_code, container.reason = ContainerState.EXITED, 3, "Error"
+    container.user = ContainerUser(1, 2, (2, 3))
     metadata.save_container(container)
     metadata.close()
     again = Metadata(tmp_path / "db")
@@ -61,3 +63,25 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(PodError, match="newer highrt"):
         Metadata(tmp_path / "db")
+
+
+def test_a_file_of_the_first_schema_is_upgraded_and_a_copy_of_it_kept(tmp_path: Path) -> None:
+    old = apsw.Connection(str(tmp_path / "db"))
+    old.execute(module._FIRST_SCHEMA)
+    old.execute("PRAGMA user_version = 1")
+    config = make_container().config.SerializeToString()
+    old.execute("INSERT INTO pods VALUES ('p1', 'name', 'person', 'lowrt', x'', 1, 1, 1, '/ns', '[]', 'boot')")
+    old.execute(
+        "INSERT INTO containers "
+        "VALUES ('c1', 'p1', 'name/0', ?, 'sha256:1', 'ref', 'created', 7, 0, 0, 0, '', '', '', 0, '', 15)",
+        (config,),
+    )
+    old.close()
+    for _ in range(2):  # the second time there is nothing to do
+        metadata = Metadata(tmp_path / "db")
+        assert metadata.containers() == [make_container()]
+        metadata.close()
+    copy = apsw.Connection(str(tmp_path / "db.v1"))
+    assert next(iter(copy.execute("PRAGMA user_version")))[0] == 1
+    assert next(iter(copy.execute("SELECT count(*) FROM containers")))[0] == 1
+    copy.close()
