@@ -176,7 +176,7 @@ class _Making:
         if log.debugging():
             log.debug(f"container {container.id}: process {self._pid}, cgroup {' '.join(self._cgroup.folders())}")
         child_sync.close()
-        if into < 0:
+        if not self._own_folder:
             self._claim()
         if listener:
             step("listen for the start")

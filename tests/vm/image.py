@@ -22,7 +22,7 @@ PACKAGES = (
     # peers and their parts
     "podman crun runc conmon netavark aardvark-dns uidmap fuse-overlayfs slirp4netns iptables "
     # tools of tests
-    "apparmor gcc libc6-dev strace util-linux-extra"
+    "apparmor gcc libc6-dev locales strace util-linux-extra"
 )
 USER = "ada"
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from strata.linux import cgroups
-from tests.conftest import wait_for
+from tests.conftest import Lane, wait_for
 from tests.integration.lowrt.conftest import Runtime
 
 REPOSITORY = Path(__file__).parents[3]
@@ -52,7 +52,7 @@ class Rootless(Runtime):
         self.names = False
 
     def command(self, *argv: str | Path) -> list[str | Path]:
-        user: list[str | Path] = ["setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", "env", "-i"]
+        user: list[str | Path] = [*self.prefix, "setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", "env", "-i"]
         user += [
             f"XDG_RUNTIME_DIR={self.folder}/run",
             "PATH=/usr/bin:/bin",
@@ -102,6 +102,13 @@ def test_a_user_runs_a_container_as_its_root(rootless: Rootless) -> None:
     assert (rootless.bundle / "rootfs/file").stat().st_uid == UID
     assert rootless.call("list", "--quiet").stdout == ""
     assert list((rootless.folder / "run/lowrt").glob("t*")) == []
+
+
+def test_a_user_without_rights_in_cgroup_v2_does_without(rootless: Rootless, v2_lane: Lane) -> None:
+    rootless.prefix = v2_lane.prefix
+    printed = rootless.shell("cat /proc/self/cgroup; id -u").split()
+    assert printed[-1] == "0"
+    assert rootless.id not in " ".join(printed)
 
 
 def test_what_is_mounted_for_a_user(rootless: Rootless) -> None:
