@@ -8,9 +8,11 @@ if TYPE_CHECKING:
 
 
 class RuntimeFailure(Exception):
-    """A command's failure; the text is for people. evidence: what `diagnosis` can explain it by, outside of the container."""
+    """A command's failure; the text is for people. evidence: what `diagnosis` can explain it by, outside of the container.
+    number: the errno of the system call that failed, for whoever can do something about it."""
 
     evidence = b""
+    number = 0
 
 
 class UsageFailure(RuntimeFailure):

@@ -5,7 +5,7 @@ import os
 
 from lowrt import documents, hooks, log, state
 from lowrt.errors import RuntimeFailure, reason, reason_in_step, step
-from strata.linux import cgroups, pidfds
+from strata.linux import cgroups, namespaces, pidfds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,13 +138,35 @@ def _end(container: state.Container) -> None:
         pidfd = pidfds.open_pidfd(container.pid)
         container.cgroup().kill()
         pidfds.send_signal(pidfd, _signal.SIGKILL)
-        if not pidfds.wait_gone(pidfd, 10.0):
+        if not pidfds.wait_gone(pidfd, 1.0):
+            _bring_home(container)
+        if not pidfds.wait_gone(pidfd, 9.0):
             raise RuntimeFailure(f"container {container.id}: its process {container.pid} does not die")
     except ProcessLookupError:
         pass
     finally:
         if pidfd >= 0:
             os.close(pidfd)
+
+
+def _bring_home(container: state.Container) -> None:
+    """Moves the container's processes into its own cgroup, where they thaw: somebody has moved them to another, and on cgroup v1
+    what is frozen does not die. Those of its own PID namespace are found; others are not waited for."""
+    group, own = container.cgroup(), _pid_namespace(container.pid)
+    for name in os.listdir("/proc") if container.values["privatePid"] else [str(container.pid)]:
+        if not own or not name.isdigit() or _pid_namespace(name) != own:
+            continue
+        try:
+            group.add(int(name))
+        except OSError as error:  # it has gone, or must stay; then the container does not die, and that is told
+            log.debug(f"container {container.id}: move process {name} to its cgroup: {reason(error)}")
+
+
+def _pid_namespace(pid: int | str) -> str:
+    try:
+        return os.readlink(namespaces.path_of(pid, "pid"))
+    except OSError:
+        return ""  # it has gone
 
 
 def _remove_remains(container: state.Container) -> None:

@@ -5,6 +5,7 @@ up again, so nothing can be swapped under it. A new file system that needs more 
 point, which no container can reach, and moved from there; all others are mounted at their place at once.
 """
 
+import errno
 import os
 import stat
 
@@ -243,7 +244,9 @@ def _mount(mount: Mount, place: int, flags: int, data: "list[str]") -> None:
     try:
         mounts.mount(mount.source, f"/proc/self/fd/{place}", mount.kind, flags, ",".join(data))
     except OSError as error:
-        raise RuntimeFailure(f"{_call(mount, flags, data)}: {_bare(error)}") from None
+        failure = RuntimeFailure(f"{_call(mount, flags, data)}: {_bare(error)}")
+        failure.number = error.errno or 0
+        raise failure from None
 
 
 # --- places
@@ -324,6 +327,8 @@ def _mount_cgroup_v2(root: "Rootfs", mount: Mount) -> None:
         _new_filesystem(root, mount)
         return
     except RuntimeFailure as error:
+        if error.number not in (errno.EPERM, errno.EBUSY):
+            raise
         failed = error
     source = root.cgroup_folders[0] if root.cgroup_folders and root.has_namespace("cgroup") else cgroups.ROOT
     try:

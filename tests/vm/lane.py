@@ -20,7 +20,7 @@ PARTS = (
 )
 # Software emulation: what takes a second outside may take half a minute.
 _PYTEST = [str(checkout.PYTHON), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=600", "--durations=5"]
-_PART_SECONDS = 1800
+_PART_SECONDS = 5400
 _BEFORE = "/run/strata-machine-before"
 _NOTHING_COLLECTED = 5  # pytest's exit status
 

@@ -136,6 +136,30 @@ def test_on_v2_a_container_is_beside_its_caller(v2: Runtime, v2_lane: Lane) -> N
         outer.rmdir()
 
 
+@pytest.fixture
+def foreign() -> Iterator[Path]:
+    """A group of the freezer's that is somebody else's."""
+    folder = ROOT / f"freezer/strata-test-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    (folder / "freezer.state").write_text("THAWED")
+    wait_for(lambda: not (folder / "cgroup.procs").read_text(), what="the group to be empty")
+    folder.rmdir()
+
+
+@on_v1
+def test_a_container_that_was_moved_to_a_frozen_group_is_deleted_by_force(runtime: Runtime, foreign: Path) -> None:
+    runtime.start("sh", "-c", "sleep 1000 & wait")
+    processes = json.loads(runtime.call("ps", "--format", "json", runtime.id, check=True).stdout)
+    assert len(processes) == 2
+    for pid in processes:
+        (foreign / "cgroup.procs").write_text(str(pid))
+    (foreign / "freezer.state").write_text("FROZEN")
+    runtime.call("delete", "--force", runtime.id, check=True)
+    assert (foreign / "cgroup.procs").read_text() == ""
+    assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in processes)
+
+
 def test_a_group_that_is_in_use_or_frozen_is_refused(either: Runtime, v2_lane: Lane) -> None:
     own = group(either, v2_lane)
     own.create()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from strata.linux import cgroups, mounts
+from tests.conftest import Lane
 
 LOWRT = Path(__file__).parents[3] / "lowrt" / "launcher"
 MAPPED = 100000
@@ -491,6 +492,17 @@ def test_cgroup_v2(request: pytest.FixtureRequest, namespace: bool, user: bool) 
     assert "cgroup.procs" in lines
     # Without a namespace of its own the whole tree is shown, as runc has it.
     assert (runtime.cgroup.strip("/") in lines) is not namespace
+
+
+def test_an_option_that_cgroup_v2_does_not_know_is_refused(runtime: Any, v2_lane: Lane) -> None:
+    """It is not left out by a bind in the mount's place, which is for a kernel that grants no mount."""
+    runtime.prefix = v2_lane.prefix
+    for mount in runtime.config["mounts"]:
+        if mount["type"] == "cgroup":
+            mount["options"].append("nosuchoption")
+    done = runtime.run("true")
+    assert done.returncode == 1
+    assert "data=nosuchoption: invalid argument" in done.stderr
 
 
 # --- ID-mapped mounts
