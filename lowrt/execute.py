@@ -55,10 +55,15 @@ def _begin(
     target, status = _open_first(container, options)
     sync, child_sync = descriptors.pair()
     pid, pidfd, master = 0, -1, -1
+    handed_out: dict[str, int] = {}
     try:
         program, settings = _prepare(container, arguments, options)
         below = sub_cgroups(options.cgroups)
-        helper, helper_pidfd = _start_helper(container, target, program, settings, sync, child_sync, fds, below)
+        if status == "created" and os.geteuid() != 0 and "user" in container.values["namespaces"]:
+            handed_out = start.ask_for_namespaces(container)
+        helper, helper_pidfd = _start_helper(
+            container, target, handed_out, program, settings, sync, child_sync, fds, below
+        )  # fmt: skip
         if status == "paused":
             container.unlock()  # it goes on when somebody resumes the container, who must be able to lock it
         try:
@@ -91,7 +96,8 @@ def _begin(
             raise RuntimeFailure(reason_in_step(error) + (" (the container has stopped meanwhile)" if ending else "")) from None
         raise
     finally:
-        os.close(target)
+        for descriptor in (target, *handed_out.values()):
+            os.close(descriptor)
         sync.close()
         child_sync.close()
     return pid, pidfd, master
@@ -225,6 +231,7 @@ def _clone_helper(group: "cgroups.Cgroup", below: dict[str, str]) -> tuple[int, 
 def _start_helper(
     container: state.Container,
     target: int,
+    handed_out: dict[str, int],
     program: "process.Process",
     settings: "Spec",
     sync: descriptors.Socket,
@@ -238,7 +245,7 @@ def _start_helper(
     step("make the process that joins the container's namespaces")
     helper, helper_pidfd, inside = _clone_helper(group, below)
     if helper == 0:
-        _help(program, settings, target, child_sync, fds, container)
+        _help(program, settings, target, handed_out, child_sync, fds, container)
     try:
         if not inside:
             _join_cgroup(group, helper, container.pid, below)
@@ -269,24 +276,24 @@ def _open_root(container: state.Container, target: int) -> int:
 
 
 def _help(
-    program: "process.Process", settings: "Spec", target: int, sync: descriptors.Socket, fds: tuple[int, int, int],
-    container: state.Container,
+    program: "process.Process", settings: "Spec", target: int, handed_out: dict[str, int], sync: descriptors.Socket,
+    fds: tuple[int, int, int], container: state.Container,
 ) -> None:  # fmt: skip
     """In the helper: joins the container's namespaces, and does there what can be done by a process that the container does not
-    see. Never returns. target: the pidfd of the container's first process.
+    see. Never returns. target: the pidfd of the container's first process. handed_out: its namespaces, where that is of no use.
 
     The process that it clones is seen, and could be taken over by one that may trace: so it gets nothing that the container has
     not got as well.
     """
     try:
-        process.close_others((*fds, sync.fileno(), target), program)
+        process.close_others((*fds, sync.fileno(), target, *handed_out.values()), program)
         if descriptors.receive(sync)[0] != b"g":
             os._exit(1)
         step("join the container's namespaces")
         process.hide()
         program.start_on_its_cpus()
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if program.needs_proc else -1
-        _join(container, target)
+        _join(container, target, handed_out)
         if proc < 0:
             _take_keyring(container.values)
         if settings.get("terminal"):
@@ -314,13 +321,18 @@ def _help(
         os._exit(0)
 
 
-def _join(container: state.Container, target: int) -> None:
+def _join(container: state.Container, target: int, handed_out: dict[str, int]) -> None:
     """Joins the namespaces of the container's first process, a pidfd; that of PIDs for the children only."""
     flags = 0
     for kind in container.values["namespaces"]:
         flags |= namespaces.KINDS[kind][0]
     root = -1 if flags & namespaces.NEWNS else _open_root(container, target)
-    syscalls.setns(target, flags & ~namespaces.NEWPID)
+    if handed_out:
+        for kind in sorted(handed_out, key="user".__ne__):  # that of users gives the rights for the others
+            if kind != "pid":
+                syscalls.setns(handed_out[kind], namespaces.KINDS[kind][0])
+    else:
+        syscalls.setns(target, flags & ~namespaces.NEWPID)
     if flags & namespaces.NEWUSER:
         # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
         syscalls.setresgid(0)
@@ -331,7 +343,7 @@ def _join(container: state.Container, target: int) -> None:
         os.chroot(".")
         os.close(root)
     if flags & namespaces.NEWPID:
-        syscalls.setns(target, namespaces.NEWPID)
+        syscalls.setns(handed_out.get("pid", target), namespaces.NEWPID)
 
 
 def _take_keyring(values: "Spec") -> None:

@@ -4,7 +4,7 @@ It speaks with its parent over a pair of sockets, one letter a message. The pare
 joined its cgroup) and `k` (its hooks have run); the child says `m` (make me the source of this mount; the answer is `m` or `e`),
 `d` (move the network devices; the answer is `d`), `h` (the root is made: run your hooks), `c` with the terminal, `r` (ready,
 waiting for start) and `e` with what failed. From then on it waits: at the start socket in the container's folder, or, for a
-`run`, for the parent's `s`.
+`run`, with its parent, for `s`. At the start socket an exec may ask with `n` for the container's namespaces.
 """
 
 import _socket
@@ -47,6 +47,9 @@ class Init:
         # A parent without rights can write the ID maps only while /proc/PID is its own, which that of a hidden process is not.
         self.mapped_by_user = self._new("user") and os.geteuid() != 0
         self._joined_early: list[str] = []
+        # And nobody without rights can join the namespaces of a hidden process by its /proc or pidfd: it hands them out itself.
+        self._hands_out_namespaces = config.has_namespace(self._linux, "user") and os.geteuid() != 0
+        self._namespaces: dict[str, int] = {}
         self._enter_time: Callable[[], None] | None = None
         if self._new("time"):
             from strata.linux import timens
@@ -103,8 +106,15 @@ class Init:
             return self.sync
         self.sync.close()
         process.end_by_signals()
-        descriptor, _ = self._start._accept()  # type: ignore[attr-defined]
-        return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
+        while True:
+            descriptor, _ = self._start._accept()  # type: ignore[attr-defined]
+            connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, descriptor)
+            message, _ = descriptors.receive(connection)
+            if message == b"s":
+                return connection
+            if message == b"n" and self._namespaces:
+                descriptors.send(connection, " ".join(self._namespaces).encode(), tuple(self._namespaces.values()))
+            connection.close()
 
     def _set_up(self) -> None:
         step("prepare the container's first process")
@@ -173,6 +183,10 @@ class Init:
         self._expect(b"k")
         self._run_hooks("createContainer", "creating", self._root.path, {})
         self._root.restrict()
+        if self._hands_out_namespaces and self._start:
+            step("open the container's namespaces")
+            for entry in self._linux["namespaces"]:
+                self._namespaces[entry["type"]] = os.open(namespaces.path_of("self", entry["type"]), os.O_RDONLY | os.O_CLOEXEC)
         step(f"make {self._root.path} the root")
         self._root.enter(pivot=self._pivot)
         step("take the terminal" if console else "take stdin, stdout and stderr")

@@ -19,12 +19,10 @@ def start(container: state.Container, notify_socket: str = "") -> None:
 
         notifier, pidfd = notify.of_start(container, notify_socket), pidfds.open_pidfd(container.pid)
     path = f"{container.folder}/{state.START_SOCKET}"
-    step("connect to the container's first process")
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
     try:
         try:
-            connection.connect(f"/proc/self/fd/{folder}/{state.START_SOCKET}")
+            _connect(container, connection)
         except FileNotFoundError:
             raise _gone_on(container) from None
         except ConnectionRefusedError:
@@ -32,17 +30,44 @@ def start(container: state.Container, notify_socket: str = "") -> None:
             os.unlink(path)
             raise _gone_on(container) from None
         try:
+            try:
+                connection.send(b"s")
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has died, as will be told
             wait_until_it_runs(container, connection)
         finally:
             os.unlink(path)
     finally:
-        os.close(folder)
         connection.close()
     container.unlock()  # it runs: what hooks take their time for, nobody else has to wait for
     run_poststart_hooks(container)
     if notifier:
         notifier.wait(pidfd, container.pid)
         os.close(pidfd)
+
+
+def ask_for_namespaces(container: state.Container) -> dict[str, int]:
+    """The namespaces of a container that waits for its start and whose first process hands them out, by kind: descriptors that
+    the caller owns."""
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    try:
+        _connect(container, connection)
+        connection.send(b"n")
+        names, found = descriptors.receive(connection)
+        return dict(zip(names.decode().split(), found, strict=True))
+    finally:
+        connection.close()
+
+
+def _connect(container: state.Container, connection: descriptors.Socket) -> None:
+    """To the first process of a container that waits for its start. Raises OSError."""
+    # By a descriptor of its folder: the whole path may be longer than an address can be.
+    step("connect to the container's first process")
+    folder = os.open(container.folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        connection.connect(f"/proc/self/fd/{folder}/{state.START_SOCKET}")
+    finally:
+        os.close(folder)
 
 
 def wait_until_it_runs(container: state.Container, connection: descriptors.Socket) -> None:

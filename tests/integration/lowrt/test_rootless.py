@@ -145,6 +145,12 @@ def test_a_created_container_of_a_user_is_started_and_deleted_by_force(rootless:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "capture_output": False}
     rootless.call("create", "--bundle", rootless.bundle, rootless.id, check=True, **quiet)
     assert rootless.state()["status"] == "created"
+    for _ in range(2):  # its first process is hidden, and hands out its namespaces
+        done = rootless.call("exec", rootless.id, "sh", "-c", "id -u; hostname; ps; ls /bin/sh")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("0\nlowrt\nPID ")
+        assert len([line for line in done.stdout.splitlines() if "lowrt" in line]) == 2, done.stdout
+    assert rootless.state()["status"] == "created"
     rootless.call("start", rootless.id, check=True)
     wait_for(lambda: (rootless.bundle / "rootfs/said").exists(), what="the program")
     pid = rootless.state()["pid"]
