@@ -6,6 +6,7 @@ The file is YAML:
       lowrt: {entry: "lowrt.main:run"}          # called in the monitors' own process
       crun: {path: /usr/bin/crun, args: []}     # run as a process
     default_handler: lowrt
+    cgroup_driver: cgroupfs                     # what kubelets are told to use: cgroupfs or systemd
     cni:
       bridge: "nodenet.cni.warm:run"            # plugins that a warm helper calls, in place of executables
 
@@ -23,6 +24,7 @@ from highrt.pods.manager import default_handlers
 from highrt.pods.model import Handler
 
 _CNI_ENTRY = "nodenet.cni.warm:run"
+_KEYS = {"handlers", "default_handler", "cgroup_driver", "cni"}
 _CNI_TYPES = ("bridge", "host-local", "portmap", "loopback")
 
 
@@ -32,13 +34,15 @@ class InvalidConfig(Exception):
 
 @dataclass(frozen=True)
 class Config:
-    """handlers: runtimes by name. cni_entries: dotted names of CNI plugins, by type."""
+    """handlers: runtimes by name. cni_entries: dotted names of CNI plugins, by type. cgroup_driver: of kubelets, see CRI's
+    RuntimeConfig; a pod's own parent tells which one it is of."""
 
     root: Path
     state: Path
     handlers: dict[str, Handler] = field(default_factory=dict)
     default_handler: str = "lowrt"
     cni_entries: dict[str, str] = field(default_factory=dict)
+    cgroup_driver: str = "cgroupfs"
 
 
 def load(root: Path, state: Path, file: Path | None) -> Config:
@@ -50,8 +54,8 @@ def load(root: Path, state: Path, file: Path | None) -> Config:
         except (OSError, yaml.YAMLError) as error:
             raise InvalidConfig(f"--config {file}: {error}") from error
     _is(content, dict, f"--config {file}", "a mapping")
-    if unknown := set(content) - {"handlers", "default_handler", "cni"}:
-        raise InvalidConfig(f"--config {file}: {', '.join(sorted(unknown))}: not known; there are handlers, default_handler, cni")
+    if unknown := set(content) - _KEYS:
+        raise InvalidConfig(f"--config {file}: {', '.join(sorted(unknown))}: not known; there are {', '.join(sorted(_KEYS))}")
     handlers = default_handlers()
     for name in ("runc", "crun"):
         if shutil.which(name):
@@ -61,12 +65,15 @@ def load(root: Path, state: Path, file: Path | None) -> Config:
     default = content.get("default_handler", "lowrt")
     if default not in handlers:
         raise InvalidConfig(f"--config {file}: default_handler {default!r} is none of {', '.join(handlers)}")
+    driver = content.get("cgroup_driver", "cgroupfs")
+    if driver not in ("cgroupfs", "systemd"):
+        raise InvalidConfig(f"--config {file}: cgroup_driver {driver!r}: must be cgroupfs or systemd")
     cni = _is(content.get("cni", {}), dict, f"--config {file}: cni", "a mapping of plugin types to dotted names")
     entries = dict.fromkeys(_CNI_TYPES, _CNI_ENTRY) | {str(kind): str(entry) for kind, entry in cni.items() if entry}
     # an empty name takes a built-in plugin away: its executable is used
     for kind in [kind for kind, entry in cni.items() if not entry]:
         entries.pop(str(kind), None)
-    return Config(root, state, handlers, default, entries)
+    return Config(root, state, handlers, default, entries, driver)
 
 
 def _handler(name: str, value: dict[str, Any], state: Path) -> Handler:

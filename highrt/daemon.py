@@ -95,7 +95,7 @@ async def run(options: Options) -> None:
             "default_handler": config.default_handler,
         }
         services: list[Service] = [
-            CriRuntime(pods, streams),
+            CriRuntime(pods, streams, config.cgroup_driver),
             CriImages(images),
             PersonService(pods, images, containers, about),
         ]

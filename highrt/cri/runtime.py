@@ -34,10 +34,12 @@ _EVENTS = {
 
 
 class CriRuntime(RuntimeServiceBase):
-    """pods: the daemon's core. streams: where exec, attach and port-forward are served."""
+    """pods: the daemon's core. streams: where exec, attach and port-forward are served. cgroup_driver: what kubelets are told to
+    use, cgroupfs or systemd."""
 
-    def __init__(self, pods: PodManager, streams: StreamingServer) -> None:
+    def __init__(self, pods: PodManager, streams: StreamingServer, cgroup_driver: str) -> None:
         self._pods = pods
+        self._cgroup_driver = cri.SYSTEMD if cgroup_driver == "systemd" else cri.CGROUPFS
         self._streams = streams
         self._rates = stats.Rates()
 
@@ -88,7 +90,7 @@ class CriRuntime(RuntimeServiceBase):
 
     @unary
     async def RuntimeConfig(self, request: cri.RuntimeConfigRequest) -> cri.RuntimeConfigResponse:
-        return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=cri.CGROUPFS))
+        return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=self._cgroup_driver))
 
     @unary
     async def UpdateRuntimeConfig(self, request: cri.UpdateRuntimeConfigRequest) -> cri.UpdateRuntimeConfigResponse:

@@ -13,7 +13,7 @@ from highrt.images.errors import ImageError
 from highrt.images.model import Image
 from highrt.images.snapshots import Rootfs
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import sandbox, spec, usage, userns, volumes
+from highrt.pods import groups, lsm, sandbox, spec, usage, userns, volumes
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
@@ -78,7 +78,7 @@ class Containers:
         container = Container(
             container_id, pod.id, pod.owner, config, image.id, image.digests[0] if image.digests else image.id,
             ContainerState.CREATED, time.time_ns(), log_path=_log_path(pod, sandbox_config, config),
-            cgroup=f"{self._registry.cgroup_parent(pod)}/{container_id}",
+            cgroup=groups.of_container(self._registry.cgroup_parent(pod), container_id),
             stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
         )  # fmt: skip
         name = f"{config.metadata.name}/{config.metadata.attempt}"
@@ -111,11 +111,13 @@ class Containers:
         rootfs = await self._images.prepare(image, container.id)
         rootfs.mount(mounted, user_namespace)
         place = spec.Place(
-            container.id, pod.id, box.folder, mounted, container.cgroup, box.namespaces(pod.config),
+            container.id, pod.id, box.folder, mounted, groups.cgroups_path(self._registry.cgroup_parent(pod), container.id),
+            box.namespaces(pod.config),
             self._registry.pid_path(pod, container), sandbox.hostname(pod.config),
             await volumes.make(container.config, self._images, container.id, folder, user_namespace), mapping,
         )  # fmt: skip
         built = spec.build(pod.config, container.config, image.config, place)
+        built["process"] |= await lsm.prepare(container.config.linux.security_context)
         container.user = spec.user_of(built)
         if pids_limit > 0:
             built["linux"].setdefault("resources", {})["pids"] = {"limit": pids_limit}

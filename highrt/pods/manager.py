@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from highrt.cni.network import Network
-from highrt.pods import netns, usage
+from highrt.pods import groups, netns, usage
 from highrt.pods.containers import Containers, Images
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.features import Features, Known
@@ -260,7 +260,7 @@ class PodManager:
         running = [c for c in self._registry.members(pod) if c.state == ContainerState.RUNNING]
         stats = [await self._containers.stats(container.id) for container in running]
         found = await self.pod_interfaces(pod.id)
-        group = cgroups.open_cgroup(self._registry.cgroup_parent(pod))
+        group = cgroups.open_cgroup(groups.folder(self._registry.cgroup_parent(pod)))
         return PodStats(pod.id, time.time_ns(), stats, found, usage.pressure(group))
 
     async def pod_interfaces(self, pod_id: str) -> list[InterfaceStats]:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ class Monitors:
     def cgroup(self, pod_id: str) -> str:
         return f"{self._cgroup_root}/monitors/{pod_id}"
 
-    async def start(self, pod_id: str, handler: Handler) -> MonitorClient:
-        """A new monitor for a pod. Raises PodError."""
+    async def start(self, pod_id: str, handler: Handler, options: Sequence[str] = ()) -> MonitorClient:
+        """A new monitor for a pod. options: further ones for the runtime. Raises PodError."""
         environ = {"PATH": _PATH}
         if folder := os.environ.get(spans.FOLDER_VARIABLE):
             environ[spans.FOLDER_VARIABLE] = folder
@@ -80,7 +80,7 @@ class Monitors:
             "cgroup": self.cgroup(pod_id),
             "environ": environ,
             "command": [handler.path],
-            "options": [*handler.args, "--root", handler.root],
+            "options": [*handler.args, "--root", handler.root, *options],
             "in_process": handler.entry == self._entry,
         }
         try:

@@ -92,6 +92,7 @@ class Registry:
         raise TooSlow(f"more than {_EVENTS_WAITING} events were not read: ask for all that there is, and for events again")
 
     def cgroup_parent(self, pod: Pod) -> str:
+        """What containers' groups are made in: a folder, or a slice of systemd's (see `groups`)."""
         return (pod.config.linux.cgroup_parent or f"{self.cgroup_root}/pods/{pod.id}").rstrip("/")
 
     def remove_cgroup(self, pod: Pod) -> None:
@@ -99,10 +100,6 @@ class Registry:
         if not pod.config.linux.cgroup_parent:
             with contextlib.suppress(OSError):
                 cgroups.open_cgroup(self.cgroup_parent(pod)).remove()
-
-    def init_cgroup(self, pod: Pod) -> str:
-        """Of the process that holds a shared PID namespace."""
-        return f"{self.cgroup_parent(pod)}/{pod.id}"
 
     def pid_path(self, pod: Pod, container: Container) -> str | None:
         """The PID namespace: "" for one of its own, None for the host's, or the path of another container's."""

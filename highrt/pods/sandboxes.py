@@ -9,7 +9,7 @@ from highrt.cni.errors import CniError
 from highrt.cni.network import Attachment, Network, PortMapping
 from highrt.monitor import record
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import pidspace, sandbox, userns
+from highrt.pods import groups, pidspace, sandbox, userns
 from highrt.pods.containers import Containers
 from highrt.pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
 from highrt.pods.features import Known
@@ -86,7 +86,7 @@ class Sandboxes:
         return pod
 
     async def _make(self, pod: Pod, box: Sandbox, handler: Handler) -> None:
-        client = await self._monitors.start(pod.id, handler)
+        client = await self._monitors.start(pod.id, handler, self._options(pod))
         box.make(pod.config)
         targets, mapping = box.namespaces(pod.config), userns.of_pod(pod.config)
         await client.request(
@@ -101,8 +101,10 @@ class Sandboxes:
             pod.ips = await self._network.add(attachment(pod))
             box.write_hosts(pod.config, pod.ips)
         if pidspace.shared(pod.config):
-            bundle = pidspace.make_bundle(box, self._registry.state, pod.config, self._registry.init_cgroup(pod))
-            created = await client.request("create", container=pod.id, bundle=str(bundle), cgroup=self._registry.init_cgroup(pod))
+            parent = self._registry.cgroup_parent(pod)
+            bundle = pidspace.make_bundle(box, self._registry.state, pod.config, groups.cgroups_path(parent, pod.id))
+            group = groups.of_container(parent, pod.id)
+            created = await client.request("create", container=pod.id, bundle=str(bundle), cgroup=group)
             pidspace.pin(box, int(created["pid"]))
             await client.request("start", container=pod.id)
         pod.ready = True
@@ -177,7 +179,7 @@ class Sandboxes:
         was_ready, pod.ready = pod.ready, False
         self._registry.metadata.save_pod(pod)
         if pidspace.shared(pod.config):
-            await self._delete_from_runtime(pod, pod.id, self._registry.init_cgroup(pod))
+            await self._delete_from_runtime(pod, pod.id, groups.of_container(self._registry.cgroup_parent(pod), pod.id))
         for container in self._registry.members(pod):
             await self._delete_from_runtime(pod, container.id, container.cgroup)
             if container.state == ContainerState.RUNNING:
@@ -199,12 +201,16 @@ class Sandboxes:
         if handler is None:
             return
         process = await asyncio.create_subprocess_exec(
-            handler.path, *handler.args, "--root", handler.root, "delete", "--force", container_id,
+            handler.path, *handler.args, "--root", handler.root, *self._options(pod), "delete", "--force", container_id,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         _, trouble = await process.communicate()
         if process.returncode and b"does not exist" not in trouble:
             log.warning("the runtime cannot delete a container", container=container_id, error=trouble.decode(errors="replace"))
+
+    def _options(self, pod: Pod) -> list[str]:
+        """The runtime's options for a pod."""
+        return ["--systemd-cgroup"] if groups.by_systemd(self._registry.cgroup_parent(pod)) else []
 
     def lose_pid_namespace(self, pod: Pod | None) -> None:
         """The first process of a shared PID namespace has ended, and the kernel has killed all the others with it."""
@@ -221,8 +227,14 @@ def _check(config: PodSandboxConfig) -> None:
     if len(config.hostname) > 64:
         raise InvalidArgument(f"host name {config.hostname!r}: 64 characters at most")
     parent = config.linux.cgroup_parent
-    if parent and (not parent.startswith("/") or ".." in parent.split("/")):
-        raise InvalidArgument(f"cgroup_parent {parent!r}: must be an absolute path like /kubepods/pod1 (the cgroupfs driver's)")
+    if parent and ".." in parent.split("/"):
+        raise InvalidArgument(f"cgroup_parent {parent!r}: must not have `..`")
+    if parent and not parent.startswith("/") and not groups.by_systemd(parent):
+        raise InvalidArgument(f"cgroup_parent {parent!r}: must be an absolute path like /kubepods/pod1, or a slice of systemd's")
+    try:
+        groups.folder(parent)
+    except ValueError as error:
+        raise InvalidArgument(f"cgroup_parent {parent!r}: {error}") from None
     sandbox.check_sysctls(config)
 
 

@@ -42,9 +42,9 @@ _READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sys
 class Place:
     """Where a container's spec gets the pod's things from.
 
-    namespaces: kind (as the OCI spec names it) → path, for those that the pod shares. pid_path: that of the PID namespace
-    to join, "" for a new one, None for the host's. rootfs: where the root is mounted. hostname: of the pod. image_volumes: what
-    each mount of an image shows, in the order of the mounts. mapping: of the pod's user namespace.
+    cgroup: `linux.cgroupsPath`. namespaces: kind (as the OCI spec names it) → path, for those that the pod shares. pid_path: that
+    of the PID namespace to join, "" for a new one, None for the host's. rootfs: where the root is mounted. hostname: of the pod.
+    image_volumes: what each mount of an image shows, in the order of the mounts. mapping: of the pod's user namespace.
     """
 
     container_id: str
@@ -62,7 +62,7 @@ class Place:
 def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, place: Place) -> Spec:
     """The whole config.json. The root must be mounted: users are looked up in it. Raises InvalidArgument."""
     context = config.linux.security_context
-    _refuse_unsupported(config, context)
+    _refuse_unsupported(pod, config, context)
     who = identity.resolve(str(place.rootfs), context, image.user)
     granted = capabilities(context)
     host_ipc = context.namespace_options.ipc == NamespaceMode.NODE
@@ -245,12 +245,11 @@ def _seccomp(context: LinuxContainerSecurityContext, granted: list[str]) -> Spec
     return found
 
 
-def _refuse_unsupported(config: ContainerConfig, context: LinuxContainerSecurityContext) -> None:
+def _refuse_unsupported(pod: PodSandboxConfig, config: ContainerConfig, context: LinuxContainerSecurityContext) -> None:
     if config.CDI_devices:
         raise InvalidArgument(f"CDI device {config.CDI_devices[0].name}: CDI is not supported by this runtime")
-    profile = context.apparmor
-    if profile.profile_type == SecurityProfile.ProfileType.Localhost and profile.localhost_ref:
-        raise InvalidArgument(f"AppArmor profile {profile.localhost_ref}: AppArmor is not supported by this runtime")
+    if context.privileged and not pod.linux.security_context.privileged:
+        raise InvalidArgument("a privileged container needs a privileged pod sandbox (security_context.privileged of both)")
 
 
 def _annotations(pod: PodSandboxConfig, config: ContainerConfig, place: Place) -> dict[str, str]:

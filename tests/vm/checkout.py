@@ -13,8 +13,8 @@ from tests.vm.image import make_disk
 REPOSITORY = Path(__file__).resolve().parents[2]
 INSIDE = Path("/srv/strata")
 PYTHON = INSIDE / ".venv/bin/python"
-# The rest of the virtual environment is a hundred times as large, and lowrt needs none of it.
-_DISTRIBUTIONS = ("jeepney", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
+# The rest of the virtual environment is much larger, and neither lowrt nor highrt's pods need it.
+_DISTRIBUTIONS = ("apsw", "isal", "jeepney", "protobuf", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "zstandard")
 
 
 def pack(disk: Path, scratch: Path) -> None:

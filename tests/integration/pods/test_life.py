@@ -345,7 +345,9 @@ async def test_the_default_seccomp_profile_holds_a_container_back(node: Node) ->
 
 
 async def test_a_privileged_container_sees_the_hosts_devices(node: Node) -> None:
-    pod = await node.manager.run_pod(node.pod())
+    wanted = node.pod()
+    wanted.linux.security_context.privileged = True
+    pod = await node.manager.run_pod(wanted)
     config = node.container("sh", "-c", "mount -t tmpfs none /tmp && echo mounted; test -c /dev/kmsg && echo kmsg")
     config.linux.security_context.privileged = True
     container = await node.manager.create_container(pod.id, config)

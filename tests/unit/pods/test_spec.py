@@ -32,8 +32,10 @@ def place(tmp_path: Path) -> spec.Place:
     return spec.Place("c1", "p1", tmp_path, tmp_path / "rootfs", "/pods/p1/c1", shared, "", "host-1")
 
 
-def build(place: spec.Place, config: ContainerConfig, image: ImageConfig | None = None) -> dict[str, Any]:
-    return spec.build(PodSandboxConfig(), config, image or ImageConfig(cmd=("sh",)), place)
+def build(
+    place: spec.Place, config: ContainerConfig, image: ImageConfig | None = None, pod: PodSandboxConfig | None = None
+) -> dict[str, Any]:
+    return spec.build(pod or PodSandboxConfig(), config, image or ImageConfig(cmd=("sh",)), place)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,11 @@ def test_a_privileged_container_is_not_held_back(place: spec.Place) -> None:
     assert "/proc/kcore" in held["linux"]["maskedPaths"]
     assert held["linux"]["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
     config.linux.security_context.privileged = True
-    free = build(place, config)
+    with pytest.raises(InvalidArgument, match="needs a privileged pod sandbox"):
+        build(place, config)
+    pod = PodSandboxConfig()
+    pod.linux.security_context.privileged = True
+    free = build(place, config, pod=pod)
     assert not {"seccomp", "maskedPaths", "readonlyPaths"} & set(free["linux"])
     assert free["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
     assert "/dev/null" in {node["path"] for node in free["linux"]["devices"]}
