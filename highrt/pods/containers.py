@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from highrt.images.errors import ImageError
 from highrt.images.model import Image
 from highrt.images.snapshots import Rootfs
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import groups, lsm, sandbox, spec, usage, userns, volumes
+from highrt.pods import cdi, groups, lsm, sandbox, spec, usage, userns, volumes
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
@@ -52,8 +53,11 @@ class Images(volumes.Images, Protocol):
 class Containers:
     """The life of containers, from `create` to `remove`."""
 
-    def __init__(self, registry: Registry, monitors: Monitors, images: Images, streams: Streams) -> None:
+    def __init__(
+        self, registry: Registry, monitors: Monitors, images: Images, streams: Streams, cdi_folders: Sequence[Path]
+    ) -> None:
         self._registry, self._monitors, self._images, self._streams = registry, monitors, images, streams
+        self._cdi_folders = cdi_folders
         self._exited: dict[str, asyncio.Event] = {}
 
     async def create(
@@ -117,7 +121,10 @@ class Containers:
             await volumes.make(container.config, self._images, container.id, folder, user_namespace), mapping,
         )  # fmt: skip
         built = spec.build(pod.config, container.config, image.config, place)
-        built["process"] |= await lsm.prepare(container.config.linux.security_context)
+        context = container.config.linux.security_context
+        built["process"] |= await lsm.prepare(context)
+        if devices := cdi.wanted(container.config):
+            cdi.apply(built, devices, self._cdi_folders, privileged=context.privileged)
         container.user = spec.user_of(built)
         if pids_limit > 0:
             built["linux"].setdefault("resources", {})["pids"] = {"limit": pids_limit}

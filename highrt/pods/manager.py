@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from highrt.cni.network import Network
-from highrt.pods import groups, netns, usage
+from highrt.pods import cdi, groups, netns, usage
 from highrt.pods.containers import Containers, Images
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.features import Features, Known
@@ -71,11 +71,13 @@ class PodManager:
         cni_conf_dir: Path = Path("/etc/cni/net.d"),
         cni_bin_dir: Path = Path("/opt/cni/bin"),
         cni_entry: Mapping[str, str] | None = None,
+        cdi_folders: Sequence[Path] = cdi.FOLDERS,
     ) -> None:
         """root: what survives a reboot. state: sockets, namespaces, exit records (its path short: sockets lie below it).
 
         name: of the stack, for cgroups. handlers: by the name that RunPodSandbox gives; `default_handler` is the one for "".
-        cni_entry: plugin type → dotted name of the function that takes the executable's place.
+        cni_entry: plugin type → dotted name of the function that takes the executable's place. cdi_folders: where devices are
+        defined, the later ones before the earlier.
         Raises InvalidArgument where the default handler is not among the handlers.
         """
         self._root, self._state = root, state
@@ -88,7 +90,7 @@ class PodManager:
         registry = self._registry = Registry(state, name)
         monitors = self._monitors = Monitors(state, registry.cgroup_root, entry, self._on_event, self._on_death)
         self._streams = Streams(registry, monitors)
-        self._containers = Containers(registry, monitors, images, self._streams)
+        self._containers = Containers(registry, monitors, images, self._streams, cdi_folders)
         self._features = Known()
         self._sandboxes = Sandboxes(
             registry, monitors, self.network, self._handlers, default_handler, self._features, self._containers

@@ -62,7 +62,7 @@ class Place:
 def build(pod: PodSandboxConfig, config: ContainerConfig, image: ImageConfig, place: Place) -> Spec:
     """The whole config.json. The root must be mounted: users are looked up in it. Raises InvalidArgument."""
     context = config.linux.security_context
-    _refuse_unsupported(pod, config, context)
+    _check(pod, context)
     who = identity.resolve(str(place.rootfs), context, image.user)
     granted = capabilities(context)
     host_ipc = context.namespace_options.ipc == NamespaceMode.NODE
@@ -245,9 +245,7 @@ def _seccomp(context: LinuxContainerSecurityContext, granted: list[str]) -> Spec
     return found
 
 
-def _refuse_unsupported(pod: PodSandboxConfig, config: ContainerConfig, context: LinuxContainerSecurityContext) -> None:
-    if config.CDI_devices:
-        raise InvalidArgument(f"CDI device {config.CDI_devices[0].name}: CDI is not supported by this runtime")
+def _check(pod: PodSandboxConfig, context: LinuxContainerSecurityContext) -> None:
     if context.privileged and not pod.linux.security_context.privileged:
         raise InvalidArgument("a privileged container needs a privileged pod sandbox (security_context.privileged of both)")
 
