@@ -8,6 +8,8 @@ from typing import Any
 from highrt.cni.errors import NotConfigured
 
 _KINDS = (".conflist", ".conf", ".json")
+_NEWEST = "1.1.0"
+"""The newest version of the specification that is spoken here."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,13 @@ class NetworkConfig:
     @property
     def disable_check(self) -> bool:
         return bool(self.raw.get("disableCheck"))
+
+    @property
+    def disable_gc(self) -> bool:
+        return bool(self.raw.get("disableGC"))
+
+    def at_least(self, version: str) -> bool:
+        return _numbers(self.version) >= _numbers(version)
 
 
 def load(folder: Path) -> NetworkConfig:
@@ -47,11 +56,11 @@ def parse(value: Any) -> NetworkConfig:
     if "plugins" not in value and "type" in value:
         value = {"name": value.get("name"), "cniVersion": value.get("cniVersion", "0.2.0"), "plugins": [value]}
     name, plugins = value.get("name"), value.get("plugins")
-    version = value.get("cniVersion", "0.2.0")
+    version = _version(value)
     if not isinstance(name, str) or not name:
         raise ValueError("`name` is missing")
-    if not isinstance(version, str):
-        raise ValueError("`cniVersion` must be a text")
+    if not _is_version(version):
+        raise ValueError(f"`cniVersion` must be a text like 1.0.0, not {version!r}")
     if not isinstance(plugins, list) or not plugins:
         raise ValueError("`plugins` must be a list of at least one plugin")
     for plugin in plugins:
@@ -59,3 +68,19 @@ def parse(value: Any) -> NetworkConfig:
         if not isinstance(kind, str) or not kind or "/" in kind:
             raise ValueError("each plugin needs a `type`, the name of its executable")
     return NetworkConfig(name, version, plugins, value)
+
+
+def _version(value: dict[str, Any]) -> Any:
+    """The version to speak: of several that a list offers the newest that is known here, else its only one."""
+    offered = value.get("cniVersions")
+    known = [each for each in offered if _is_version(each)] if isinstance(offered, list) else []
+    known = [each for each in known if _numbers(each) <= _numbers(_NEWEST)]
+    return max(known, key=_numbers) if known else value.get("cniVersion", "0.2.0")
+
+
+def _is_version(value: Any) -> bool:
+    return isinstance(value, str) and all(part.isdecimal() for part in value.split("."))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

@@ -35,13 +35,15 @@ class PortMapping:
 
 @dataclass(frozen=True)
 class Attachment:
-    """A pod to attach. netns: the namespace's path, "" in a DEL after it has gone. arguments: CNI_ARGS."""
+    """A pod to attach. netns: the namespace's path, "" in a DEL after it has gone. arguments: CNI_ARGS. bandwidth: by the names
+    of the capability (ingressRate and so on), in bits and bits a second."""
 
     container_id: str
     netns: str
     arguments: Mapping[str, str] = field(default_factory=dict)
     port_mappings: Sequence[PortMapping] = ()
     dns: Mapping[str, list[str]] = field(default_factory=dict)
+    bandwidth: Mapping[str, int] = field(default_factory=dict)
 
     def capabilities(self) -> dict[str, Any]:
         """What plugins may ask for under `runtimeConfig` (CNI conventions, dynamic configuration)."""
@@ -54,6 +56,8 @@ class Attachment:
             ]
         if self.dns:
             found["dns"] = dict(self.dns)
+        if self.bandwidth:
+            found["bandwidth"] = dict(self.bandwidth)
         return found
 
 
@@ -64,17 +68,39 @@ class Network:
         """entries: plugin type → dotted name of a function that takes the executable's place. cache_dir: see above."""
         self._conf_dir, self._cache_dir = conf_dir, cache_dir
         self.plugins = Plugins(bin_dir, entries)
+        self.pod_cidrs: list[str] = []
+        """The node's, as a kubelet told them: for plugins with the capability ipRanges."""
 
     async def close(self) -> None:
         await self.plugins.close()
 
-    def status(self) -> tuple[bool, str]:
-        """Whether pods can be attached, and why not."""
+    async def status(self) -> tuple[bool, str]:
+        """Whether pods can be attached, and why not. Plugins are asked from version 1.1 on, which has STATUS."""
         try:
-            self._load()
+            config = self._load()
+            if config.at_least("1.1.0"):
+                for plugin in config.plugins:
+                    request = _request(config, plugin, self._of_the_node(), None)
+                    await self.plugins.run(plugin["type"], {"CNI_COMMAND": "STATUS"}, request)
         except CniError as error:
             return False, str(error)
         return True, ""
+
+    async def collect(self) -> None:
+        """Has the plugins free what is of no attachment that is known here (GC, from version 1.1 on). What fails is told in the
+        log: nothing depends on it."""
+        try:
+            config = self._load()
+            if config.disable_gc or not config.at_least("1.1.0"):
+                return
+            kept = [{"containerID": pod, "ifname": INTERFACE} for pod in self.attached() if self._network_of(pod) == config.name]
+            for plugin in config.plugins:
+                request = _request(config, plugin, self._of_the_node(), None) | {"cni.dev/valid-attachments": kept}
+                await self.plugins.run(plugin["type"], {"CNI_COMMAND": "GC"}, request)
+        except NotConfigured:
+            return
+        except CniError as error:
+            log.warning("the network cannot be cleaned up", error=str(error))
 
     async def add(self, attachment: Attachment) -> list[str]:
         """Attaches a pod; its addresses, the primary one first. After an error nothing is left. Raises CniError."""
@@ -84,7 +110,7 @@ class Network:
             result: Any = None
             try:
                 for plugin in config.plugins:
-                    request = _request(config, plugin, attachment.capabilities(), result)
+                    request = _request(config, plugin, self._of_the_node() | attachment.capabilities(), result)
                     result = await self.plugins.run(plugin["type"], _environ("ADD", attachment), request) or result
                 addresses = _addresses(result)
                 self._remember(attachment, config, result)
@@ -102,7 +128,7 @@ class Network:
         if not cached or cached["result"] is None:
             raise CniError(f"pod {attachment.container_id} is not attached")
         config = configuration.parse(cached["config"])
-        if config.disable_check or config.version < "0.4.0":
+        if config.disable_check or not config.at_least("0.4.0"):
             return
         for plugin in config.plugins:
             request = _request(config, plugin, cached["capabilities"], cached["result"])
@@ -117,7 +143,7 @@ class Network:
         gone = Attachment(attachment.container_id, attachment.netns, cached["arguments"])
         with span("cni del", network=config.name):
             for plugin in reversed(config.plugins):
-                result = cached["result"] if config.version >= "0.4.0" else None
+                result = cached["result"] if config.at_least("0.4.0") else None
                 request = _request(config, plugin, cached["capabilities"], result)
                 await self.plugins.run(plugin["type"], _environ("DEL", gone), request)
         self._cache_file(attachment.container_id).unlink(missing_ok=True)
@@ -131,6 +157,13 @@ class Network:
         """The container IDs of all attachments that were not deleted yet."""
         return sorted(p.name for p in self._cache_dir.iterdir() if p.name[0] != ".") if self._cache_dir.is_dir() else []
 
+    def _of_the_node(self) -> dict[str, Any]:
+        return {"ipRanges": [[{"subnet": cidr}] for cidr in self.pod_cidrs]} if self.pod_cidrs else {}
+
+    def _network_of(self, container_id: str) -> str:
+        cached = self._recall(container_id) or {}
+        return str(cached.get("config", {}).get("name", ""))
+
     def _load(self) -> NetworkConfig:
         config = configuration.load(self._conf_dir)
         for plugin in config.plugins:
@@ -142,7 +175,7 @@ class Network:
         self._cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         entry = {
             "config": config.raw, "result": result, "arguments": dict(attachment.arguments),
-            "capabilities": attachment.capabilities(),
+            "capabilities": self._of_the_node() | attachment.capabilities(),
         }  # fmt: skip
         file = self._cache_file(attachment.container_id)
         temporary = file.with_name(f".{file.name}")

@@ -6,13 +6,14 @@ import socket
 import time
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
+from ipaddress import ip_network
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from highrt.cri import info, messages, metrics, stats
 from highrt.cri.calls import require, streaming, unary
-from highrt.pods.errors import FailedPrecondition, NotFound
+from highrt.pods.errors import FailedPrecondition, InvalidArgument, NotFound
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, ContainerState, Owner, Pod, Stdio
 from highrt.streaming.commands import AttachedContainer, ExecutedCommand
@@ -72,7 +73,7 @@ class CriRuntime(RuntimeServiceBase):
 
     @unary
     async def Status(self, request: cri.StatusRequest) -> cri.StatusResponse:
-        ready, message = self._pods.network_ready()
+        ready, message = await self._pods.network_ready()
         network = cri.RuntimeCondition(type="NetworkReady", status=ready)
         if not ready:
             network.reason, network.message = "NetworkPluginNotReady", message
@@ -94,8 +95,12 @@ class CriRuntime(RuntimeServiceBase):
 
     @unary
     async def UpdateRuntimeConfig(self, request: cri.UpdateRuntimeConfigRequest) -> cri.UpdateRuntimeConfigResponse:
-        # The pod CIDR is the concern of whoever writes the CNI configuration.
-        log.debug("the kubelet told the pod CIDR", cidr=request.runtime_config.network_config.pod_cidr)
+        cidrs = request.runtime_config.network_config.pod_cidr
+        try:
+            found = [str(ip_network(cidr.strip())) for cidr in cidrs.split(",") if cidr.strip()]
+        except ValueError as error:
+            raise InvalidArgument(f"UpdateRuntimeConfig: pod_cidr {cidrs!r}: {error}") from None
+        self._pods.network.pod_cidrs = found
         return cri.UpdateRuntimeConfigResponse()
 
     # pods

@@ -79,7 +79,7 @@ class PersonContainers:
         image = self._images.resolve(request.image)
         if image is None:
             raise ImageNotFound(f"image {request.image} is not here: pull it first (highrt pull {request.image})")
-        network, warnings = self._network(request)
+        network, warnings = await self._network(request)
         request.name = name
         self._making.add(name)
         uid = uuid.uuid4().hex
@@ -107,14 +107,14 @@ class PersonContainers:
                 return f"{name}-{uuid.uuid4().hex[:6]}"
         return name
 
-    def _network(self, request: api.CreateRequest) -> tuple[str, list[str]]:
+    async def _network(self, request: api.CreateRequest) -> tuple[str, list[str]]:
         if request.network not in ("", "bridge", "host", "none"):
             raise InvalidArgument(f"--network {request.network}: use bridge, host or none")
         if request.network in ("host", "none"):
             if request.ports:
                 raise InvalidArgument(f"-p needs a bridge network: with --network {request.network} there is no port to map")
             return request.network, []
-        ready, message = self._pods.network_ready()
+        ready, message = await self._pods.network_ready()
         if ready:
             return "bridge", []
         if request.network == "bridge" or request.ports:

@@ -47,7 +47,7 @@ class PersonService(HighrtBase):
 
     @unary
     async def System(self, request: api.SystemRequest) -> api.SystemResponse:
-        ready, message = self._pods.network_ready()
+        ready, message = await self._pods.network_ready()
         containers = self._pods.containers()
         return api.SystemResponse(
             version=version("strata"),

@@ -117,6 +117,7 @@ class PodManager:
         await asyncio.gather(*(self._recovery.recover(pod, complete, boot) for pod, complete, boot in found))
         await self._recovery.remove_strangers()
         await self.network.plugins.warm()
+        await self.network.collect()
         log.info("pods found", pods=len(registry.pods), containers=len(registry.containers))
 
     async def close(self) -> None:
@@ -139,9 +140,9 @@ class PodManager:
         """The folder of what does not survive a reboot."""
         return self._state
 
-    def network_ready(self) -> tuple[bool, str]:
+    async def network_ready(self) -> tuple[bool, str]:
         """Whether pods can get a network, and why not."""
-        return self.network.status()
+        return await self.network.status()
 
     def events(self) -> AsyncIterator[ContainerEvent]:
         """What happens from the first iteration on."""

@@ -24,6 +24,7 @@ from highrt.pods.model import (
 from highrt.pods.monitors import Monitors
 from highrt.pods.registry import Registry, new_id
 from highrt.pods.sandbox import Sandbox
+from strata.kubeclient.quantity import to_bytes
 from strata.linux import cgroups
 from strata.protocols.cri_pb2 import (
     NamespaceMode,
@@ -36,6 +37,8 @@ from strata.telemetry.spans import span
 log = logs.get("highrt.pods")
 
 _SIGKILL = 9
+_LEAST_BITS = 1000
+_BURST_BITS = 2**32 - 1  # as much as plugins take: the rate alone shall hold a pod back
 
 
 class Sandboxes:
@@ -236,6 +239,7 @@ def _check(config: PodSandboxConfig) -> None:
     except ValueError as error:
         raise InvalidArgument(f"cgroup_parent {parent!r}: {error}") from None
     sandbox.check_sysctls(config)
+    bandwidth(config)
 
 
 def attachment(pod: Pod) -> Attachment:
@@ -252,4 +256,20 @@ def attachment(pod: Pod) -> Attachment:
         "K8S_POD_INFRA_CONTAINER_ID": pod.id,
     }  # fmt: skip
     there = pod.netns if pod.netns and os.path.exists(pod.netns) else ""
-    return Attachment(pod.id, there, arguments, ports, {key: value for key, value in lists.items() if value})
+    dns_lists = {key: value for key, value in lists.items() if value}
+    return Attachment(pod.id, there, arguments, ports, dns_lists, bandwidth(config))
+
+
+def bandwidth(config: PodSandboxConfig) -> dict[str, int]:
+    """The rates that a pod's annotations limit it to, as kubelets' users write them. Raises InvalidArgument."""
+    found: dict[str, int] = {}
+    for way in ("ingress", "egress"):
+        if text := config.annotations.get(f"kubernetes.io/{way}-bandwidth"):
+            try:
+                rate = to_bytes(text)  # bits, here
+            except ValueError as error:
+                raise InvalidArgument(f"annotation kubernetes.io/{way}-bandwidth {text!r}: {error}") from None
+            if rate < _LEAST_BITS:
+                raise InvalidArgument(f"annotation kubernetes.io/{way}-bandwidth {text!r}: must be at least 1k (bits a second)")
+            found |= {f"{way}Rate": rate, f"{way}Burst": _BURST_BITS}
+    return found

@@ -44,11 +44,11 @@ def leases(folder: Path) -> list[str]:
 
 async def scenario(node: Node) -> None:
     manager = node.manager
-    ready, why = manager.network_ready()
+    ready, why = await manager.network_ready()
     assert not ready
     assert "no network configuration" in why
     conflist(node.folder)
-    assert manager.network_ready() == (True, "")
+    assert await manager.network_ready() == (True, "")
     pod = await manager.run_pod(pod_config(node, "one"))
     assert pod.ips[0].startswith(f"{_SUBNET}.")
     script = (

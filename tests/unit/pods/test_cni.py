@@ -31,13 +31,13 @@ class Plugins:
     """Two executables that write down what they are told."""
 
     def __init__(self, folder: Path) -> None:
-        self._record = folder / "calls"
+        self.record = folder / "calls"
         self.conf, self.bin, self.cache = folder / "conf", folder / "bin", folder / "cache"
         for path in (self.conf, self.bin):
             path.mkdir()
         for name in ("one", "two"):
             path = self.bin / name
-            path.write_text(_PLUGIN.format(python=sys.executable, record=self._record))
+            path.write_text(_PLUGIN.format(python=sys.executable, record=self.record))
             path.chmod(0o755)
         plugins = [{"type": "one", "capabilities": {"portMappings": True}}, {"type": "two"}]
         config = {"cniVersion": "1.0.0", "name": "net", "plugins": plugins}
@@ -45,11 +45,11 @@ class Plugins:
         self.network = Network(self.conf, self.bin, {}, self.cache)
 
     def fail(self, name: str, command: str) -> None:
-        Path(f"{self._record}.fail-{name}{command}").touch()
+        Path(f"{self.record}.fail-{name}{command}").touch()
 
     def calls(self) -> list[tuple[str, str, dict[str, Any], dict[str, str]]]:
-        found = [json.loads(line) for line in self._record.read_text().splitlines()]
-        self._record.unlink()
+        found = [json.loads(line) for line in self.record.read_text().splitlines()]
+        self.record.unlink()
         return [(name, command, request, environ) for name, command, request, environ in found]
 
 
@@ -109,13 +109,74 @@ def test_the_first_good_file_by_name_holds(plugins: Plugins) -> None:
     assert (found.name, found.version, len(found.plugins)) == ("single", "0.4.0", 1)
 
 
-def test_what_is_missing_is_said(plugins: Plugins, tmp_path: Path) -> None:
+async def test_what_is_missing_is_said(plugins: Plugins, tmp_path: Path) -> None:
     with pytest.raises(NotConfigured, match="nowhere"):
         configuration.load(tmp_path / "nowhere")
     (plugins.bin / "two").unlink()
-    ready, why = plugins.network.status()
+    ready, why = await plugins.network.status()
     assert not ready
     assert "no plugin two" in why
-    for bad in ([], {"name": "x"}, {"name": "x", "plugins": []}, {"name": "x", "plugins": [{"type": "../sh"}]}):
+    bad_version = {"name": "x", "cniVersion": "new", "plugins": [{"type": "one"}]}
+    for bad in ([], {"name": "x"}, {"name": "x", "plugins": []}, {"name": "x", "plugins": [{"type": "../sh"}]}, bad_version):
         with pytest.raises(ValueError, match=r"must|missing|needs"):
             configuration.parse(bad)
+
+
+def _configure(of: Plugins, **changes: Any) -> None:
+    file = of.conf / "10-net.conflist"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+async def test_plugins_are_asked_whether_they_are_ready_from_version_1_1_on(plugins: Plugins) -> None:
+    assert await plugins.network.status() == (True, "")
+    assert not plugins.record.exists()
+    _configure(plugins, cniVersion="1.1.0")
+    assert await plugins.network.status() == (True, "")
+    assert [call[:2] for call in plugins.calls()] == [("one", "STATUS"), ("two", "STATUS")]
+    plugins.fail("two", "STATUS")
+    assert await plugins.network.status() == (False, "plugin two (STATUS): it does not want: at all")
+
+
+async def test_what_belongs_to_no_attachment_is_collected_from_version_1_1_on(plugins: Plugins) -> None:
+    await plugins.network.add(_POD)
+    plugins.calls()
+    await plugins.network.collect()
+    assert not plugins.record.exists()
+    _configure(plugins, cniVersion="1.1.0")
+    await plugins.network.collect()
+    one, two = plugins.calls()
+    assert [one[:2], two[:2]] == [("one", "GC"), ("two", "GC")]
+    assert one[2]["cni.dev/valid-attachments"] == [{"containerID": "pod1", "ifname": "eth0"}]
+    assert one[3]["CNI_PATH"] == str(plugins.bin)
+    plugins.fail("one", "GC")
+    await plugins.network.collect()  # nothing depends on it
+    _configure(plugins, cniVersion="1.1.0", disableGC=True)
+    plugins.calls()
+    await plugins.network.collect()
+    assert not plugins.record.exists()
+
+
+@pytest.mark.parametrize(
+    ("offered", "spoken"),
+    [(["0.4.0", "1.0.0", "1.1.0", "2.0.0"], "1.1.0"), (["0.4.0", "0.3.1"], "0.4.0"), (["9.0.0"], "1.0.0"), ("1.1.0", "1.0.0")],
+)
+def test_of_several_versions_the_newest_known_one_is_spoken(plugins: Plugins, offered: Any, spoken: str) -> None:
+    _configure(plugins, cniVersions=offered)
+    assert configuration.load(plugins.conf).version == spoken
+
+
+async def test_plugins_get_what_they_have_the_capability_for(plugins: Plugins) -> None:
+    wanted = dict.fromkeys(("portMappings", "bandwidth", "ipRanges", "dns", "unheard-of"), True)
+    _configure(plugins, plugins=[{"type": "one", "capabilities": wanted}, {"type": "two"}])
+    plugins.network.pod_cidrs = ["10.1.0.0/24", "fd00::/64"]
+    rates = {"ingressRate": 1000, "ingressBurst": 5}
+    await plugins.network.add(Attachment("pod1", "/ns/1", {}, [], {"servers": ["10.0.0.1"]}, rates))
+    one, two = plugins.calls()
+    assert one[2]["runtimeConfig"] == {
+        "bandwidth": rates, "dns": {"servers": ["10.0.0.1"]},
+        "ipRanges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00::/64"}]],
+    }  # fmt: skip
+    assert "runtimeConfig" not in two[2]
+    plugins.network.pod_cidrs = []
+    await plugins.network.delete(_POD)  # with what the ADD had
+    assert plugins.calls()[1][2]["runtimeConfig"] == one[2]["runtimeConfig"]

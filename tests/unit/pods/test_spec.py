@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from highrt.images.model import ImageConfig
-from highrt.pods import sandbox, seccomp_default, spec
+from highrt.pods import sandbox, sandboxes, seccomp_default, spec
 from highrt.pods.errors import InvalidArgument
 from highrt.pods.signals import number, stop_signal
 from strata.linux import capabilities
@@ -117,6 +117,18 @@ def test_namespaces_are_the_pods_or_the_hosts(place: spec.Place) -> None:
     config.linux.security_context.namespace_options.network = NamespaceMode.NODE
     assert set(box.namespaces(config)) == {"ipc"}
     assert sandbox.hostname(config) != "h"
+
+
+@pytest.mark.parametrize(("text", "rate"), [("10M", 10_000_000), ("1Gi", 1 << 30), ("1500", 1500), ("1k", 1000)])
+def test_a_pods_bandwidth_is_in_its_annotations(text: str, rate: int) -> None:
+    config = PodSandboxConfig(annotations={"kubernetes.io/egress-bandwidth": text})
+    assert sandboxes.bandwidth(config) == {"egressRate": rate, "egressBurst": 2**32 - 1}
+
+
+@pytest.mark.parametrize("text", ["fast", "999", "-1M", "1m"])
+def test_a_bandwidth_that_cannot_be_is_told(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="ingress-bandwidth"):
+        sandboxes.bandwidth(PodSandboxConfig(annotations={"kubernetes.io/ingress-bandwidth": text}))
 
 
 def test_a_privileged_container_is_not_held_back(place: spec.Place) -> None:
