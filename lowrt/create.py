@@ -8,7 +8,7 @@ import _socket
 import os
 import time
 
-from lowrt import config, documents, hooks, init, log, process, rootfs, start, state, terminal
+from lowrt import config, devices, documents, hooks, init, log, process, rootfs, start, state, terminal
 from lowrt.errors import RuntimeFailure, reason, reason_in_step, received_failure, send_failure, step
 from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
 
@@ -396,6 +396,8 @@ class _Making:
                 from lowrt import sources
 
                 sources.serve(sync, root.mounts[int(message[1:])], self._user_namespace(), self._pidfd)
+            elif letter == b"n":
+                devices.serve(sync, root.devices[int(message[1:])], self._linux, self.container.folder)
             elif letter == b"d":
                 self._move_network_devices()
                 sync.send(b"d")

@@ -1,11 +1,15 @@
-"""Device nodes and links in the container's /dev (runtime-spec config-linux, Devices and Default Devices)."""
+"""Device nodes and links in the container's /dev (runtime-spec config-linux, Devices and Default Devices).
+
+In a user namespace nobody can make a node: there the host's of the same path is bound, as runc has it, and where that is missing
+or another one, a node that the parent makes in a file system of its own (`serve`; `init` asks for it).
+"""
 
 import os
 import stat
 
 from lowrt import documents
-from lowrt.errors import RuntimeFailure, reason
-from strata.linux import beneath, mounts, syscalls
+from lowrt.errors import RuntimeFailure, reason, send_failure
+from strata.linux import beneath, descriptors, mounts, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,14 +75,14 @@ def make_all(root: "Rootfs") -> None:
 def _make(root: "Rootfs", device: Device, folder: int, name: str, inherits: bool) -> None:
     """Makes a node, by mknod or as a bind of the host's; inherits: the folder may give it another group than ours."""
     if root.in_user_namespace and device.kind != stat.S_IFIFO:
-        _bind(device, folder, name)
+        _bind(root, device, folder, name)
         return
     try:
         os.mknod(name, device.kind | device.mode, device.number, dir_fd=folder)
     except FileExistsError:
         _expect(device, os.stat(name, dir_fd=folder, follow_symlinks=False))
     except PermissionError:
-        _bind(device, folder, name)  # lowrt itself is in a user namespace, or may not make nodes
+        _bind(root, device, folder, name)  # lowrt itself is in a user namespace, or may not make nodes
         return
     else:
         if not (inherits or device.uid or device.gid):
@@ -90,18 +94,60 @@ def _make(root: "Rootfs", device: Device, folder: int, name: str, inherits: bool
     os.close(node)
 
 
-def _bind(device: Device, folder: int, name: str) -> None:
-    """Binds the host's node of that path, if it is this device, over a new file."""
+def _bind(root: "Rootfs", device: Device, folder: int, name: str) -> None:
+    """Binds the host's node of that path, if it is this device, over a new file; else one that the parent makes."""
     try:
         place = os.open(name, os.O_CREAT | os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0, dir_fd=folder)
     except OSError as error:
         raise RuntimeFailure(f"error creating device nodes: create device inode {device.path}: {reason(error)}") from None
-    tree = mounts.copy_tree(syscalls.AT_FDCWD, device.path, recursive=False)
-    _expect(device, os.fstat(tree))
+    tree = _host_node(root, device)
     syscalls.mount_setattr(tree, recursive=False, set_=mounts.attributes(mounts.NOSUID | mounts.NOEXEC)[0])
     mounts.move(tree, place)
     os.close(tree)
     os.close(place)
+
+
+def _host_node(root: "Rootfs", device: Device) -> int:
+    """A detached mount of the node."""
+    try:
+        tree = mounts.copy_tree(syscalls.AT_FDCWD, device.path, recursive=False)
+    except FileNotFoundError:
+        if not root.parent_makes_nodes:
+            raise
+        return root.ask_parent(b"n%d" % root.devices.index(device))
+    found = os.fstat(tree)
+    if root.parent_makes_nodes and not device.is_this(found):
+        os.close(tree)
+        return root.ask_parent(b"n%d" % root.devices.index(device))
+    _expect(device, found)
+    return tree
+
+
+def serve(sync: descriptors.Socket, device: Device, linux: "Spec", folder: str) -> None:
+    """Answers the container's first process: `n` with a detached mount of a new node, or `e` and what failed.
+
+    A helper makes it, in a tmpfs over `folder` that only its own mount namespace sees.
+    """
+    from strata.linux import idmaps
+
+    uid = idmaps.outside(linux.get("uidMappings") or [], device.uid)
+    gid = idmaps.outside(linux.get("gidMappings") or [], device.gid)
+    helper, helper_pidfd = syscalls.clone3(namespaces.NEWNS)
+    if helper == 0:
+        try:
+            mounts.mount("", "/", "", mounts.PRIVATE | mounts.REC)
+            mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NOEXEC, "mode=755,size=4k")
+            path = f"{folder}/node"
+            os.mknod(path, device.kind, device.number)
+            os.chown(path, uid, gid)
+            os.chmod(path, device.mode)
+            descriptors.send(sync, b"n", (mounts.copy_tree(syscalls.AT_FDCWD, path, recursive=False),))
+        except BaseException as error:
+            send_failure(sync, RuntimeFailure(f"error creating device nodes: make {device.path}: {reason(error)}"))
+        finally:
+            os._exit(0)
+    os.close(helper_pidfd)
+    os.waitpid(helper, 0)
 
 
 def _expect(device: Device, found: os.stat_result) -> None:

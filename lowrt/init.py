@@ -2,9 +2,10 @@
 
 It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the ID maps are set), `j` (it
 joined its cgroup) and `k` (its hooks have run); the child says `m` (make me the source of this mount; the answer is `m` or `e`),
-`d` (move the network devices; the answer is `d`), `h` (the root is made: run your hooks), `c` with the terminal, `r` (ready,
-waiting for start) and `e` with what failed. From then on it waits: at the start socket in the container's folder, or, for a
-`run`, with its parent, for `s`. At the start socket an exec may ask with `n` for the container's namespaces.
+`n` (likewise the node of a device), `d` (move the network devices; the answer is `d`), `h` (the root is made: run your hooks),
+`c` with the terminal, `r` (ready, waiting for start) and `e` with what failed. From then on it waits: at the start socket in the
+container's folder, or, for a `run`, with its parent, for `s`. At the start socket an exec may ask with `n` for the container's
+namespaces.
 """
 
 import _socket
@@ -165,7 +166,7 @@ class Init:
             step("take the network devices")
             self._ask(b"d")
         sysctls.write_all(self._linux.get("sysctl") or {})
-        self._root.ask_parent = self._ask_for_source
+        self._root.ask_parent = lambda request: self._ask(request)[0]
         step("prepare the root file system")
         self._root.prepare()
         step("wait for the runtime to set the cgroup")
@@ -214,10 +215,6 @@ class Init:
         except OSError as error:
             raise RuntimeFailure(f"cannot make a terminal (a devpts mount on /dev/pts is needed): {reason(error)}") from None
         return console
-
-    def _ask_for_source(self, index: int) -> int:
-        """The source of a mount, which the parent makes (`sources`), as a detached tree."""
-        return self._ask(b"m%d" % index)[0]
 
     def _ask(self, request: bytes) -> list[int]:
         """Has the parent do what this process may not; the descriptors that come of it. Raises RuntimeFailure."""

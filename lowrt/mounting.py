@@ -134,7 +134,7 @@ def _source_tree(root: "Rootfs", mount: Mount) -> int:
                 raise RuntimeFailure(f"open {mount.source}: {_bare(error)}") from None
         except OSError as error:
             raise RuntimeFailure(f"open {mount.source}: {_bare(error)}") from None
-    return root.ask_parent(mount.index)
+    return root.ask_parent(b"m%d" % mount.index)
 
 
 def _bind(root: "Rootfs", mount: Mount, tree: int) -> None:

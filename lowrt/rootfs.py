@@ -28,16 +28,18 @@ class Rootfs(beneath.Beneath):
     RuntimeFailure for mounts that cannot be honoured.
 
     path: the root's own, without links. cgroup_folders: the container's cgroup in each hierarchy. bundle: where
-    relative sources begin. ask_parent: gets the number of a mount and returns its source as a detached tree (`sources`).
+    relative sources begin. ask_parent: gets a request for a detached tree, and returns that: `m` and the number of a mount
+    (`sources`) or `n` and that of a device (`devices`).
     """
 
-    ask_parent: "Callable[[int], int]"
+    ask_parent: "Callable[[bytes], int]"
 
     def __init__(self, spec: "Spec", path: str, cgroup_folders: list[str], bundle: str = "") -> None:
         super().__init__(-1)
         self.spec, self.path, self.cgroup_folders = spec, path, cgroup_folders
         self.linux: Spec = spec.get("linux") or {}
         self.in_user_namespace = self.has_namespace("user")
+        self.parent_makes_nodes = self.in_user_namespace and os.geteuid() == 0
         self.mounts = [
             mounting.Mount(entry, index, bundle, self.in_user_namespace)
             for index, entry in enumerate(spec.get("mounts") or ())

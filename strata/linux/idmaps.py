@@ -46,6 +46,14 @@ def maps(mappings: "Mappings", number: int) -> bool:
     return any(inside <= number < inside + size for inside, _, size in lines(mappings))
 
 
+def outside(mappings: "Mappings", number: int) -> int:
+    """What an ID inside is outside; the same where nothing is mapped to it."""
+    for inside, first, size in lines(mappings):
+        if inside <= number < inside + size:
+            return first + number - inside
+    return number
+
+
 def of_namespace(descriptor: int) -> "tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]":
     """The UIDs and GIDs that are mapped in a user namespace, as `lines` has them; IDs outside are this process's."""
     pid, pidfd = syscalls.clone3(0)
