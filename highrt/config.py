@@ -7,6 +7,7 @@ The file is YAML:
       crun: {path: /usr/bin/crun, args: []}     # run as a process
     default_handler: lowrt
     cgroup_driver: cgroupfs                     # what kubelets are told to use: cgroupfs or systemd
+    streaming: {address: 127.0.0.1, port: 0}    # of exec, attach and port-forward; with `cert` and `key` by TLS
     cni:
       bridge: "nodenet.cni.warm:run"            # plugins that a warm helper calls, in place of executables
 
@@ -15,6 +16,7 @@ Other packages appear here as dotted names only: any runtime or plugin can take 
 
 import shutil
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ import yaml
 
 from highrt.pods.manager import default_handlers
 from highrt.pods.model import Handler
+from highrt.streaming.server import Endpoint
 
 _CNI_ENTRY = "nodenet.cni.warm:run"
-_KEYS = {"handlers", "default_handler", "cgroup_driver", "cni"}
+_KEYS = {"handlers", "default_handler", "cgroup_driver", "streaming", "cni"}
 _CNI_TYPES = ("bridge", "host-local", "portmap", "loopback")
 
 
@@ -43,6 +46,7 @@ class Config:
     default_handler: str = "lowrt"
     cni_entries: dict[str, str] = field(default_factory=dict)
     cgroup_driver: str = "cgroupfs"
+    streaming: Endpoint = field(default_factory=Endpoint)
 
 
 def load(root: Path, state: Path, file: Path | None) -> Config:
@@ -73,7 +77,24 @@ def load(root: Path, state: Path, file: Path | None) -> Config:
     # an empty name takes a built-in plugin away: its executable is used
     for kind in [kind for kind, entry in cni.items() if not entry]:
         entries.pop(str(kind), None)
-    return Config(root, state, handlers, default, entries, driver)
+    streaming = _endpoint(_is(content.get("streaming", {}), dict, f"--config {file}: streaming", "a mapping"))
+    return Config(root, state, handlers, default, entries, driver, streaming)
+
+
+def _endpoint(value: dict[str, Any]) -> Endpoint:
+    if unknown := set(value) - {"address", "port", "cert", "key", "client_ca"}:
+        raise InvalidConfig(f"streaming: {', '.join(sorted(unknown))}: not known; there are address, port, cert, key, client_ca")
+    address, port = str(value.get("address", "127.0.0.1")), _is(value.get("port", 0), int, "streaming: port", "a number")
+    cert, key, authorities = (Path(str(value[name])) if value.get(name) else None for name in ("cert", "key", "client_ca"))
+    try:
+        loopback = ip_address(address).is_loopback
+    except ValueError:
+        raise InvalidConfig(f"streaming: address {address!r}: must be an IP address") from None
+    if bool(cert) != bool(key) or (authorities and not cert):
+        raise InvalidConfig("streaming: cert and key belong together, and client_ca to them")
+    if not loopback and not cert:
+        raise InvalidConfig(f"streaming: address {address} can be reached from outside: give cert and key, for TLS")
+    return Endpoint(address, port, cert, key, authorities)
 
 
 def _handler(name: str, value: dict[str, Any], state: Path) -> Handler:

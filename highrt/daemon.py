@@ -83,7 +83,7 @@ async def run(options: Options) -> None:
             cni_entry=config.cni_entries,
         )
         await _open(opened, pods.open, pods.close)
-        streams = StreamingServer()
+        streams = StreamingServer(config.streaming)
         await _open(opened, streams.start, streams.close)
         containers = PersonContainers(pods, images, config.root)
         await _open(opened, containers.open, containers.close)

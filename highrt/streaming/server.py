@@ -1,17 +1,19 @@
 """The streaming server: what stands behind the URLs of CRI's Exec, Attach and PortForward.
 
-It listens on loopback. A URL has a token of 128 random bits, is good for one connection, and expires after a minute. The
-connection is upgraded to a WebSocket (v5/v4.channel.k8s.io; SPDY/3.1+portforward.k8s.io) or to SPDY/3.1; kubelet and API
-server only pass its bytes on.
+It listens on loopback, in plain http, unless it is told otherwise. A URL has a token of 128 random bits, is good for one
+connection, and expires after a minute. The connection is upgraded to a WebSocket (v5/v4.channel.k8s.io;
+SPDY/3.1+portforward.k8s.io) or to SPDY/3.1; kubelet and API server only pass its bytes on.
 """
 
 import asyncio
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 
 from aiohttp import web
 
@@ -52,22 +54,49 @@ class TooManyWaiting(Exception):
     """More clients asked for URLs than came for them."""
 
 
-class StreamingServer:
-    """`start` listens on a free port of 127.0.0.1, `close` ends all connections."""
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server listens. port: 0 is a free one. certificate and key: files (PEM) for TLS; without them it is plain http,
+    which is for loopback alone. client_authorities: a file of the CAs whose certificates clients must have."""
 
-    def __init__(self) -> None:
+    address: str = "127.0.0.1"
+    port: int = 0
+    certificate: Path | None = None
+    key: Path | None = None
+    client_authorities: Path | None = None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Raises OSError, also where a file is no certificate or key."""
+        if self.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.certificate, self.key)
+        if self.client_authorities:
+            context.load_verify_locations(self.client_authorities)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+class StreamingServer:
+    """`start` listens, `close` ends all connections."""
+
+    def __init__(self, endpoint: Endpoint | None = None) -> None:
+        self._endpoint = endpoint or Endpoint()
         self._waiting: dict[str, tuple[float, str, Command | Forward]] = {}
         self._runner: web.AppRunner | None = None
         self._base = ""
 
     async def start(self) -> None:
+        """Raises OSError where it cannot listen, or the files of TLS cannot be used."""
         app = web.Application()
         app.router.add_route("*", "/{kind:exec|attach|portforward}/{token}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        tls, address = self._endpoint.tls(), self._endpoint.address
+        site = web.TCPSite(self._runner, address, self._endpoint.port, ssl_context=tls)
         await site.start()
-        self._base = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        host = f"[{address}]" if ":" in address else address
+        self._base = f"{'https' if tls else 'http'}://{host}:{self._runner.addresses[0][1]}"
 
     async def close(self) -> None:
         if self._runner:

@@ -28,11 +28,12 @@ class SocketChannel:
         """Ends our side, then waits a while for the peer's end: closing with unread bytes would cut off the last answer."""
         with suppress(OSError):
             await self._writer.drain()
-            self._writer.write_eof()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LINGER_SECONDS):
-                    while await self.read():
-                        pass
+            if self._writer.can_write_eof():  # TLS has no half-closed connections
+                self._writer.write_eof()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LINGER_SECONDS):
+                        while await self.read():
+                            pass
         self._writer.close()
         with suppress(OSError):
             await self._writer.wait_closed()

@@ -1,19 +1,28 @@
 """The streaming server with real clients: WebSocket and SPDY, with a child process in a container's place."""
 
 import asyncio
+import datetime
+import ipaddress
 import json
 import os
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from highrt.pods.model import Stdio
 from highrt.streaming.relay import Running
-from highrt.streaming.server import Command, Forward, StreamingServer
+from highrt.streaming.server import Command, Endpoint, Forward, StreamingServer
 from strata.protocols import spdy
 from strata.protocols.channels import SocketChannel
 from tests.unit.highrt.spdy_client import Tunnel, forward, rest
@@ -96,6 +105,59 @@ async def test_websocket_exec_gives_both_outputs_and_the_exit_code(server: Strea
         "message": "command terminated with non-zero exit code: exit status 7",
         "details": {"causes": [{"reason": "ExitCode", "message": "7"}]},
     }
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1's own, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "streams")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(hours=1))
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    signed = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    files = tmp_path / "cert", tmp_path / "key"
+    files[0].write_bytes(signed.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
+
+
+async def test_both_wires_work_over_tls(certificate: tuple[Path, Path]) -> None:
+    server = StreamingServer(Endpoint(certificate=certificate[0], key=certificate[1]))
+    await server.start()
+    trusting = ssl.create_default_context(cafile=str(certificate[0]))
+    try:
+        where = url(server, Shell("cat; echo done; exit 3"), stdin=True)
+        assert where.startswith("https://127.0.0.1:")
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(where, protocols=["v5.channel.k8s.io"], ssl=trusting) as ws,
+        ):
+            await ws.send_bytes(b"\x00given\n")
+            await ws.send_bytes(b"\xff\x00")
+            out, _, status = await everything(ws)
+        assert (out, status["details"]["causes"][0]["message"]) == (b"given\ndone\n", "3")
+
+        where = url(server, Shell("yes | head -c 300000"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(where.split(":")[2].split("/")[0]), ssl=trusting)
+        path = where.split("/", 3)[3]
+        writer.write(
+            f"POST /{path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
+            f"X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n".encode()
+        )
+        assert b"101" in await reader.readuntil(b"\r\n\r\n")
+        connection = spdy.Connection(SocketChannel(reader, writer), server=False)
+        running = asyncio.create_task(connection.run())
+        error, stdout, stderr = [await connection.open({"streamtype": name}) for name in ("error", "stdout", "stderr")]
+        found = await asyncio.wait_for(asyncio.gather(rest(stdout), rest(stderr), rest(error)), 10)
+        assert (len(found[0]), found[1]) == (300000, b"")
+        assert json.loads(found[2])["status"] == "Success"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        writer.close()
+    finally:
+        await server.close()
 
 
 async def test_websocket_stdin_ends_with_the_close_message(server: StreamingServer, http: aiohttp.ClientSession) -> None:
