@@ -8,7 +8,7 @@ import _socket
 import os
 import time
 
-from lowrt import config, devices, documents, hooks, init, log, process, rootfs, start, state, terminal
+from lowrt import config, devices, documents, hooks, init, log, prefork, process, rootfs, start, state, terminal
 from lowrt.errors import RuntimeFailure, reason, reason_in_step, received_failure, send_failure, step
 from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
 
@@ -159,37 +159,37 @@ class _Making:
         self._sockets += [sync, child_sync, *([listener] if listener else [])]
         process_ = self._spec.get("process")
         preserve, process_ = self._preserved_descriptors(process_)
-        program = process.Process(process_, self._linux, self._filter, preserve) if process_ else None
-        root = rootfs.Rootfs(self._spec, self._rootfs, self._cgroup.folders(), self._bundle)
-        child = init.Init(
-            self._spec, root, program,
-            state=self._hook_state("creating", 0), sync=child_sync, start=listener, joined=joined,
-            fds=self._fds, pivot=not self._options.no_pivot,
-            keyring="" if self._options.no_new_keyring else f"_ses.{container.id}",
+        filter_ = (self._filter.program, self._filter.flags) if self._filter else None
+        keyring = "" if self._options.no_new_keyring else f"_ses.{container.id}"
+        plan = init.Plan(
+            self._spec, self._rootfs, self._cgroup.folders(), self._bundle, process_, preserve, filter_,
+            self._hook_state("creating", 0), not self._options.no_pivot, keyring,
         )  # fmt: skip
+        child = init.Init(plan, sync=child_sync, start=listener, joined=joined, fds=self._fds)
+        root, program = child.root, child.program
         into = -1
         if self._cgroup.takes_clones:
             self._claim()
             into = self._open_cgroup()
         step("make the container's first process")
-        self._clone(child, sync, joined, into)
+        self._clone(plan, child, sync, joined, into)
         if log.debugging():
             log.debug(f"container {container.id}: process {self._pid}, cgroup {' '.join(self._cgroup.folders())}")
         child_sync.close()
         if not self._own_folder:
             self._claim()
-        if listener:
-            step("listen for the start")
-            self._listen(listener)
-        step("map the IDs of the user namespace")
-        self._write_maps()
         if program:
             program.adjust_oom_score(self._pid)
             program.raise_limits(self._pid)
         step("let the container's first process go on")
+        if child.has_user_namespace:
+            self._write_maps()
         _send(sync, b"g")
-        if into < 0:
-            self._join_cgroup()
+        if listener:
+            step("listen for the start")
+            self._listen(listener)
+        step("set up the cgroup")
+        self._set_up_cgroup(joined=into >= 0)
         step("give the cgroup to the container's user")
         self._give_cgroup_away()
         _send(sync, b"j")
@@ -241,7 +241,7 @@ class _Making:
     def _open_cgroup(self) -> int:
         """Makes the cgroup; its descriptor to clone the first process into, or -1 where this user may make none."""
         try:
-            self._cgroup.prepare(self._limits(), lenient=self._lenient)
+            self._cgroup.create(self._limits(), lenient=self._lenient)
             into = self._cgroup.open_for_clone() if self._cgroup.takes_clones else -1
         except OSError as error:
             raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
@@ -249,10 +249,13 @@ class _Making:
             self._open.append(into)
         return into
 
-    def _join_cgroup(self) -> None:
-        """Makes the cgroup, and moves the first process in."""
+    def _set_up_cgroup(self, *, joined: bool) -> None:
+        """Sets the cgroup's limits; where the first process was not cloned into it, also makes it and moves that in."""
         try:
-            self._cgroup.take(self._pid, self._limits(), lenient=self._lenient)
+            if joined:
+                self._cgroup.apply(self._limits())
+            else:
+                self._cgroup.take(self._pid, self._limits(), lenient=self._lenient)
         except OSError as error:
             if not pidfds.wait_gone(self._pidfd, 0):
                 raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
@@ -313,7 +316,9 @@ class _Making:
         process.check_preserved(count)
         return count, {**process_, "env": [*(process_.get("env") or ()), *more]}
 
-    def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int], into: int) -> None:
+    def _clone(
+        self, plan: "init.Plan", child: "init.Init", sync: descriptors.Socket, joined: dict[str, int], into: int
+    ) -> None:  # fmt: skip
         """Makes the container's first process. into: the descriptor of a cgroup that it starts in, or -1."""
         flags = 0
         for entry in self._linux.get("namespaces") or ():
@@ -322,6 +327,9 @@ class _Making:
         flags &= ~init.late_namespaces(self._linux)
         if "pid" in joined or "user" in joined or (joined and flags & namespaces.NEWUSER):
             self._clone_inside(child, sync, flags, joined, into)
+            return
+        if prefork.can(plan, flags) and prefork.become(plan, child, flags, into):
+            self._learn_pid(sync, child.sync, "the process that was forked ahead has died")
             return
         self._pid, self._pidfd = syscalls.clone3(flags, cgroup=into)
         if self._pid == 0:
@@ -348,10 +356,17 @@ class _Making:
             finally:
                 os._exit(0)
         os.close(helper_pidfd)
+        try:
+            self._learn_pid(sync, child.sync, "the process that joins namespaces has died")
+        finally:
+            os.waitpid(helper, 0)
+
+    def _learn_pid(self, sync: descriptors.Socket, sync_of_child: descriptors.Socket, else_: str) -> None:
+        """The first process was made by another one; it is this one's child all the same."""
+        sync_of_child.close()  # the other one has it, and if that dies this is the end of the stream
         message, _ = descriptors.receive(sync)
-        os.waitpid(helper, 0)
         if message[:1] != b"p":
-            raise received_failure(message or b"e" + b"the process that joins namespaces has died")
+            raise received_failure(message or b"e" + else_.encode())
         self._pid = int(message[1:])
         self._pidfd = pidfds.open_pidfd(self._pid)
 

@@ -1,10 +1,11 @@
 """The container's first process, from clone to exec (the child's side; `create` is the parent's).
 
-It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the ID maps are set), `j` (it
-joined its cgroup) and `k` (its hooks have run); the child says `m` (make me the source of this mount; the answer is `m` or `e`),
+It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the container's ID is its own,
+the maps of its user namespace are set), `j` (it joined its cgroup, which has its limits) and `k` (its hooks have run); the child
+says `p` with its PID, where not its parent has cloned it, then `m` (make me the source of this mount; the answer is `m` or `e`),
 `n` (likewise the node of a device), `d` (move the network devices; the answer is `d`), `h` (the root is made: run your hooks),
 `c` with the terminal, `r` (ready, waiting for start) and `e` with what failed. From then on it waits: at the start socket in the
-container's folder, or, for a `run`, with its parent, for `s`. At the start socket an exec may ask with `n` for the container's
+container's folder, or, for a `run`, for the parent's `s`. At the start socket an exec may ask with `n` for the container's
 namespaces.
 """
 
@@ -13,7 +14,7 @@ import os
 
 from lowrt import config, hooks, process, rootfs, sysctls, terminal
 from lowrt.errors import RuntimeFailure, reason, received_text, send_failure, step
-from strata.linux import descriptors, namespaces, syscalls
+from strata.linux import descriptors, namespaces, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,27 +24,44 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 
-class Init:
-    """What the child needs, all made before the clone."""
+_STDIO = ("stdin", "stdout", "stderr")
+
+
+class Plan:
+    """What a first process is made of, in plain values: another process can be told of it (`prefork`)."""
 
     def __init__(
-        self,
-        spec: "Spec",
-        root: "rootfs.Rootfs",
-        program: "process.Process | None",
-        *,
-        state: "Spec",
-        sync: descriptors.Socket,
-        start: descriptors.Socket | None,
-        joined: dict[str, int],
+        self, spec: "Spec", rootfs: str, cgroup_folders: list[str], bundle: str, process: "Spec | None", preserve_fds: int,
+        filter_: "tuple[bytes, int] | None", state: "Spec", pivot: bool, keyring: str,
+    ) -> None:  # fmt: skip
+        """rootfs: the root's path, without links. cgroup_folders: its cgroup in each hierarchy. bundle: where relative
+        sources begin. process: the spec's, with what the caller adds to its environment. filter_: a seccomp program and its
+        flags. state: what hooks are told. keyring: "" for the caller's."""
+        self.values = (
+            spec, rootfs, cgroup_folders, bundle, process, preserve_fds, filter_, state, pivot, keyring
+        )  # fmt: skip
+        self.spec, self.rootfs, self.cgroup_folders, self.bundle = spec, rootfs, cgroup_folders, bundle
+        self.process, self.preserve_fds, self.filter = process, preserve_fds, filter_
+        self.state, self.pivot, self.keyring = state, pivot, keyring
+        self.linux: Spec = spec.get("linux") or {}
+
+
+class Init:
+    """What the child needs, all made before the clone. Raises RuntimeFailure for what cannot be honoured."""
+
+    def __init__(
+        self, plan: Plan, *, sync: descriptors.Socket, start: descriptors.Socket | None, joined: dict[str, int],
         fds: tuple[int, int, int],
-        pivot: bool,
-        keyring: str,
-    ) -> None:
-        self._spec, self._root, self._program, self._state = spec, root, program, state
-        self._linux: Spec = spec.get("linux") or {}
+    ) -> None:  # fmt: skip
+        self._spec, self._linux, self._state = plan.spec, plan.linux, plan.state
+        self.has_user_namespace = config.has_namespace(plan.linux, "user")
+        self.program: process.Process | None = None
+        if plan.process:
+            filter_ = seccomp.Filter(*plan.filter) if plan.filter else None
+            self.program = process.Process(plan.process, plan.linux, filter_, plan.preserve_fds)
+        self.root = rootfs.Rootfs(plan.spec, plan.rootfs, plan.cgroup_folders, plan.bundle)
         self.sync, self._start, self._joined = sync, start, joined
-        self._fds, self._pivot, self._keyring = fds, pivot, keyring
+        self._fds, self._pivot, self._keyring = fds, plan.pivot, plan.keyring
         self._joined_cgroup = False
         # A parent without rights can write the ID maps only while /proc/PID is its own, which that of a hidden process is not.
         self.mapped_by_user = self._new("user") and os.geteuid() != 0
@@ -61,15 +79,28 @@ class Init:
             }
             self._enter_time = lambda: timens.enter_new(offsets)
 
+    def named_descriptors(self) -> dict[str, int]:
+        """All that it works with but `sync`."""
+        named = dict(zip(_STDIO, self._fds, strict=True))
+        if self._start:
+            named["start"] = self._start.fileno()
+        return {**named, **self._joined}
+
+    @classmethod
+    def with_named(cls, plan: Plan, sync: descriptors.Socket, named: dict[str, int]) -> "Init":
+        """The same in another process, which owns these descriptors."""
+        stdin, stdout, stderr = (named.pop(name) for name in _STDIO)
+        start = descriptors.Socket(fileno=named.pop("start")) if "start" in named else None
+        return cls(plan, sync=sync, start=start, joined=named, fds=(stdin, stdout, stderr))
+
     def join_early(self) -> None:
         """Joins what the parent of this process must join: the user namespace and, for its children, the PID namespace.
 
         Before that, while it still has its caller's rights, all that belongs to others than the user namespace: what belongs to
         that one refuses now, and is joined by the process itself, from inside. The mount namespace is joined last.
         """
-        has_user = config.has_namespace(self._linux, "user")
         for kind, descriptor in self._joined.items():
-            if kind in ("user", "mount") or not has_user:
+            if kind in ("user", "mount") or not self.has_user_namespace:
                 continue
             step(f"join the {kind} namespace")
             try:
@@ -89,9 +120,9 @@ class Init:
         try:
             self._set_up()
             report = self._wait_for_start()
-            if self._program is None:
+            if self.program is None:
                 raise RuntimeFailure("container has no process to start: config.json has no process")
-            program = self._program
+            program = self.program
             # As runc runs these hooks: with no more rights than the program, and in its environment.
             program.become(report, lambda: self._run_hooks("startContainer", "created", "", program.environment))
         except BaseException as error:
@@ -124,12 +155,12 @@ class Init:
         process.die_with_parent(True)
         process.reset_signals()
         kept = (*self._fds, *self._joined.values(), self.sync.fileno(), *([self._start.fileno()] if self._start else []))
-        process.close_others(kept, self._program)
+        process.close_others(kept, self.program)
         self._expect(b"g")
         if self._enter_time:
             step("make the time namespace")
             self._enter_time()
-        if config.has_namespace(self._linux, "user"):
+        if self.has_user_namespace:
             # The caller's user has no number in there: what it makes could be given to nobody.
             step("become root of the user namespace")
             syscalls.setresgid(0)
@@ -138,8 +169,8 @@ class Init:
             process.die_with_parent(True)  # and has undone this
             # Made only now, so that what the kernel makes with them (/dev/mqueue, /proc/net) belongs to the namespace's root.
             syscalls.unshare(late_namespaces(self._linux))
-        program = self._program
-        if program and config.has_namespace(self._linux, "user"):
+        program = self.program
+        if program and self.has_user_namespace:
             program.may_set_groups = process.may_set_groups("self")
         if program and program.needs_proc:
             proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -155,7 +186,7 @@ class Init:
             step("bring up lo")
             namespaces.loopback_up()
         if self._keyring:
-            process.take_keyring(self._keyring, by_others=config.has_namespace(self._linux, "user"))
+            process.take_keyring(self._keyring, by_others=self.has_user_namespace)
         if hostname := self._spec.get("hostname"):
             step(f"set the host name {hostname!r}")
             syscalls.sethostname(hostname)
@@ -166,9 +197,9 @@ class Init:
             step("take the network devices")
             self._ask(b"d")
         sysctls.write_all(self._linux.get("sysctl") or {})
-        self._root.ask_parent = lambda request: self._ask(request)[0]
+        self.root.ask_parent = lambda request: self._ask(request)[0]
         step("prepare the root file system")
-        self._root.prepare()
+        self.root.prepare()
         step("wait for the runtime to set the cgroup")
         if not self._joined_cgroup:
             self._expect(b"j")
@@ -176,20 +207,21 @@ class Init:
         if self._new("cgroup"):
             step("make the cgroup namespace")
             syscalls.unshare(namespaces.NEWCGROUP)  # its root is the cgroup that the process is in
-        self._root.mount_cgroups()
+        self.root.mount_cgroups()
         settings = self._spec.get("process") or {}
         console = self._make_console(settings) if settings.get("terminal") else None
-        step("wait for the runtime's hooks")
-        self.sync.send(b"h")
-        self._expect(b"k")
-        self._run_hooks("createContainer", "creating", self._root.path, {})
-        self._root.restrict()
+        if any((self._spec.get("hooks") or {}).get(kind) for kind in ("prestart", "createRuntime")):
+            step("wait for the runtime's hooks")
+            self.sync.send(b"h")
+            self._expect(b"k")
+        self._run_hooks("createContainer", "creating", self.root.path, {})
+        self.root.restrict()
         if self._hands_out_namespaces and self._start:
             step("open the container's namespaces")
             for entry in self._linux["namespaces"]:
                 self._namespaces[entry["type"]] = os.open(namespaces.path_of("self", entry["type"]), os.O_RDONLY | os.O_CLOEXEC)
-        step(f"make {self._root.path} the root")
-        self._root.enter(pivot=self._pivot)
+        step(f"make {self.root.path} the root")
+        self.root.enter(pivot=self._pivot)
         step("take the terminal" if console else "take stdin, stdout and stderr")
         if console:
             descriptors.send(self.sync, b"c", (console.master,))
@@ -210,8 +242,8 @@ class Init:
     def _make_console(self, settings: "Spec") -> terminal.Console:
         """The terminal, from the container's own devpts, and its slave as /dev/console."""
         try:
-            console = terminal.Console(self._root.open_multiplexer(), settings.get("consoleSize"))
-            self._root.bind_console(console.slave)
+            console = terminal.Console(self.root.open_multiplexer(), settings.get("consoleSize"))
+            self.root.bind_console(console.slave)
         except OSError as error:
             raise RuntimeFailure(f"cannot make a terminal (a devpts mount on /dev/pts is needed): {reason(error)}") from None
         return console

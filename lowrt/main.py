@@ -20,6 +20,7 @@ _FAILED, _NO_SUCH_COMMAND, _EXEC_FAILED = 1, 3, 255
 # Commands whose errors say first that they failed.
 _NAMED_IN_ERRORS = {"create": "lowrt create failed: ", "run": "lowrt run failed: ", "exec": "exec failed: "}
 _REFUSED = ("checkpoint", "restore")
+_ROUNDS = 10
 
 
 class Call:
@@ -110,14 +111,23 @@ def puts_processes_inside(argv: "Sequence[str]") -> bool:
     return "".join(rest[:1]) in ("create", "run", "exec")
 
 
-def rehearse() -> None:
-    """Parses and checks a configuration, as a create will. For a process that was forked ahead of need: the pages that this
-    writes to are its own afterwards, and need not be copied when somebody waits."""
+def practise() -> None:
+    """Parses and checks a configuration, as a create will, as often as the interpreter wants before it replaces a function's
+    instructions by special ones (PEP 659)."""
     from lowrt import config, documents, features, process
 
-    spec = documents.loads(documents.dumps(features.template(rootless=False)))
-    config.check(spec)
-    process.Process(spec["process"], spec["linux"], None, 0)
+    for _ in range(_ROUNDS):
+        spec = documents.loads(documents.dumps(features.template(rootless=False)))
+        config.check(spec)
+        process.Process(spec["process"], spec["linux"], None, 0)
+
+
+def rehearse() -> None:
+    """For a process that will make a container later: what can be done before it knows which is done now."""
+    from lowrt import prefork
+
+    practise()
+    prefork.prepare()
 
 
 def _run(call: Call, argv: "Sequence[str]") -> int:

@@ -13,8 +13,6 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 _PACKAGES = ("lowrt", "strata/linux", "strata/linux/cgroups")
 _EARLY = ("fcntl", "math", "resource", "select", "stat", "struct", "termios", "time", "tty")
 """What is imported late where somebody has to wait for it: here nobody waits."""
-_REHEARSALS = 10
-"""After eight calls the interpreter replaces a function's instructions by special ones (PEP 659)."""
 
 
 def main() -> None:
@@ -29,11 +27,11 @@ def main() -> None:
     for name in _EARLY:
         import_module(name)
     from lowrt import __main__, features
+    from lowrt import main as command
     from lowrt.boot import _sleep
 
     features.libseccomp_version()  # loads the library, where there is one
-    for _ in range(_REHEARSALS):
-        __main__.command.rehearse()
+    command.practise()
     for module in list(sys.modules.values()):
         if origin := getattr(module, "__file__", None):
             os.write(1, f"{origin}\n".encode())

@@ -28,7 +28,13 @@ _SCHED_SETAFFINITY = 203 if _X86 else 122
 _GETCWD = 79 if _X86 else 17
 _CLOSE_RANGE = 436
 _EXIT_GROUP = 231 if _X86 else 94
+_MADVISE = 28 if _X86 else 233
 _INOTIFY_INIT1, _INOTIFY_ADD_WATCH = (294, 254) if _X86 else (26, 27)
+
+_CLONE_VM, _CLONE_PIDFD, _CLONE_VFORK, _CLONE_PARENT, _CLONE_PARENT_SETTID = 0x100, 0x1000, 0x4000, 0x8000, 0x100000
+_CLONE_INTO_CGROUP, _SIGCHLD = 0x200000000, 17
+CLONES_AND_ENDS = hasattr(_kernel, "clone_and_end")
+"""Whether `clone_and_end` is there: it is written for each processor, and so far for x86-64."""
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
 
@@ -77,13 +83,32 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
     no second thread, and the child must end in `os._exit` or exec.
     """
     pidfd = memory(4)
-    clone_parent, sigchld = 0x8000, 17
-    exit_signal = 0 if flags & clone_parent else sigchld  # with CLONE_PARENT the kernel takes the caller's own
-    clone_pidfd, clone_into_cgroup = 0x1000, 0x200000000
-    flags |= clone_pidfd | (clone_into_cgroup if cgroup >= 0 else 0)
-    arguments = pack("11Q", flags, address_of(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
+    arguments = _clone_arguments(flags | _CLONE_PIDFD, pidfd, None, cgroup)
     pid = call(_CLONE3, arguments, len(arguments))
     return (pid, unpack("i", pidfd)[0]) if pid else (0, -1)
+
+
+def clone_and_end(flags: int, *, cgroup: int = -1) -> int:
+    """clone3(2) for a child that goes on with this process's memory and in its place: returns in the child only, what its PID is
+    for this process, which ends once the child has executed a program or has ended. For the rest as `clone3`."""
+    pid = memory(4)
+    _kernel.clone_and_end(_clone_arguments(flags | _CLONE_VM | _CLONE_VFORK | _CLONE_PARENT_SETTID, None, pid, cgroup))
+    found: int = unpack("i", pid)[0]
+    return found
+
+
+def _clone_arguments(flags: int, pidfd: bytearray | None, parent_tid: bytearray | None, cgroup: int) -> bytes:
+    """A struct clone_args."""
+    exit_signal = 0 if flags & _CLONE_PARENT else _SIGCHLD  # with CLONE_PARENT the kernel takes the caller's own
+    if cgroup >= 0:
+        flags |= _CLONE_INTO_CGROUP
+    written = [address_of(memory_) if memory_ else 0 for memory_ in (pidfd, parent_tid)]
+    return pack("11Q", flags, written[0], 0, written[1], exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """madvise(2)."""
+    call(_MADVISE, address, length, advice)
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:

@@ -146,19 +146,20 @@ def test_proc_is_swapped_for_a_link(scene: Scene, count: int) -> None:
     proc = {"destination": "/proc", "source": "proc", "type": "proc"}
     spec = scene.spec(proc, maskedPaths=["/proc/keys"], readonlyPaths=["/proc/sys"])
 
-    def look(before: set[int], made: bool) -> list[str]:
-        """Every new procfs has its mask and its read-only path, whatever it is called by now; if a container can follow."""
-        # Read twice: while names are exchanged, a line may be missing from mountinfo once. What is open stays open.
-        return sorted(set(open_ones(before)) & set(open_ones(before))) if made else []
-
-    def open_ones(before: set[int]) -> list[str]:
-        new = [mount for mount in mounts.mountinfo() if mount.id not in before]
-        masked = {mount.parent for mount in new if (mount.fstype, mount.root) == ("devtmpfs", "/null")}
+    def look(_: set[int], made: bool) -> list[str]:
+        """Every procfs below the root has its mask and its read-only path, whatever it is called by now."""
+        # By place, not by number: one that ends in another namespace gives its number to a mask.
+        found = mounts.mountinfo()
+        masked = {mount.parent for mount in found if (mount.fstype, mount.root) == ("devtmpfs", "/null")}
         fixed = {
-            mount.parent for mount in new if (mount.fstype, mount.root) == ("proc", "/sys") and mount.options.startswith("ro")
+            mount.parent for mount in found if (mount.fstype, mount.root) == ("proc", "/sys") and mount.options.startswith("ro")
         }
-        systems = [mount for mount in new if (mount.fstype, mount.root) == ("proc", "/")]
-        return [f"open procfs {mount.id}" for mount in systems if mount.id not in masked & fixed]
+        systems = [mount for mount in found if mount.fstype == "proc" and mount.target.startswith(f"{scene.root}/")]
+        return (
+            [f"open procfs {mount.id}" for mount in systems if mount.root == "/" and mount.id not in masked & fixed]
+            if made
+            else []
+        )
 
     def naive() -> None:
         mounts.mount("proc", f"{scene.root}/proc", "proc", 0)

@@ -33,6 +33,10 @@ class Spawner:
         os.close(view)
         assert self._version, "the spawner does not start"
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def run(self, argv: list[str], fds: tuple[int, int, int]) -> int:
         """The exit status of a command, done by a process forked for it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
