@@ -1,16 +1,21 @@
 """Processes in containers that a client talks to: exec and attach sessions, and exec with its output collected."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 from collections.abc import Sequence
 
 from highrt.monitor.client import MonitorClient, MonitorError, MonitorGone
 from highrt.pods.errors import FailedPrecondition, PodError
 from highrt.pods.model import Stdio
+from strata.linux import pidfds
+from strata.linux.cgroups import Cgroup
 
 OUTPUT_LIMIT_BYTES = 16 << 20
-_DRAIN_SECONDS = 2.0
+_READ_BYTES = 65536
 _SIGKILL = 9
+_KILL_ROUNDS = 20
 
 
 class ExecSession:
@@ -74,7 +79,6 @@ class Collector:
         self._pipes = [os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) for _ in range(2)]
         self._found = [bytearray(), bytearray()]
         self._open = {0, 1}
-        self._all_read = asyncio.Event()
         for number, (read, write) in enumerate(self._pipes):
             os.set_blocking(write, True)
             self._loop.add_reader(read, self._read, number)
@@ -84,37 +88,65 @@ class Collector:
         """The writing ends; who gets them owns them."""
         return Stdio(None, self._pipes[0][1], self._pipes[1][1])
 
-    async def output(self) -> tuple[bytes, bytes]:
-        """All that was written. A process that has ended may have left others behind that hold its pipes: those are given
-        2 seconds."""
-        try:
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                await self._all_read.wait()
-        except TimeoutError:
-            pass
+    def output(self) -> tuple[bytes, bytes]:
+        """All that was written until now. When the process has ended that is all of its own: what it left behind may hold its
+        pipes for ever, and is not waited for."""
+        for number in list(self._open):
+            # not more than the pipe holds: what was left behind may write without end
+            most = fcntl.fcntl(self._pipes[number][0], fcntl.F_GETPIPE_SZ)
+            for _ in range(most // _READ_BYTES + 1):
+                if number not in self._open or not self._read(number):
+                    break
         return bytes(self._found[0]), bytes(self._found[1])
 
     def close(self) -> None:
         for number in list(self._open):
             self._shut(number)
 
-    def _read(self, number: int) -> None:
+    def _read(self, number: int) -> bool:
+        """Whether there was something, be it the end."""
         try:
-            data = os.read(self._pipes[number][0], 65536)
+            data = os.read(self._pipes[number][0], _READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         found = self._found[number]
         if len(found) < OUTPUT_LIMIT_BYTES:
             found += data[: OUTPUT_LIMIT_BYTES - len(found)]
         if not data:
             self._shut(number)
+        return True
 
     def _shut(self, number: int) -> None:
         self._open.discard(number)
         self._loop.remove_reader(self._pipes[number][0])
         os.close(self._pipes[number][0])
-        if not self._open:
-            self._all_read.set()
+
+
+def kill_session(group: Cgroup, leader: int) -> None:
+    """Kills what an exec has started: the processes of its session that are in the container's group (setsid(2): an exec begins
+    a session). Those that began one of their own are not found. Raises OSError where the group cannot be read."""
+    for _ in range(_KILL_ROUNDS):  # some may be forking
+        found = [pid for pid in group.pids(recursive=True) if _session(pid) == leader]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = pidfds.open_pidfd(pid)
+                try:
+                    if _session(pid) == leader:  # else the number has come to mean another
+                        pidfds.send_signal(pidfd, _SIGKILL)
+                finally:
+                    os.close(pidfd)
+
+
+def _session(pid: int) -> int:
+    """The session of a process that still runs; 0 for others (proc(5), /proc/PID/stat)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[3])
 
 
 def placed(stdio: Stdio) -> tuple[list[int], list[int]]:

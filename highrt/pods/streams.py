@@ -17,7 +17,8 @@ from highrt.pods.model import (
 )
 from highrt.pods.monitors import Monitors
 from highrt.pods.registry import Registry
-from highrt.pods.sessions import AttachSession, Collector, ExecSession, close_stdio, placed
+from highrt.pods.sessions import AttachSession, Collector, ExecSession, close_stdio, kill_session, placed
+from strata.linux import cgroups
 from strata.protocols.cri_pb2 import (
     LinuxContainerSecurityContext,
 )
@@ -79,7 +80,8 @@ class Streams:
     async def exec_sync(self, container_id: str, argv: Sequence[str], timeout_seconds: float = 0.0) -> tuple[bytes, bytes, int]:
         """Runs a process to its end: stdout and stderr (16 MiB of each at most) and the exit code.
 
-        timeout_seconds: 0 is no limit; after it the process is killed and TimeoutError raised. Raises as `exec` does.
+        timeout_seconds: 0 is no limit; after it the process is killed with what it started, and TimeoutError raised. Raises as
+        `exec` does.
         """
         collector = Collector()
         try:
@@ -91,10 +93,13 @@ class Streams:
                 with contextlib.suppress(PodError, TimeoutError):
                     await asyncio.shield(session.kill())
                     await asyncio.wait_for(session.wait(), _KILL_SECONDS)
+                with contextlib.suppress(OSError):  # the container has ended too
+                    group = cgroups.open_cgroup(self._registry.container(container_id).cgroup)
+                    await asyncio.shield(asyncio.to_thread(kill_session, group, session.pid))
                 if isinstance(error, TimeoutError):
                     raise TimeoutError(f"{argv[0]} did not end within {timeout_seconds:g} s, and was killed") from None
                 raise
-            stdout, stderr = await collector.output()
+            stdout, stderr = collector.output()
             return stdout, stderr, code
         finally:
             collector.close()

@@ -171,6 +171,27 @@ async def test_exec_sync(node: Node) -> None:
     assert (len(large), code) == (16 << 20, 0)
 
 
+async def test_exec_sync_does_not_wait_for_what_the_command_left_behind(node: Node) -> None:
+    container_id = await node.started("sleep", "60")
+    async with asyncio.timeout(1.5):
+        script = "sleep 33 & head -c 200000 /dev/zero; echo err >&2"
+        stdout, stderr, code = await node.manager.exec_sync(container_id, ["sh", "-c", script])
+    assert (len(stdout), stderr, code) == (200000, b"err\n", 0)
+    assert b"sleep 33" in (await node.manager.exec_sync(container_id, ["ps"]))[0]
+    async with asyncio.timeout(1.5):
+        assert (await node.manager.exec_sync(container_id, ["sh", "-c", "yes & sleep 0.1"]))[2] == 0
+
+
+async def test_exec_sync_out_of_time_takes_all_along_that_it_started(node: Node) -> None:
+    container_id = await node.started("sh", "-c", "sleep 60 & wait")
+    script = "(sleep 77 & sleep 78) & sleep 79"
+    with pytest.raises(TimeoutError):
+        await node.manager.exec_sync(container_id, ["sh", "-c", script], 0.3)
+    left = (await node.manager.exec_sync(container_id, ["ps"]))[0]
+    assert b"sleep 7" not in left
+    assert b"sleep 60" in left  # the container's own
+
+
 async def test_exec_with_pipes_has_the_callers_own_streams(node: Node) -> None:
     container_id = await node.started("sleep", "60")
     stdin, typed = os.pipe2(os.O_CLOEXEC)
