@@ -37,6 +37,7 @@ from strata.telemetry.spans import span
 log = logs.get("highrt.pods")
 
 _SIGKILL = 9
+_HOSTNAME_BYTES = 64
 _LEAST_BITS = 1000
 _BURST_BITS = 2**32 - 1  # as much as plugins take: the rate alone shall hold a pod back
 
@@ -227,8 +228,15 @@ class Sandboxes:
 def _check(config: PodSandboxConfig) -> None:
     if not config.metadata.name:
         raise InvalidArgument("a pod needs a name (metadata.name)")
-    if len(config.hostname) > 64:
-        raise InvalidArgument(f"host name {config.hostname!r}: 64 characters at most")
+    if len(os.fsencode(config.hostname)) > _HOSTNAME_BYTES:
+        raise InvalidArgument(f"host name {config.hostname!r}: {_HOSTNAME_BYTES} characters at most")
+    if config.log_directory and not config.log_directory.startswith("/"):
+        raise InvalidArgument(f"log_directory {config.log_directory!r}: must be an absolute path")
+    dns = config.dns_config
+    for text in (config.hostname, config.log_directory, *dns.servers, *dns.searches, *dns.options):
+        if not text.isprintable() or (" " in text and text != config.log_directory):
+            raise InvalidArgument(f"{text!r}: a name here has no blanks and no control characters: it would be lines of its own")
+    userns.of_pod(config)
     parent = config.linux.cgroup_parent
     if parent and ".." in parent.split("/"):
         raise InvalidArgument(f"cgroup_parent {parent!r}: must not have `..`")

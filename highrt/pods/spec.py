@@ -180,7 +180,14 @@ def _capability_sets(granted: list[str], uid: int, ambient: list[str]) -> Spec:
 
 
 def oci_resources(resources: LinuxContainerResources) -> Spec:
-    """CRI's limits as the OCI spec's; 0 means "not set" in CRI."""
+    """CRI's limits as the OCI spec's; 0 means "not set" in CRI, and -1 "no limit" for quota, memory and swap."""
+    least = {"cpu_shares": 0, "cpu_period": 0, "cpu_quota": -1, "memory_limit_in_bytes": -1, "memory_swap_limit_in_bytes": -1}
+    for name, number in least.items():
+        if getattr(resources, name) < number:
+            raise InvalidArgument(f"resources.{name}: {getattr(resources, name)} is less than {number}")
+    for text in (resources.cpuset_cpus, resources.cpuset_mems):
+        if text.strip("0123456789,-"):
+            raise InvalidArgument(f"resources: {text!r} is no list of CPUs or memory nodes: write it like 0-2,5")
     cpu = {
         "shares": resources.cpu_shares, "quota": resources.cpu_quota, "period": resources.cpu_period,
         "cpus": resources.cpuset_cpus, "mems": resources.cpuset_mems,

@@ -12,6 +12,8 @@ from pathlib import Path
 from highrt.pods.errors import InvalidArgument
 from strata.protocols.cri_pb2 import IDMapping, NamespaceMode, PodSandboxConfig, UserNamespace
 
+_IDS = 2**32 - 1
+
 
 @dataclass(frozen=True)
 class Mapping:
@@ -77,4 +79,6 @@ def _only(mappings: Iterable[IDMapping], what: str) -> IDMapping:
         )
     if not found[0].length:
         raise InvalidArgument(f"userns_options.{what}: the mapping has no length")
+    if found[0].host_id + found[0].length > _IDS:
+        raise InvalidArgument(f"userns_options.{what}: the host has IDs up to {_IDS - 1} only")
     return found[0]
