@@ -68,8 +68,8 @@ def delete(root: str, container_id: str, *, force: bool) -> None:
     container = state.Container(root, container_id)
     try:
         if not container.try_lock(wait=not force):
-            # A start that waits for a program that does not come ends when its process does.
-            _kill_first(root, container_id)
+            # A start or exec that waits for a program that does not come ends when its process does.
+            _kill_at_once(root, container_id)
             container.try_lock(wait=True)
         try:
             container.read()
@@ -96,10 +96,10 @@ def delete(root: str, container_id: str, *, force: bool) -> None:
         container.unlock()
 
 
-def _kill_first(root: str, container_id: str) -> None:
-    """Kills a container's first process; nothing happens where the container is not there (yet)."""
+def _kill_at_once(root: str, container_id: str) -> None:
+    """Kills a container that somebody else has locked; nothing happens where it is not there (yet)."""
     try:
-        _signal_first(state.Container.open(root, container_id), _signal.SIGKILL)
+        kill(state.Container.open(root, container_id), _signal.SIGKILL)
     except RuntimeFailure:
         pass
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -294,7 +295,10 @@ _CONTINUE = 1
 
 
 class Agent:
-    """Takes listeners, and answers each call with an errno (0: done, nothing happens) or lets it go on (None)."""
+    """Takes listeners, and answers each call with an errno (0: done, nothing happens) or lets it go on (None); once it is silent
+    it answers no call of those that it takes then."""
+
+    silent = False
 
     def __init__(self, path: Path, answer: int | None) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -316,7 +320,8 @@ class Agent:
             connection.close()
             self._listeners.append(listener)
             self.messages.append(json.loads(text))
-            threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
+            if not self.silent:
+                threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
 
     def _serve(self, listener: int) -> None:
         while True:
@@ -414,6 +419,24 @@ def test_calls_that_lowrt_makes_under_the_filter_may_be_decided_too(
     notifying(runtime, "execve", "openat", "open", "read", "close", "fcntl", "sendmsg", "sendto", "wait4", "setresuid", "stat")
     assert runtime.run("echo", "it runs").stdout == "it runs\n"
     assert 59 in decider.calls  # execve
+
+
+@pytest.mark.parametrize("own_pids", [True, False])
+def test_an_exec_that_waits_for_its_agent_ends_with_the_container(
+    runtime: Any, agent: Callable[..., Agent], own_pids: bool
+) -> None:
+    """Also where it does not share a PID namespace with the first process, and dies with that."""
+    if not own_pids:
+        runtime.config["linux"]["namespaces"] = [e for e in runtime.config["linux"]["namespaces"] if e["type"] != "pid"]
+    decider = agent(None)
+    notifying(runtime, "execve")
+    runtime.start("sleep", "100")
+    decider.silent = True
+    command = [runtime.launcher, "--root", runtime.root, "exec", runtime.id, "true"]
+    waiting = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(decider.messages) == 2, what="the listener of the exec")
+    runtime.call("delete", "--force", runtime.id, check=True, timeout=20)
+    assert waiting.wait(timeout=10) == 128 + signal.SIGKILL
 
 
 def test_without_its_agent_a_decided_call_does_not_exist(
