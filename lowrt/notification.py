@@ -50,12 +50,14 @@ class Courier:
 
 
 def _carry(number: int, report: descriptors.Socket) -> None:
-    """The courier's life: it closes nothing, for its descriptors are the other's too."""
+    """The courier's life. Its descriptors are the other's too, so what it closes at the end is the other's copy of the listener:
+    with that the other would wait for ever for an agent that has gone."""
     try:
         syscalls.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL)
         listener = int(os.read(number, 16))
         descriptors.send(report, b"n", (listener,))
         if descriptors.receive(report)[0] == b"k":
+            os.close(listener)
             os._exit(0)
     finally:
         os._exit(1)

@@ -421,6 +421,20 @@ def test_calls_that_lowrt_makes_under_the_filter_may_be_decided_too(
     assert 59 in decider.calls  # execve
 
 
+def test_an_exec_whose_agent_goes_before_it_has_answered_fails(runtime: Any, agent: Callable[..., Agent]) -> None:
+    decider = agent(None)
+    notifying(runtime, "execve")
+    runtime.start("sleep", "100")
+    decider.silent = True
+    command = [runtime.launcher, "--root", runtime.root, "exec", runtime.id, "true"]
+    waiting = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(decider.messages) == 2, what="the listener of the exec")
+    decider.forget()
+    _, error = waiting.communicate(timeout=20)
+    assert waiting.returncode == 255
+    assert "exec /bin/true: function not implemented" in error
+
+
 @pytest.mark.parametrize("own_pids", [True, False])
 def test_an_exec_that_waits_for_its_agent_ends_with_the_container(
     runtime: Any, agent: Callable[..., Agent], own_pids: bool
