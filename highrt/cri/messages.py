@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from highrt.pods import signals
 from highrt.pods.features import Features
 from highrt.pods.model import Container, ContainerState, Pod
 from strata.protocols import cri_pb2 as cri
@@ -88,7 +89,7 @@ def container_status(container: Container) -> cri.ContainerStatus:
         annotations=config.annotations,
         mounts=config.mounts,
         log_path=container.log_path or "",
-        stop_signal=config.stop_signal,
+        stop_signal=signals.of_number(container.stop_signal),
     )
     status.resources.linux.CopyFrom(config.linux.resources)
     if user := container.user:

@@ -167,8 +167,9 @@ class CriRuntime(RuntimeServiceBase):
     async def UpdatePodSandboxResources(
         self, request: cri.UpdatePodSandboxResourcesRequest
     ) -> cri.UpdatePodSandboxResourcesResponse:
-        # The pod's own cgroup is the kubelet's (KEP-1287): the runtime is told, and has nothing to change.
-        self._pod(request.pod_sandbox_id)
+        overhead = request.overhead if request.HasField("overhead") else None
+        resources = request.resources if request.HasField("resources") else None
+        await self._pods.update_pod_resources(self._pod(request.pod_sandbox_id).id, overhead, resources)
         return cri.UpdatePodSandboxResourcesResponse()
 
     # containers

@@ -182,6 +182,12 @@ class PodManager:
         """See `Sandboxes.run`."""
         return await self._sandboxes.run(config, handler=handler, owner=owner)
 
+    async def update_pod_resources(
+        self, pod_id: str, overhead: LinuxContainerResources | None, resources: LinuxContainerResources | None
+    ) -> None:
+        """See `Sandboxes.update_resources`."""
+        await self._sandboxes.update_resources(pod_id, overhead, resources)
+
     async def stop_pod(self, pod_id: str) -> None:
         """See `Sandboxes.stop`."""
         await self._sandboxes.stop(pod_id)

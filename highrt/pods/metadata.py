@@ -90,8 +90,8 @@ class Metadata:
         """What may change of a pod; the pod is complete from then on."""
         with self._db:
             self._db.execute(
-                "UPDATE pods SET ready = ?, complete = 1, ips = ?, netns = ? WHERE id = ?",
-                (int(pod.ready), json.dumps(pod.ips), pod.netns, pod.id),
+                "UPDATE pods SET ready = ?, complete = 1, ips = ?, netns = ?, config = ? WHERE id = ?",
+                (int(pod.ready), json.dumps(pod.ips), pod.netns, pod.config.SerializeToString(), pod.id),
             )
 
     def remove_pod(self, pod_id: str) -> None:

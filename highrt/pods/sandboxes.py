@@ -11,7 +11,7 @@ from highrt.monitor import record
 from highrt.monitor.client import MonitorError, MonitorGone
 from highrt.pods import groups, pidspace, sandbox, userns
 from highrt.pods.containers import Containers
-from highrt.pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
+from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.features import Known
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
@@ -27,6 +27,7 @@ from highrt.pods.sandbox import Sandbox
 from strata.kubeclient.quantity import to_bytes
 from strata.linux import cgroups
 from strata.protocols.cri_pb2 import (
+    LinuxContainerResources,
     NamespaceMode,
     PodSandboxConfig,
 )
@@ -126,6 +127,23 @@ class Sandboxes:
         self._registry.remove_cgroup(pod)
         self._registry.pods.pop(pod.id, None)
         self._registry.metadata.remove_pod(pod.id)
+
+    async def update_resources(
+        self, pod_id: str, overhead: LinuxContainerResources | None, resources: LinuxContainerResources | None
+    ) -> None:
+        """Writes down what a pod's own limits are now. The pod's cgroup is of whoever made it, who has changed it (KEP-1287).
+
+        Raises NotFound, FailedPrecondition.
+        """
+        pod = self._registry.pod(pod_id)
+        async with self._registry.lock(pod.id):
+            if not pod.ready:
+                raise FailedPrecondition(f"pod {pod.id} is not ready")
+            if overhead is not None:
+                pod.config.linux.overhead.CopyFrom(overhead)
+            if resources is not None:
+                pod.config.linux.resources.CopyFrom(resources)
+            self._registry.metadata.save_pod(pod)
 
     async def stop(self, pod_id: str) -> None:
         """Ends a pod's containers and frees its network, namespaces and monitor; its records stay. Idempotent.

@@ -2,7 +2,10 @@
 
 import signal
 
+from strata.protocols import cri_pb2
 from strata.protocols.cri_pb2 import Signal
+
+_FROM_MIN = 15  # of real-time signals, those up to here are counted from the first, the rest from the last
 
 
 def stop_signal(asked: int, of_image: str) -> int:
@@ -10,6 +13,19 @@ def stop_signal(asked: int, of_image: str) -> int:
     if asked != Signal.SIGNAL_RUNTIME_DEFAULT:
         return number(Signal.Name(asked).removeprefix("SIGNAL_"))
     return number(of_image) if of_image else int(signal.SIGTERM)
+
+
+def of_number(found: int) -> Signal:
+    """CRI's signal of a number; RUNTIME_DEFAULT for one that has none there."""
+    offset = found - signal.SIGRTMIN
+    if offset < 0:
+        name = signal.Signals(found).name if found in [*signal.Signals] else ""
+    elif offset <= _FROM_MIN:
+        name = f"SIGRTMINPLUS{offset}" if offset else "SIGRTMIN"
+    else:
+        name = f"SIGRTMAXMINUS{signal.SIGRTMAX - found}" if found < signal.SIGRTMAX else "SIGRTMAX"
+    known: Signal = getattr(cri_pb2, f"SIGNAL_{name}", Signal.SIGNAL_RUNTIME_DEFAULT)
+    return known
 
 
 def number(text: str) -> int:

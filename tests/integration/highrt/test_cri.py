@@ -443,6 +443,20 @@ def test_stats_events_log_rotation_and_updates(client: Client, tmp_path: Path) -
         ]  # fmt: skip
 
 
+def test_a_pods_resources_are_written_down(daemon: Daemon, client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, _):
+        resources = cri.LinuxContainerResources(cpu_shares=512, memory_limit_in_bytes=1 << 30)
+        client.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod_id, resources=resources))
+        daemon.kill()
+        daemon.start()
+        verbose = cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
+        linux = json.loads(client.PodSandboxStatus(verbose).info["info"])["config"]["linux"]
+        assert linux["resources"] == {"cpu_shares": "512", "memory_limit_in_bytes": str(1 << 30)}
+        client.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+        again = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod_id, resources=resources)
+        assert refusal(client.UpdatePodSandboxResources, again)[0] is grpc.StatusCode.FAILED_PRECONDITION
+
+
 def test_verbose_tells_what_a_person_looks_for(client: Client, tmp_path: Path) -> None:
     with pod(client, tmp_path) as (pod_id, config):
         identifier = start(client, pod_id, config, "sleep", "60", labels={"k": "v"})

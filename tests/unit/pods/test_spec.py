@@ -8,7 +8,7 @@ import pytest
 from highrt.images.model import ImageConfig
 from highrt.pods import sandbox, sandboxes, seccomp_default, spec
 from highrt.pods.errors import InvalidArgument
-from highrt.pods.signals import number, stop_signal
+from highrt.pods.signals import number, of_number, stop_signal
 from strata.linux import capabilities
 from strata.protocols.cri_pb2 import (
     ContainerConfig,
@@ -233,6 +233,17 @@ def test_the_resolvers_configuration() -> None:
 )
 def test_signals_by_name(text: str, expected: int) -> None:
     assert number(text) == expected
+
+
+def test_every_signal_has_a_name_in_cri_and_back() -> None:
+    for value in Signal.values():
+        if value != Signal.SIGNAL_RUNTIME_DEFAULT:
+            asked = stop_signal(value, "")
+            assert stop_signal(of_number(asked), "") == asked
+    assert of_number(15) == Signal.SIGNAL_SIGTERM
+    assert of_number(35) == Signal.SIGNAL_SIGRTMINPLUS1
+    assert of_number(63) == Signal.SIGNAL_SIGRTMAXMINUS1
+    assert of_number(33) == Signal.SIGNAL_RUNTIME_DEFAULT
 
 
 def test_the_stop_signal_is_the_requests_then_the_images() -> None:
