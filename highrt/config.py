@@ -3,7 +3,7 @@
 The file is YAML:
 
     handlers:
-      lowrt: {entry: "lowrt.main:run"}          # called in the monitors' own process
+      lowrt: {entry: "lowrt.main:run"}          # called by the monitors, in forked workers
       crun: {path: /usr/bin/crun, args: []}     # run as a process
     default_handler: lowrt
     cgroup_driver: cgroupfs                     # what kubelets are told to use: cgroupfs or systemd

@@ -3,7 +3,7 @@
 import os
 import time
 
-from highrt.monitor import record, terminals
+from highrt.monitor import files, record, terminals
 from highrt.monitor.logfile import LogFile
 from highrt.monitor.loop import Loop, exit_code
 from highrt.monitor.runtime import Runtime
@@ -69,7 +69,7 @@ class Container:
         self.loop, self._runtime, self._emit, self._boot = loop, runtime, emit, boot
         self.id: str = request["container"]
         self._bundle: str = request["bundle"]
-        self._cgroup = cgroups.open_cgroup(request["cgroup"])
+        self._cgroup_path: str = request["cgroup"]
         self._terminal, self._stdin_once = bool(request.get("terminal")), bool(request.get("stdin_once"))
         self._wants_stdin = bool(request.get("stdin"))
         # Without a PID namespace of its own, its processes outlive the first one, unless they are killed by cgroup.
@@ -111,8 +111,7 @@ class Container:
                 if failure is None:
                     if console:
                         self._take_terminal(console.take())
-                    with open(self._pid_file, encoding="ascii") as file:
-                        self.pid = int(file.read())
+                    self.pid = int(files.read(self._pid_file))
                     self.state = "created"
                     self.loop.on_exit(self.pid, self._ended)
             except (OSError, ValueError) as error:
@@ -122,12 +121,15 @@ class Container:
                     console.close()
             if failure is None:
                 done(None)
+                if self._on_deleted:  # asked for meanwhile
+                    self._end()
                 return
             reason = failure
 
             def undone(_: str | None) -> None:
                 self._discard()
                 done(reason)
+                self._tell_deleted()
 
             self._runtime.call(["delete", "--force", self.id], self._runtime_log, environ, undone)
 
@@ -166,7 +168,11 @@ class Container:
             done()
             return
         self._on_deleted.append(done)
+        self._end()
+
+    def _end(self) -> None:
         if self.state in ("created", "running"):
+            self._runtime.expect_no_start()
             self.signal(9, everybody=not self._own_pid_namespace)
 
     def _frozen(self) -> bool:
@@ -216,6 +222,9 @@ class Container:
         self.state = "deleted"
         if failure:
             self._emit({"event": "trouble", "container": self.id, "text": f"the runtime cannot delete it: {failure}"})
+        self._tell_deleted()
+
+    def _tell_deleted(self) -> None:
         waiting, self._on_deleted = self._on_deleted, []
         for call in waiting:
             call()
@@ -316,6 +325,10 @@ class Container:
     def _log_failed(self, error: OSError) -> None:
         """A full disk loses lines, not containers."""
         self._emit({"event": "trouble", "container": self.id, "text": f"log lines are lost: {error}"})
+
+    @property
+    def _cgroup(self) -> cgroups.Cgroup:
+        return cgroups.open_cgroup(self._cgroup_path)
 
     @property
     def _pid_file(self) -> str:

@@ -2,7 +2,7 @@
 
 import os
 
-from highrt.monitor import terminals, wire
+from highrt.monitor import files, terminals, wire
 from highrt.monitor.container import Container
 from highrt.monitor.loop import Loop, Timer, exit_code
 from highrt.monitor.runtime import Runtime
@@ -43,8 +43,7 @@ class Execution:
         console: terminals.ConsoleSocket | None = None
         arguments = ["exec", "--detach", "--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid"]
         try:
-            with open(f"{self._stem}.json", "x", encoding="ascii") as file:
-                file.write(wire.dumps(self._process))
+            files.write(f"{self._stem}.json", wire.dumps(self._process), os.O_EXCL)
             if self._terminal:
                 console = terminals.ConsoleSocket(self._console_path)
                 arguments += ["--console-socket", console.path]
@@ -60,8 +59,7 @@ class Execution:
                 if failure is None:
                     if console:
                         self._relay(console.take())
-                    with open(f"{self._stem}.pid", encoding="ascii") as file:
-                        self.pid = int(file.read())
+                    self.pid = int(files.read(f"{self._stem}.pid"))
             except (OSError, ValueError) as error:
                 failure = f"the runtime's exec succeeded, but left no usable terminal or PID: {error}"
             finally:
@@ -143,7 +141,9 @@ class Execution:
             self._master = -1
         for sink in list(self._sinks):
             sink.close()
-        self._on_end(self._code)
+        # Nothing refers to this any more, and so this must not refer to what refers to it.
+        ended, self._on_end = self._on_end, _forget
+        ended(self._code)
 
     def _close_fds(self) -> None:
         for descriptor in self._fds:
@@ -152,8 +152,9 @@ class Execution:
         self._fds = (-1, -1, -1)
 
     def _forget_files(self) -> None:
-        for suffix in ("json", "pid"):
-            try:
-                os.unlink(f"{self._stem}.{suffix}")
-            except FileNotFoundError:
-                pass
+        files.remove(f"{self._stem}.json")
+        files.remove(f"{self._stem}.pid")
+
+
+def _forget(code: int) -> None:
+    pass

@@ -31,12 +31,11 @@ class Loop:
         self._orphans: dict[int, int] = {}
         self._runtimes_at_work = 0
         self._on_error = on_error
-        self._running = True
-        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._running = False
+        self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, stack: None)
-        self._wake = wake_read
-        self.watch(wake_read, IN, self._woken)
+        self.watch(self._wake, IN, self._woken)
 
     def watch(self, descriptor: int, events: int, call: "Callable[[int], None]") -> None:
         """Calls `call(events)` whenever the descriptor is ready; replaces an earlier watch."""
@@ -76,7 +75,15 @@ class Loop:
     def stop(self) -> None:
         self._running = False
 
+    def close(self) -> None:
+        """After the last run: the process is as before, but for the handling of SIGCHLD."""
+        signal.set_wakeup_fd(-1)
+        for descriptor in (self._wake, self._wake_write):
+            os.close(descriptor)
+
     def run(self) -> None:
+        """Until `stop`."""
+        self._running = True
         while self._running:
             for descriptor, events in self._poll.poll(self._timeout_ms()):
                 call = self._watched.get(descriptor)

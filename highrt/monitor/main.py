@@ -1,65 +1,88 @@
 """The monitor's main: from a descriptor and a request to the event loop. Forked from the spawner, or started cold."""
 
 import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
+import gc
 import os
 import sys
 
-from highrt.monitor import record, wire
+from highrt.monitor import files, record, rehearsal, wire
 from highrt.monitor.loop import Loop
 from highrt.monitor.runtime import Runtime
 from highrt.monitor.server import Server
+from highrt.monitor.worker import Workers
 from strata.linux import descriptors, syscalls
 from strata.telemetry import spans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-    from highrt.monitor.runtime import Entry
+    from highrt.monitor.worker import Entry
 
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 
 
-def run(entry: "Entry | None", connection: int) -> int:
+def run(entry: "Entry", wait: "Callable[[], int]") -> int:
     """Serves one pod until it is stopped; the exit status.
 
-    entry: the runtime's entry point, for handlers that name it. connection: a stream socket on which highrt has sent the
-    settings as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ, command, options, in_process}.
+    entry: the runtime's entry point, for handlers that name it. wait: returns when there is a pod, with a stream socket on
+    which highrt has sent the settings as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ,
+    command, options, in_process}; -1 where there will be none. Until then as much is done as can be done for any pod.
     """
-    _detach(connection)
-    sock = descriptors.Socket(fileno=connection)
-    # An upgrade may replace the files under a monitor that runs: what is imported late would be of another version.
-    sys.path.clear()
-    settings = _settings(sock)
-    boot = record.boot_id()
-    environ: dict[str, str] = settings.get("environ") or {}
-    spans.configure("monitor", environ.get(spans.FOLDER_VARIABLE))
+    _detach()
     loop = Loop(lambda error: server.note_fault(error))
-    runtime = Runtime(loop, entry if settings.get("in_process") else None, settings["command"], settings.get("options") or [])
-    server = Server(loop, runtime, settings, boot)
+    workers = Workers(loop, entry)
+    connection = wait()
+    if connection < 0:
+        return 0
+    workers.let_go_soon()
+    sock = descriptors.Socket(fileno=connection)
+    settings = _settings(sock)
+    environ: dict[str, str] = settings.get("environ") or {}
+    if folder := environ.get(spans.FOLDER_VARIABLE):
+        spans.configure("monitor", folder)
+    options = settings.get("options") or []
+    runtime = Runtime(loop, workers, settings["command"], options, in_process=bool(settings.get("in_process")))
+    server = Server(loop, workers, runtime, settings, record.boot_id())
+    server.listen()
     server.adopt(sock)
     loop.run()
     return 0
 
 
-def _detach(connection: int) -> None:
-    """A session of its own, nothing of who started it but the connection."""
-    os.setsid()
+def prepare(*, rehearsed: bool = True) -> None:
+    """Does what all monitors have in common, in the process that they are forked from: it costs none of them a page there.
+
+    rehearsed: with a rehearsal, which pays only there.
+    """
+    # An upgrade may replace the files under a monitor that runs: what is imported late would be of another version.
+    sys.path.clear()
+    # What lies between a cycle of objects and its end is new pages: cycles are looked for early, among the few young objects.
+    gc.set_threshold(100, 2, 2)
     os.umask(0o022)
     os.chdir("/")
-    syscalls.prctl(_PR_SET_NAME, b"strata-monitor")
-    syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     # Ended by highrt's request only: a stray signal to a service's processes must not take pods along.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
-        if number != connection:
-            os.dup2(null, number)
-    descriptors.close_all_above((0, 1, 2, connection))
+        os.dup2(null, number)
+    os.close(null)
+    if rehearsed:
+        try:
+            rehearsal.play(f"/run/strata-rehearsal-{os.getpid()}")
+        except OSError:
+            pass  # nowhere to play it: monitors are larger then
+
+
+def _detach() -> None:
+    """A session of its own, nothing of who started it."""
+    os.setsid()
+    syscalls.prctl(_PR_SET_NAME, b"strata-monitor")
+    syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("-998")
+        files.write("/proc/self/oom_score_adj", "-998")
     except OSError:
         pass  # without CAP_SYS_RESOURCE the kernel refuses; then it is as likely a victim as highrt
 

@@ -5,7 +5,7 @@
 
 import os
 
-from highrt.monitor import wire
+from highrt.monitor import files, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,27 +16,20 @@ NAME = "exit"
 
 def boot_id() -> str:
     """Names this boot of the machine (random(4))."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    return files.read("/proc/sys/kernel/random/boot_id").strip()
 
 
 def write(folder: str, values: "dict[str, Any]") -> None:
     """Writes the record whole or not at all. Raises OSError."""
     temporary = f"{folder}/.{NAME}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, wire.dumps(values).encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.write(temporary, wire.dumps(values), os.O_TRUNC, sync=True)
     os.rename(temporary, f"{folder}/{NAME}")
 
 
 def read(folder: str) -> "dict[str, Any] | None":
     """The record; None where the container has not ended, or its monitor was killed first. Raises ValueError."""
     try:
-        with open(f"{folder}/{NAME}", encoding="ascii") as file:
-            values: dict[str, Any] = wire.loads(file.read())
-            return values
+        values: dict[str, Any] = wire.loads(files.read(f"{folder}/{NAME}"))
+        return values
     except FileNotFoundError:
         return None

@@ -1,27 +1,31 @@
-"""Calls of the OCI runtime: in this process where the spawner brought its entry point, else as a program of its own."""
+"""Calls of the OCI runtime: in a worker where the spawner brought its entry point, else as a program of its own."""
 
 import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
 import os
 
-from highrt.monitor import wire
+from highrt.monitor import files, wire
 from highrt.monitor.loop import Loop
+from highrt.monitor.worker import LATE, WORK_SECONDS, Workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
     from typing import Any
 
-    Entry = Callable[[Sequence[str], tuple[int, int, int], Mapping[str, str]], int]
     Done = Callable[[str | None], None]
 
 
 class Runtime:
     """One pod's runtime handler."""
 
-    def __init__(self, loop: Loop, entry: "Entry | None", command: "list[str]", options: "list[str]") -> None:
-        """entry: called in this process; where it is None, `command` is executed. options: go before the subcommand."""
-        self._loop, self._entry, self._command, self._options = loop, entry, command, options
+    def __init__(self, loop: Loop, workers: Workers, command: "list[str]", options: "list[str]", *, in_process: bool) -> None:
+        """in_process: the workers' entry point is called; else `command` is executed. options: go before the subcommand."""
+        self._loop, self._workers, self._command, self._options = loop, workers, command, options
+        self._in_process = in_process
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self._null)
 
     def call(self, arguments: "list[str]", log: str, environ: "dict[str, str]", done: "Done",
              fds: "tuple[int, int, int] | None" = None) -> None:  # fmt: skip
@@ -29,39 +33,56 @@ class Runtime:
 
         log: a file for the runtime's log, where it leaves its error. fds: stdin, stdout and stderr of the container's process.
         """
-        _remove(log)
+        files.remove(log)
         argv = [*self._options, "--log", log, "--log-format", "json", *arguments]
         stdio = fds or (self._null, self._null, self._null)
+        name = f"{self._command[0]} {arguments[0]}"
         self._loop.runtime_starts()
 
-        def ended(status: int) -> None:
+        def ended(status: int, trouble: str) -> None:
             # What the call's callers ask for now (a PID's end) may have happened during the call.
-            done(None if status == 0 else _error(log) or f"{self._command[0]} {arguments[0]} failed with status {status}")
-            _remove(log)
+            error = f"{name}: {trouble}" if trouble else _error(log) or f"{name} failed with status {status}"
+            done(None if status == 0 else error)
+            files.remove(log)
             self._loop.runtime_ended()
 
-        if self._entry:
-            try:
-                status = self._entry(argv, stdio, environ)
-            except Exception as error:  # a fault of the runtime's must not take the pod's other containers along
-                self._loop.runtime_ended()
-                done(f"the runtime failed: {type(error).__name__}: {error}")
-                return
-            ended(status)
+        if self._in_process:
+            # The start comes right after the create.
+            self._workers.do("runtime", [argv, environ], ended, stdio, keep=arguments[0] == "create")
             return
         try:
-            pid = _spawn([*self._command, *argv], stdio, environ)
+            self._run_program(argv, stdio, environ, ended)
         except OSError as error:
-            self._loop.runtime_ended()
-            done(f"cannot run {self._command[0]}: {error.strerror}")
-            return
-        self._loop.on_exit(pid, lambda status: ended(status >> 8 or status))
+            ended(-1, error.strerror or "")
+
+    def expect_no_start(self) -> None:
+        """After a create: the worker is not kept for the start. The end of what it has made is not seen here before its own."""
+        self._workers.let_go()
+
+    def _run_program(
+        self, argv: "list[str]", stdio: tuple[int, int, int], environ: "dict[str, str]", ended: "Callable[[int, str], None]"
+    ) -> None:  # fmt: skip
+        pid = _spawn([*self._command, *argv], stdio, environ)
+        late = False
+
+        def kill() -> None:
+            nonlocal late
+            late = True
+            os.kill(pid, signal.SIGKILL)
+
+        def gone(status: int) -> None:
+            self._loop.cancel(timer)
+            ended(status, LATE if late else "")
+
+        timer = self._loop.after(WORK_SECONDS, kill)
+        self._loop.on_exit(pid, gone)
 
 
 def _spawn(argv: "list[str]", fds: tuple[int, int, int], environ: "dict[str, str]") -> int:
-    actions: list[Any] = [(os.POSIX_SPAWN_DUP2, descriptor, number + 10) for number, descriptor in enumerate(fds)]
-    actions += [(os.POSIX_SPAWN_DUP2, number + 10, number) for number in range(3)]
-    actions += [(os.POSIX_SPAWN_CLOSE, number + 10) for number in range(3)]
+    free = max(*fds, 2) + 1  # by numbers that none of them has, else one could be overwritten before it is copied
+    actions: list[Any] = [(os.POSIX_SPAWN_DUP2, descriptor, free + number) for number, descriptor in enumerate(fds)]
+    actions += [(os.POSIX_SPAWN_DUP2, free + number, number) for number in range(3)]
+    actions += [(os.POSIX_SPAWN_CLOSE, free + number) for number in range(3)]
     return os.posix_spawn(
         argv[0], argv, environ, file_actions=actions, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD], setsigmask=[]
     )
@@ -70,8 +91,7 @@ def _spawn(argv: "list[str]", fds: tuple[int, int, int], environ: "dict[str, str
 def _error(log: str) -> str:
     """The last error in a runtime's JSON log."""
     try:
-        with open(log, encoding="utf-8", errors="replace") as file:
-            lines = file.read().splitlines()
+        lines = files.read(log).splitlines()
     except FileNotFoundError:
         return ""
     found = ""
@@ -83,10 +103,3 @@ def _error(log: str) -> str:
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
             found = str(entry.get("msg") or "")
     return found
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass

@@ -3,14 +3,15 @@
 import _socket
 import os
 import time
-from _collections import OrderedDict, deque  # type: ignore[import-not-found]  # half a megabyte less than collections
+from _collections import deque  # type: ignore[import-not-found]  # half a megabyte less than collections
 
-from highrt.monitor import wire
+from highrt.monitor import files, wire
 from highrt.monitor.container import Container
 from highrt.monitor.execution import Execution
 from highrt.monitor.loop import GONE, IN, OUT, Loop
 from highrt.monitor.runtime import Runtime
-from strata.linux import cgroups, descriptors, namespaces
+from highrt.monitor.worker import Workers
+from strata.linux import descriptors
 from strata.telemetry import spans
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         def __call__(self, error: str | None, values: Message | None = None) -> None: ...
 
 
-_REMEMBERED_ANSWERS = 512
+_REMEMBERED_ANSWERS = 128
 _UNWANTED_SECONDS = 10.0
 
 
@@ -40,7 +41,10 @@ class Connection:
         server.loop.watch(sock.fileno(), IN, self._ready)
 
     def send(self, message: "Message") -> None:
-        self._out += wire.frame(message)
+        self.send_frame(wire.frame(message))
+
+    def send_frame(self, frame: bytes) -> None:
+        self._out += frame
         self._flush()
 
     def close(self) -> None:
@@ -95,22 +99,26 @@ class Connection:
 class Server:
     """Holds a pod's containers and does what is asked."""
 
-    def __init__(self, loop: Loop, runtime: Runtime, settings: "Message", boot: str) -> None:
+    def __init__(self, loop: Loop, workers: Workers, runtime: Runtime, settings: "Message", boot: str) -> None:
         """settings: what highrt sent with the descriptor: pod, socket, cgroup, environ. boot: the machine's boot ID."""
-        self.loop, self._runtime, self._settings, self._boot = loop, runtime, settings, boot
+        self.loop, self._workers, self._runtime, self._settings, self._boot = loop, workers, runtime, settings, boot
         self.connections: set[Connection] = set()
         self._containers: dict[str, Container] = {}
         self._executions: dict[str, Execution] = {}
         self._events: list[Message] = []
         self._next_event = 1
-        self._answers: OrderedDict[str, Message | None] = OrderedDict()
+        # As they go over the wire: that is a tenth of what the objects would take. None: not ready yet.
+        self._answers: dict[str, bytes | None] = {}
         self._waiting: dict[str, list[Connection]] = {}
         self._environ: dict[str, str] = settings.get("environ") or {}
         self._in_cgroup = False
-        self._listener = self._listen(settings["socket"])
-        loop.watch(self._listener.fileno(), IN, self._accept)
         self._wanted = False
-        loop.after(_UNWANTED_SECONDS, self._leave_if_unwanted)
+
+    def listen(self) -> None:
+        """From now on highrt can connect. Raises OSError."""
+        self._listener = self._listen(self._settings["socket"])
+        self.loop.watch(self._listener.fileno(), IN, self._accept)
+        self.loop.after(_UNWANTED_SECONDS, self._leave_if_unwanted)
 
     def adopt(self, sock: "descriptors.Socket") -> None:
         """Speaks on a connection that is there already. The hello goes first, from this side."""
@@ -128,7 +136,7 @@ class Server:
             if answer is None:
                 self._waiting[request].append(connection)
             else:
-                connection.send(answer)
+                connection.send_frame(answer)
             return
         self._answers[request] = None
         self._waiting[request] = [connection]
@@ -138,12 +146,12 @@ class Server:
         def reply(error: str | None, values: "Message | None" = None) -> None:
             nonlocal replied
             replied = True
-            answer = {"id": request, "error": error} if error is not None else {"id": request, "ok": values or {}}
+            answer = wire.frame({"id": request, "error": error} if error is not None else {"id": request, "ok": values or {}})
             self._answers[request] = answer
             for waiting in self._waiting.pop(request, ()):
-                waiting.send(answer)
+                waiting.send_frame(answer)
             while len(self._answers) > _REMEMBERED_ANSWERS:
-                self._answers.popitem(last=False)
+                del self._answers[next(iter(self._answers))]
 
         if operation is None:
             for descriptor in fds:
@@ -168,14 +176,17 @@ class Server:
 
     def _do_namespaces(self, message: "Message", fds: list[int], reply: "Reply") -> None:
         """Makes the pod's namespaces and pins them at paths."""
-        # Here, because this process is small and has one thread, which highrt has not.
-        namespaces.pin_new(
-            message["targets"], message.get("sysctls") or {}, message.get("hostname") or "",
-            **(message.get("maps") or {}),
-        )  # fmt: skip
-        reply(None)
-        # The first write to a cgroup after a pause takes milliseconds on v1: they pass while highrt sets up the network.
-        self.loop.after(0, self._join_cgroup)
+
+        def pinned(status: int, trouble: str) -> None:
+            reply(None if status == 0 else f"namespaces: {trouble}")
+            # The first write to a cgroup after a pause takes milliseconds on v1: they pass while highrt sets up the network.
+            self._join_cgroup()
+
+        # From here, because this process is small and has one thread, which highrt has not.
+        arguments = [
+            message["targets"], message.get("sysctls") or {}, message.get("hostname") or "", message.get("maps") or {},
+        ]  # fmt: skip
+        self._workers.do("namespaces", arguments, pinned, keep=True)
 
     def _do_create(self, message: "Message", fds: list[int], reply: "Reply") -> None:
         known = self._containers.get(message["container"])
@@ -263,8 +274,7 @@ class Server:
         """Changes limits. Through the runtime's own `update`, which may keep a state of them."""
         container = self._container(message)
         path = f"{message['folder']}/resources.json"
-        with open(path, "w", encoding="ascii") as file:
-            file.write(wire.dumps(message["resources"]))
+        files.write(path, wire.dumps(message["resources"]), os.O_TRUNC)
         arguments = ["update", "--resources", path, container.id]
         self._runtime.call(arguments, f"{message['folder']}/update.log", self._runtime_environ(), reply_only(reply))
 
@@ -340,16 +350,16 @@ class Server:
         """Into a group of its own: never that of highrt's service, nor the pod's."""
         if not self._in_cgroup:
             self._in_cgroup = True
-            group = cgroups.open_cgroup(self._settings["cgroup"])
-            group.create()
-            group.add(os.getpid())
+
+            def joined(status: int, trouble: str) -> None:
+                if status != 0:
+                    self.note_fault(OSError(trouble))
+
+            self._workers.do("cgroup", [self._settings["cgroup"], [os.getpid(), *self._workers.waiting]], joined, keep=True)
 
     def _listen(self, path: str) -> "descriptors.Socket":
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
+        files.remove(path)
         mask = os.umask(0o177)
         try:
             sock.bind(path)

@@ -5,6 +5,7 @@ import fcntl
 import os
 import struct
 
+from highrt.monitor import files
 from strata.linux import descriptors
 
 _TIOCSWINSZ = 0x5414
@@ -40,10 +41,7 @@ class ConsoleSocket:
 
     def close(self) -> None:
         self._socket.close()
-        try:
-            os.unlink(self.path)
-        except FileNotFoundError:
-            pass
+        files.remove(self.path)
 
 
 def resize(master: int, width: int, height: int) -> None:

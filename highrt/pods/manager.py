@@ -48,7 +48,7 @@ _LAUNCHER = Path(__file__).parents[2] / "lowrt" / "launcher"
 
 
 def default_handlers() -> dict[str, Handler]:
-    """lowrt, in the monitors' own process. Its root is the one that the `lowrt` command has: `lowrt list` shows all."""
+    """lowrt, in the monitors' forked workers. Its root is the one that the `lowrt` command has: `lowrt list` shows all."""
     return {"lowrt": Handler("lowrt", str(_LAUNCHER), "/run/lowrt", entry="lowrt.main:run")}
 
 

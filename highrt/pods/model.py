@@ -104,7 +104,7 @@ class ContainerEvent:
 @dataclass(frozen=True)
 class Handler:
     """An OCI runtime. path and args: its command, for runs as a process. entry: the dotted name of a function that the
-    monitors call in their own process instead; it takes part only where it is the spawner's. root: the runtime's --root."""
+    monitors' workers call instead; it takes part only where it is the spawner's. root: the runtime's --root."""
 
     name: str
     path: str

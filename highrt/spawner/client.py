@@ -27,7 +27,7 @@ class Spawner:
     """Starts monitors. Owns the spawner process, which ends with this one."""
 
     def __init__(self, entry: str, monitor: str = "highrt.monitor.main:run") -> None:
-        """entry: the dotted name of the runtime that monitors call in their own process."""
+        """entry: the dotted name of the runtime that monitors' workers call."""
         self._entry, self._monitor = entry, monitor
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None

@@ -1,14 +1,16 @@
 """Importing what a dotted name means, with all that it may need later."""
 
-import importlib
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_STANDARD = ("ctypes", "fcntl", "resource", "select", "stat", "struct", "termios", "time")
-"""Modules of the standard library that runtimes import late."""
+_STANDARD = (
+    "ctypes", "encodings.ascii", "encodings.unicode_escape", "fcntl", "resource", "select", "stat", "struct", "termios", "time",
+)  # fmt: skip
+"""Modules of the standard library that runtimes import late, and character sets that Python looks for when they are used."""
 
 
 def entry_point(dotted: str, *, with_package: bool) -> "Any":
@@ -22,7 +24,7 @@ def entry_point(dotted: str, *, with_package: bool) -> "Any":
     module_name, colon, name = dotted.partition(":")
     if not colon or not name:
         raise ValueError(f"entry point {dotted!r}: write it as package.module:name")
-    module = importlib.import_module(module_name)
+    module = _load(module_name)
     if not with_package:
         return getattr(module, name)
     package, _, _ = module_name.rpartition(".")
@@ -30,7 +32,12 @@ def entry_point(dotted: str, *, with_package: bool) -> "Any":
         for file in sorted(os.listdir(os.path.dirname(module.__file__))):
             stem, dot, kind = file.partition(".")
             if dot and kind == "py" and not stem.startswith("__"):
-                importlib.import_module(f"{package}.{stem}")
+                _load(f"{package}.{stem}")
     for other in _STANDARD:
-        importlib.import_module(other)
+        _load(other)
     return getattr(module, name)
+
+
+def _load(name: str) -> "Any":
+    __import__(name)  # importlib would bring warnings: a tenth of a megabyte
+    return sys.modules[name]

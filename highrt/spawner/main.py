@@ -15,7 +15,7 @@ import select
 import sys
 
 from highrt.spawner import loading
-from strata.linux import cgroups, descriptors, syscalls
+from strata.linux import cgroups, descriptors, pages, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +32,15 @@ def run(entry_name: str, monitor_name: str, socket: int) -> None:
     syscalls.prctl(_PR_SET_NAME, b"strata-spawner")
     entry = loading.entry_point(entry_name, with_package=True)
     monitor = loading.entry_point(monitor_name, with_package=False)
+    if prepare := getattr(sys.modules[monitor.__module__], "prepare", None):
+        prepare()
     # The kernel reaps the monitors; each of them wants to wait for its own children again.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     sock = descriptors.Socket(fileno=socket)
     # What is there now is shared with every monitor: it must never be touched by a collection.
     gc.collect()
     gc.freeze()
+    pages.drop_code()  # serving needs little of what importing and preparing needed
     try:
         sock.send(bytes([VERSION]))
         spare = Spare(entry, monitor)
@@ -72,16 +75,16 @@ class Spare:
 def _become_spare(entry: "Any", monitor: "Any", sock: descriptors.Socket) -> None:
     """In the child. Never returns."""
     status = 1
+
+    def wait() -> int:
+        message, found = descriptors.receive(sock)
+        sock.close()
+        return found[0] if message else -1
+
     try:
         descriptors.close_all_above((0, 1, 2, sock.fileno()))
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _wake_cgroups()
-        if rehearse := getattr(sys.modules[entry.__module__], "rehearse", None):
-            rehearse()
-        message, found = descriptors.receive(sock)
-        sock.close()
-        if message:
-            status = monitor(entry, found[0])
+        status = monitor(entry, wait)
     finally:
         os._exit(status)
 
@@ -93,14 +96,6 @@ def _leave_the_container_alone(sock: descriptors.Socket) -> None:
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLIN)
         poll.poll(_BUSY_MILLISECONDS)
-
-
-def _wake_cgroups() -> None:
-    """For the container that is on its way: the spare before this one was handed out just now."""
-    try:
-        cgroups.wake()
-    except OSError:
-        pass  # then its first move into a cgroup waits as long as it must
 
 
 def _serve(sock: descriptors.Socket, spare: Spare) -> bool:

@@ -1,6 +1,7 @@
 """What the spawner forks in tests, in the monitor's place: one call of the runtime (`warm` is the other side)."""
 
-from strata.linux import descriptors
+from lowrt import main
+from strata.linux import cgroups, descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -9,8 +10,13 @@ if TYPE_CHECKING:
     Entry = Callable[[Sequence[str], tuple[int, int, int], Mapping[str, str]], int]
 
 
-def run(entry: "Entry", connection: int) -> int:
+def run(entry: "Entry", wait: "Callable[[], int]") -> int:
     """Reads the arguments and the three descriptors, calls the runtime, and answers."""
+    cgroups.wake()  # as a monitor's worker that is forked ahead of need
+    main.rehearse()
+    connection = wait()
+    if connection < 0:
+        return 0
     sock = descriptors.Socket(fileno=connection)
     message, (stdin, stdout, stderr) = descriptors.receive(sock)
     status = entry(message.decode().split("\0"), (stdin, stdout, stderr), {"PATH": "/usr/bin:/bin"})

@@ -21,9 +21,8 @@ TICKS = ("sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done")
 
 
 def monitor_pid(node: Node, container_id: str) -> int:
-    pod_id = node.manager.container(container_id).pod_id
-    (pid,) = cgroups.open_cgroup(f"/strata/{node.name}/monitors/{pod_id}").pids()
-    return pid
+    """The monitor itself is the first in its group; workers come and go."""
+    return node.manager._monitors.client(node.manager.container(container_id).pod_id).pid
 
 
 async def test_a_daemon_started_again_finds_everything(node: Node) -> None:
@@ -207,3 +206,33 @@ async def test_a_call_that_was_given_up_may_be_made_again_at_once(node: Node) ->
     assert node.manager.pods() == []
     assert os.listdir(node.folder / "s" / "pods") == []
     assert node.images.left() == []
+
+
+async def test_a_pod_is_removed_while_its_container_is_being_made(node: Node) -> None:
+    for number in range(8):
+        pod = await node.manager.run_pod(node.pod(f"pod-{number}"))
+        container = await node.manager.create_container(pod.id, node.container("sleep", "60", name=f"c{number}"))
+        call = asyncio.create_task(node.manager.start_container(container.id))
+        await asyncio.sleep(number * 0.003)
+        call.cancel()
+        await asyncio.wait_for(node.manager.remove_pod(pod.id), 10)
+        with contextlib.suppress(asyncio.CancelledError, PodError):
+            await call
+        assert not cgroups.open_cgroup(container.cgroup).pids(recursive=True)
+    assert node.manager.containers() == []
+    assert os.listdir(node.folder / "s" / "pods") == []
+
+
+async def test_a_monitor_whose_worker_was_killed_forks_another(node: Node) -> None:
+    pod = await node.manager.run_pod(node.pod())
+    monitor = node.manager._monitors.client(pod.id).pid
+    workers = [int(pid) for pid in Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()]
+    assert workers, "one waits for the pod's first container"
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    container = await node.manager.create_container(pod.id, node.container("sleep", "60"))
+    await node.manager.start_container(container.id)
+    assert await node.manager.exec_sync(container.id, ["echo", "on"]) == (b"on\n", b"", 0)

@@ -1,0 +1,213 @@
+"""Processes forked from the monitor, in which everything is done that uses much code: calls of the runtime above all.
+
+Python writes to whatever it uses (reference counts, at least), so what the monitor itself would use of the modules that it
+shares with the spawner and all other monitors would be its own for as long as the pod lives. In a child those copies go with
+the work. What a worker makes is its child: when it ends that comes to the monitor, which is a subreaper, as if the runtime
+were a program.
+"""
+
+import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
+import gc
+import os
+import sys
+
+from highrt.monitor import wire
+from highrt.monitor.loop import IN, Loop, Timer, exit_code
+from strata.linux import cgroups, descriptors, namespaces, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    Entry = Callable[[Sequence[str], tuple[int, int, int], Mapping[str, str]], int]
+    Done = Callable[[int, str], None]
+
+WORK_SECONDS = 120.0
+"""Work that takes longer is ended: the kubelet waits as long for an answer (runtimeRequestTimeout)."""
+
+LATE = "it did not end in time, and was killed"
+_KEPT_SECONDS = 2.0
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_SHUT_WR = 1
+
+
+class Workers:
+    """Has things done: by the worker that waits, where there is one, else by a new one."""
+
+    def __init__(self, loop: Loop, entry: "Entry", limit: float = WORK_SECONDS) -> None:
+        """entry: the runtime's. limit: seconds that something may take. A worker is forked at once, which prepares itself for
+        what a pod starts with."""
+        self._loop, self._entry, self._limit = loop, entry, limit
+        self._kept: Worker | None = Worker(loop, entry, rehearsed=True)
+        self._unwanted: Timer | None = None
+
+    def do(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = (), *, keep: bool = False) -> None:
+        """Has `what`, one of _WORKS, done, and calls done(exit status, text of the error).
+
+        keep: the next work comes soon, and needs what this has touched. Not otherwise: what a kept worker has made is its
+        child, and its end is not seen here.
+        """
+        self._loop.cancel(self._unwanted)
+        worker, self._kept = self._kept, None
+        request = [what, *arguments]
+        if not (worker and worker.ask(request, fds, done, self._limit)):  # there is none, or it was killed while it waited
+            worker = Worker(self._loop, self._entry)
+            worker.ask(request, fds, done, self._limit)
+        if keep:
+            self._kept = worker
+            self.let_go_soon()
+        else:
+            worker.no_more()
+
+    @property
+    def waiting(self) -> "list[int]":
+        """The PID of the worker that is kept, if there is one."""
+        return [self._kept.pid] if self._kept else []
+
+    def let_go_soon(self) -> None:
+        """The worker that waits ends unless something is to be done soon."""
+        self._unwanted = self._loop.after(_KEPT_SECONDS, self.let_go)
+
+    def let_go(self) -> None:
+        """The worker that waits ends."""
+        if self._kept:
+            self._kept.no_more()
+            self._kept = None
+
+
+class Worker:
+    """One of them, made by a fork. It does what it is asked for in turn, and ends after `no_more`."""
+
+    def __init__(self, loop: Loop, entry: "Entry", *, rehearsed: bool = False) -> None:
+        """rehearsed: it copies the pages that it will write to before anybody waits."""
+        self._loop = loop
+        self._socket, theirs = descriptors.pair()
+        self._asked: list[tuple[Done, Timer]] = []
+        self._late = False
+        monitor = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _serve(entry, theirs, monitor, rehearsed=rehearsed)
+        theirs.close()
+        self._socket.setblocking(False)
+        loop.on_exit(self.pid, self._gone)
+        loop.watch(self._socket.fileno(), IN, self._answered)
+
+    def ask(self, request: "list[Any]", fds: tuple[int, ...], done: "Done", limit: float) -> bool:
+        """Whether it was there to take the request. limit: seconds, after which it is killed."""
+        try:
+            descriptors.send(self._socket, wire.dumps(request).encode(), fds)
+        except OSError:
+            return False
+
+        def kill() -> None:
+            self._late = True
+            os.kill(self.pid, signal.SIGKILL)
+
+        self._asked.append((done, self._loop.after(limit, kill)))
+        return True
+
+    def no_more(self) -> None:
+        try:
+            self._socket.shutdown(_SHUT_WR)
+        except OSError:
+            pass  # it has ended already
+
+    def _answered(self, events: int) -> None:
+        try:
+            message, _ = descriptors.receive(self._socket)
+        except OSError:
+            message = b""
+        if message:
+            done, timer = self._asked.pop(0)
+            self._loop.cancel(timer)
+            done(message[0], message[1:].decode())
+        else:
+            self._loop.unwatch(self._socket.fileno())
+            self._socket.close()
+
+    def _gone(self, status: int) -> None:
+        """It has ended; what it had made has come to this process."""
+        while self._socket.fileno() >= 0:  # first what it said before, where both are found at once
+            self._answered(IN)
+        code, number = exit_code(status)
+        how = f"its process was killed by signal {number}" if number else f"its process ended with status {code}"
+        for done, timer in self._asked:
+            self._loop.cancel(timer)
+            done(-1, LATE if self._late else how)
+
+
+# --- in the worker
+
+
+def _serve(entry: "Entry", sock: descriptors.Socket, monitor: int, *, rehearsed: bool) -> None:
+    """Does one work after the other until nobody can send any more. Never returns."""
+    try:
+        syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != monitor:
+            return
+        syscalls.prctl(_PR_SET_NAME, b"strata-worker")
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        gc.disable()  # it ends before that would pay
+        # Also the other ends of containers' pipes, which are not to be held open from here.
+        descriptors.close_all_above((0, 1, 2, sock.fileno()))
+        if rehearsed:
+            _rehearse(entry)
+        while _do_next(entry, sock):
+            pass
+    finally:
+        os._exit(0)
+
+
+def _rehearse(entry: "Entry") -> None:
+    try:
+        # For the pod that is on its way: the spare before this one was handed out just now.
+        cgroups.wake()
+    except OSError:
+        pass  # then its first move into a cgroup waits as long as it must
+    if rehearse := getattr(sys.modules[entry.__module__], "rehearse", None):
+        rehearse()
+
+
+def _do_next(entry: "Entry", sock: descriptors.Socket) -> bool:
+    message, found = descriptors.receive(sock)
+    if not message:
+        # The kernel looks for messages, and then whether any can come: one that came in between, with the end, is found now.
+        message, found = descriptors.receive(sock)
+    if not message:
+        return False
+    what, *arguments = wire.loads(message.decode())
+    try:
+        if what == "runtime":
+            argv, environ = arguments
+            answer = bytes([entry(argv, (found[0], found[1], found[2]), environ)])
+        else:
+            _WORKS[what](*arguments)
+            answer = b"\0"
+    except OSError as error:
+        answer = b"\1" + str(error).encode()
+    except Exception as error:
+        answer = b"\1" + f"{type(error).__name__}: {error}".encode()
+    for descriptor in found:
+        os.close(descriptor)
+    sock.send(answer)
+    return True
+
+
+def _pin_namespaces(
+    targets: "dict[str, str]", sysctls: "dict[str, str]", hostname: str, maps: "dict[str, str]"
+) -> None:  # fmt: skip
+    namespaces.pin_new(targets, sysctls, hostname, **maps)
+
+
+def _join_cgroup(path: str, pids: "list[int]") -> None:
+    group = cgroups.open_cgroup(path)
+    group.create()
+    for pid in pids:
+        group.add(pid)
+
+
+_WORKS: "dict[str, Callable[..., None]]" = {"namespaces": _pin_namespaces, "cgroup": _join_cgroup}
+"""What can be done, besides `runtime`, a call of that: arguments and environment, with three descriptors."""
