@@ -8,6 +8,9 @@ import os
 import time
 
 MAX_LINE_BYTES = 16384
+# A container may have the folder as a volume: no link of its making leads elsewhere, no FIFO of its making holds the monitor up.
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_KIND, _REGULAR = 0o170000, 0o100000
 
 
 class LogFile:
@@ -25,7 +28,10 @@ class LogFile:
         """Opens the path anew, after the kubelet has moved the file away. Raises OSError, and goes on with the old one."""
         if not self._path:
             return
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        descriptor = os.open(self._path, _FLAGS, 0o640)
+        if os.fstat(descriptor).st_mode & _KIND != _REGULAR:
+            os.close(descriptor)
+            raise OSError(22, "not a regular file", self._path)
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = descriptor

@@ -1,7 +1,10 @@
 """The kubelet's log format."""
 
+import os
 import re
 from pathlib import Path
+
+import pytest
 
 from highrt.monitor.logfile import MAX_LINE_BYTES, LogFile
 
@@ -58,3 +61,20 @@ def test_without_a_path_nothing_is_written() -> None:
     log.write(b"stdout", b"x\n")
     log.end(b"stdout")
     log.close()
+
+
+def test_a_log_is_a_regular_file_and_nothing_leads_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("kept")
+    log = LogFile(str(tmp_path / "log"))
+    log.write(b"stdout", b"one\n")
+    for make in (lambda path: path.symlink_to(tmp_path / "secret"), lambda path: os.mkfifo(path), lambda path: path.mkdir()):
+        (tmp_path / "log").rename(tmp_path / "moved")
+        make(tmp_path / "log")
+        with pytest.raises(OSError, match=str(tmp_path / "log")):
+            log.reopen()
+        log.write(b"stdout", b"more\n")  # it goes on with the old one
+        (tmp_path / "log").rename(tmp_path / f"odd-{(tmp_path / 'log').lstat().st_mode}")
+        (tmp_path / "moved").rename(tmp_path / "log")
+    log.close()
+    assert lines(tmp_path / "log") == [b"stdout F one", *[b"stdout F more"] * 3]
+    assert (tmp_path / "secret").read_text() == "kept"
