@@ -29,9 +29,10 @@ class Client:
         self.channel = grpc.insecure_channel(address.replace("unix://", "unix:"))
 
     def __getattr__(self, method: str) -> Any:
-        images = method in ("PullImage", "ListImages", "ImageStatus", "RemoveImage", "ImageFsInfo")
+        images = method in ("PullImage", "ListImages", "StreamImages", "ImageStatus", "RemoveImage", "ImageFsInfo")
         answer = "ContainerEventResponse" if method == "GetContainerEvents" else f"{method}Response"
-        make = self.channel.unary_stream if method == "GetContainerEvents" else self.channel.unary_unary
+        streams = method == "GetContainerEvents" or method.startswith("Stream")
+        make = self.channel.unary_stream if streams else self.channel.unary_unary
         call = make(
             f"/runtime.v1.{'Image' if images else 'Runtime'}Service/{method}",
             request_serializer=lambda message: message.SerializeToString(),
@@ -538,6 +539,31 @@ def test_statistics_and_metrics_tell_what_a_container_uses(client: Client, tmp_p
         assert values["container_processes"][0][1] == 1
         assert values["container_file_descriptors"][0][1] >= 3
         assert {labels["failure_type"] for labels, _ in values["container_memory_failures_total"]} == {"pgfault", "pgmajfault"}
+
+
+def test_the_lists_as_streams_are_the_same(client: Client, tmp_path: Path) -> None:
+    with pod(client, tmp_path) as (pod_id, config):
+        running = start(client, pod_id, config, "sleep", "60")
+        made = [create(client, pod_id, config, "true") for _ in range(3)]
+
+        def streamed(call: str, field: str, request: Any) -> list[Any]:
+            return [item for answer in getattr(client, call)(request) for item in getattr(answer, field)]
+
+        pods = streamed("StreamPodSandboxes", "pod_sandboxes", cri.StreamPodSandboxesRequest())
+        assert pods == list(client.ListPodSandbox(cri.ListPodSandboxRequest()).items)
+        containers = streamed("StreamContainers", "containers", cri.StreamContainersRequest())
+        assert {each.id for each in containers} == {running, *made}
+        wanted = cri.ContainerFilter(state=cri.ContainerStateValue(state=cri.CONTAINER_RUNNING))
+        found = streamed("StreamContainers", "containers", cri.StreamContainersRequest(filter=wanted))
+        assert found == list(client.ListContainers(cri.ListContainersRequest(filter=wanted)).containers)
+        images = streamed("StreamImages", "images", cri.StreamImagesRequest())
+        assert images == list(client.ListImages(cri.ListImagesRequest()).images)
+        stats = streamed("StreamContainerStats", "container_stats", cri.StreamContainerStatsRequest())
+        assert [each.attributes.id for each in stats] == [running]
+        of_pods = streamed("StreamPodSandboxStats", "pod_sandbox_stats", cri.StreamPodSandboxStatsRequest())
+        assert [each.attributes.id for each in of_pods] == [pod_id]
+        metrics = streamed("StreamPodSandboxMetrics", "pod_sandbox_metrics", cri.StreamPodSandboxMetricsRequest())
+        assert [(each.pod_sandbox_id, len(each.container_metrics)) for each in metrics] == [(pod_id, 1)]
 
 
 def test_images_as_a_kubelet_asks(client: Client) -> None:
