@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -48,10 +49,13 @@ class Helper:
                     async with asyncio.timeout(TIMEOUT_SECONDS):
                         answer = await self._converse(request)
                     return int(answer["status"]), str(answer["stdout"]), str(answer["stderr"])
+                except TimeoutError:
+                    await self._end()
+                    raise CniError(f"{self._entry} took longer than {TIMEOUT_SECONDS:.0f} s", _TRY_AGAIN_LATER) from None
                 except (OSError, EOFError) as error:
                     log.warning("the CNI helper died", entry=self._entry, attempt=attempt, error=str(error))
                     await self._end()
-                except BaseException:  # cancelled or out of time: what it would answer is no longer wanted
+                except BaseException:  # cancelled: what it would answer is no longer wanted
                     await self._end()
                     raise
         raise CniError(f"the process that calls {self._entry} dies")
@@ -93,9 +97,14 @@ class Helper:
             self._socket = None
         process, self._process = self._process, None
         if process:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.shield(process.wait())
+            await _kill(process)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Ends a process, and what it started: it leads a process group of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await asyncio.shield(process.wait())
 
 
 class Plugins:
@@ -153,6 +162,5 @@ class Plugins:
             raise CniError(f"plugin {kind} took longer than {TIMEOUT_SECONDS:.0f} s", _TRY_AGAIN_LATER) from None
         finally:
             if process.returncode is None:
-                process.kill()
-                await asyncio.shield(process.wait())
+                await _kill(process)
         return process.returncode or 0, output.decode(errors="replace"), trouble.decode(errors="replace")

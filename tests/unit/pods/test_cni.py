@@ -10,6 +10,7 @@ import pytest
 from highrt.cni import configuration
 from highrt.cni.errors import CniError, NotConfigured
 from highrt.cni.network import Attachment, Network, PortMapping
+from tests.conftest import wait_for
 
 _PLUGIN = """#!{python} -S
 import json, os, sys
@@ -180,3 +181,29 @@ async def test_plugins_get_what_they_have_the_capability_for(plugins: Plugins) -
     plugins.network.pod_cidrs = []
     await plugins.network.delete(_POD)  # with what the ADD had
     assert plugins.calls()[1][2]["runtimeConfig"] == one[2]["runtimeConfig"]
+
+
+async def test_a_plugin_that_hangs_is_ended_with_what_it_started(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("highrt.cni.plugins.TIMEOUT_SECONDS", 0.5)
+    started = plugins.conf.parent / "started"
+    (plugins.bin / "two").write_text(f"#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exit 0\nsleep 86 & echo $! > {started}; sleep 87\n")
+    with pytest.raises(CniError, match="plugin two took longer than") as caught:
+        await plugins.network.add(_POD)
+    assert caught.value.code == 11
+    assert plugins.network.attached() == []
+    wait_for(lambda: not Path(f"/proc/{started.read_text().strip()}").exists(), what="the plugin's child to end")
+
+
+async def test_a_helper_that_hangs_is_replaced(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("highrt.cni.plugins.TIMEOUT_SECONDS", 3.0)
+    entry = "tests.unit.pods.cni_plugin:run"
+    network = Network(plugins.conf, plugins.bin, {"two": entry}, plugins.cache)
+    slow = Attachment("pod1", "/ns/1", {"HANG": "yes"})
+    try:
+        with pytest.raises(CniError, match=f"{entry} took longer than") as caught:
+            await network.add(slow)
+        assert caught.value.code == 11
+        assert await network.add(Attachment("pod2", "/ns/2")) == ["10.1.2.3", "10.9.9.9"]
+        assert network.attached() == ["pod2"]
+    finally:
+        await network.close()
