@@ -315,6 +315,31 @@ def test_a_pod_has_a_user_namespace_of_its_own(daemon: Daemon, client: Client, t
     assert not (daemon.folder / "s/pods" / pod_id).exists()
 
 
+def test_user_namespaces_and_image_volumes_outlive_the_daemon_and_leave_nothing(
+    daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    config = pod_config(tmp_path)
+    linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(namespace_options=user_namespace(config)))
+    volume = cri.Mount(container_path="/image", image=cri.ImageSpec(image=IMAGE), readonly=True)
+    pod_id = client.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    made = [create(client, pod_id, config, "sleep", "60", mounts=[volume], linux=linux) for _ in range(2)]
+    client.StartContainer(cri.StartContainerRequest(container_id=made[0]))
+    daemon.kill()
+    daemon.start()
+    made.append(create(client, pod_id, config, "sleep", "60", mounts=[volume], linux=linux))
+    for identifier in made[1:]:  # one that was made before, and one in the namespaces that were there before
+        client.StartContainer(cri.StartContainerRequest(container_id=identifier))
+    for identifier in made:
+        command = ["sh", "-c", "stat -c %u /bin /image/bin; head -c 100 /proc/self/uid_map"]
+        done = client.ExecSync(cri.ExecSyncRequest(container_id=identifier, cmd=command, timeout=10))
+        assert done.stdout.split() == [b"0", b"0", b"0", b"200000", b"65536"]
+    daemon.kill()
+    daemon.start()
+    client.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+    assert not [found.target for found in mounts.mountinfo() if pod_id in found.target]
+    assert not (daemon.folder / "s/pods" / pod_id).exists()
+
+
 def test_a_user_namespace_on_the_hosts_network_shows_the_hosts_sys(client: Client, tmp_path: Path) -> None:
     config = pod_config(tmp_path)
     namespaces = user_namespace(config)
