@@ -14,6 +14,7 @@ import sys
 from highrt.monitor import wire
 from highrt.monitor.loop import IN, Loop, Timer, exit_code
 from strata.linux import cgroups, descriptors, namespaces, syscalls
+from strata.telemetry import spans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _serve(entry: "Entry", sock: descriptors.Socket, monitor: int, *, rehearsed:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         gc.disable()  # it ends before that would pay
         # Also the other ends of containers' pipes, which are not to be held open from here.
-        descriptors.close_all_above((0, 1, 2, sock.fileno()))
+        descriptors.close_all_above((0, 1, 2, sock.fileno(), *spans.descriptors()))
         if rehearsed:
             _rehearse(entry)
         while _do_next(entry, sock):

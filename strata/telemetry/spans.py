@@ -45,6 +45,11 @@ def configure(service: str, folder: str | None = None) -> None:
     _current.set(_valid(os.environ.get(ENVIRONMENT_KEY)))
 
 
+def descriptors() -> tuple[int, ...]:
+    """What a process that closes all that it has inherited leaves open for its spans."""
+    return () if _file is None else (_file,)
+
+
 def enabled() -> bool:
     return _file is not None
 

@@ -1,6 +1,7 @@
 """The life of pods and containers, as the CRI services and the person's API see it."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgumen
 from highrt.pods.manager import default_handlers
 from highrt.pods.model import ContainerState, EventKind, Handler, Owner, Stdio
 from strata.protocols.cri_pb2 import LinuxContainerResources, Mount, NamespaceMode, SecurityProfile
+from strata.telemetry import spans
 
 from .conftest import Node, collect, ended, read_all
 
@@ -391,3 +393,15 @@ async def test_a_slow_client_gets_everything_and_the_log_loses_nothing(node: Nod
     await asyncio.wait_for(session.wait(), 5)
     await ended(node.manager, container.id)
     assert [line.removeprefix("stdout F ").encode() for line in node.log()] == wanted
+
+
+async def test_spans_tell_how_long_the_runtime_took(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    await node.manager.close()
+    monkeypatch.setenv(spans.FOLDER_VARIABLE, str(node.folder / "spans"))
+    await node.manager_again()
+    container_id = await node.started("sleep", "60")
+    for _ in range(2):
+        assert await node.manager.exec_sync(container_id, ["echo", "on"]) == (b"on\n", b"", 0)
+    written = "".join(path.read_text() for path in (node.folder / "spans").iterdir())
+    names = [json.loads(line)["name"] for line in written.splitlines()]
+    assert [names.count(f"lowrt {command}") for command in ("create", "start", "exec")] == [1, 1, 2]
