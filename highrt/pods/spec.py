@@ -198,9 +198,9 @@ def oci_resources(resources: LinuxContainerResources) -> Spec:
         found["cpu"] = kept
     if kept := {key: value for key, value in memory.items() if value}:
         found["memory"] = kept
-    pages = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in resources.hugepage_limits]
-    if pages:
-        found["hugepageLimits"] = pages
+    # A kubelet sends a limit for each size that the machine knows, also where its kernel cannot limit any.
+    if resources.hugepage_limits and cgroups.has("hugetlb"):
+        found["hugepageLimits"] = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in resources.hugepage_limits]
     if resources.unified:
         if cgroups.mode() != "v2":
             raise InvalidArgument("resources.unified: this machine's cgroups are not v2")

@@ -19,7 +19,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ROOT", "Cgroup", "Stats", "below_own", "in_every_hierarchy", "mode", "open_cgroup", "own_path", "restore", "wake"]
+__all__ = [
+    "ROOT",
+    "Cgroup",
+    "Stats",
+    "below_own",
+    "has",
+    "in_every_hierarchy",
+    "mode",
+    "open_cgroup",
+    "own_path",
+    "restore",
+    "wake",
+]
 
 ROOT = "/sys/fs/cgroup"
 
@@ -29,6 +41,14 @@ def mode() -> str:
     if os.path.exists(f"{ROOT}/cgroup.controllers"):
         return "v2"
     return "hybrid" if os.path.exists(f"{ROOT}/unified/cgroup.procs") else "v1"
+
+
+def has(controller: str) -> bool:
+    """Whether the machine has a controller, in whichever hierarchy (cgroups(7))."""
+    if mode() != "v2" and controller in hierarchies(ROOT):
+        return True
+    tree = ROOT if mode() == "v2" else f"{ROOT}/unified"
+    return controller in read(f"{tree}/cgroup.controllers", "").split()
 
 
 def open_cgroup(path: str) -> Cgroup:

@@ -341,3 +341,19 @@ def test_a_container_that_shares_no_pid_namespace_is_killed_as_a_whole(group: cg
     shell.wait(5)
     shell.stdin.close()
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids if pid != shell.pid), what="the children to end")
+
+
+def test_the_machines_controllers_are_those_of_its_groups(name: str) -> None:
+    group = cgroups.open_cgroup(name)
+    group.create()
+    try:
+        for controller, file in (
+            ("pids", "pids.max"),
+            ("memory", "memory.stat"),
+            ("hugetlb", "hugetlb.2MB.*"),
+            ("no-such", "*x*"),
+        ):
+            there = any(list(Path(folder).glob(file)) for folder in group.folders())
+            assert cgroups.has(controller) == there or (controller == "hugetlb" and cgroups.mode() != "v1")
+    finally:
+        group.destroy()

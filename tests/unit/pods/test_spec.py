@@ -235,6 +235,14 @@ def test_signals_by_name(text: str, expected: int) -> None:
     assert number(text) == expected
 
 
+def test_limits_of_huge_pages_are_left_out_where_the_kernel_cannot_limit_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = LinuxContainerResources()
+    resources.hugepage_limits.add(page_size="2MB", limit=0)
+    for there, expected in ((True, [{"pageSize": "2MB", "limit": 0}]), (False, None)):
+        monkeypatch.setattr("highrt.pods.spec.cgroups.has", lambda controller, there=there: there)
+        assert spec.oci_resources(resources).get("hugepageLimits") == expected
+
+
 def test_every_signal_has_a_name_in_cri_and_back() -> None:
     for value in Signal.values():
         if value != Signal.SIGNAL_RUNTIME_DEFAULT:
