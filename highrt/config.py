@@ -8,6 +8,7 @@ The file is YAML:
     default_handler: lowrt
     cgroup_driver: cgroupfs                     # what kubelets are told to use: cgroupfs or systemd
     streaming: {address: 127.0.0.1, port: 0}    # of exec, attach and port-forward; with `cert` and `key` by TLS
+    cni_template: /etc/highrt/cni.conflist      # what a network configuration is made from, see highrt.cni.template
     cni:
       bridge: "nodenet.cni.warm:run"            # plugins that a warm helper calls, in place of executables
 
@@ -27,7 +28,7 @@ from highrt.pods.model import Handler
 from highrt.streaming.server import Endpoint
 
 _CNI_ENTRY = "nodenet.cni.warm:run"
-_KEYS = {"handlers", "default_handler", "cgroup_driver", "streaming", "cni"}
+_KEYS = {"handlers", "default_handler", "cgroup_driver", "streaming", "cni", "cni_template"}
 _CNI_TYPES = ("bridge", "host-local", "portmap", "loopback")
 
 
@@ -47,6 +48,7 @@ class Config:
     cni_entries: dict[str, str] = field(default_factory=dict)
     cgroup_driver: str = "cgroupfs"
     streaming: Endpoint = field(default_factory=Endpoint)
+    cni_template: Path | None = None
 
 
 def load(root: Path, state: Path, file: Path | None) -> Config:
@@ -78,7 +80,8 @@ def load(root: Path, state: Path, file: Path | None) -> Config:
     for kind in [kind for kind, entry in cni.items() if not entry]:
         entries.pop(str(kind), None)
     streaming = _endpoint(_is(content.get("streaming", {}), dict, f"--config {file}: streaming", "a mapping"))
-    return Config(root, state, handlers, default, entries, driver, streaming)
+    template = content.get("cni_template")
+    return Config(root, state, handlers, default, entries, driver, streaming, Path(str(template)) if template else None)
 
 
 def _endpoint(value: dict[str, Any]) -> Endpoint:

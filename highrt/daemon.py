@@ -81,6 +81,7 @@ async def run(options: Options) -> None:
             cni_conf_dir=options.cni_conf_dir,
             cni_bin_dir=options.cni_bin_dir,
             cni_entry=config.cni_entries,
+            cni_template=config.cni_template,
         )
         await _open(opened, pods.open, pods.close)
         streams = StreamingServer(config.streaming)

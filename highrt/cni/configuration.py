@@ -35,18 +35,22 @@ class NetworkConfig:
 
 def load(folder: Path) -> NetworkConfig:
     """The configuration that holds now. Raises NotConfigured, with the reason for each file that is no good."""
-    try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in _KINDS)
-    except OSError:
-        files = []
     reasons = []
-    for path in files:
+    for path in files(folder):
         try:
             return parse(json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             reasons.append(f"{path.name}: {error}")
     detail = f" ({'; '.join(reasons)})" if reasons else ""
     raise NotConfigured(f"no network configuration in {folder}{detail}: the node's network writes one there")
+
+
+def files(folder: Path) -> list[Path]:
+    """What may be a configuration, in the order in which they count."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in _KINDS and path.name[0] != ".")
+    except OSError:
+        return []
 
 
 def parse(value: Any) -> NetworkConfig:

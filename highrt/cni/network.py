@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from highrt.cni import configuration
+from highrt.cni import configuration, template
 from highrt.cni.configuration import NetworkConfig
 from highrt.cni.errors import CniError, NotConfigured
 from highrt.cni.plugins import Plugins
@@ -64,15 +64,27 @@ class Attachment:
 class Network:
     """The node's pod network. `status` says whether it can be used yet."""
 
-    def __init__(self, conf_dir: Path, bin_dir: Path, entries: Mapping[str, str], cache_dir: Path) -> None:
-        """entries: plugin type → dotted name of a function that takes the executable's place. cache_dir: see above."""
-        self._conf_dir, self._cache_dir = conf_dir, cache_dir
+    def __init__(
+        self, conf_dir: Path, bin_dir: Path, entries: Mapping[str, str], cache_dir: Path, template_file: Path | None = None
+    ) -> None:
+        """entries: plugin type → dotted name of a function that takes the executable's place. cache_dir: see above.
+        template_file: what a configuration is made from, see `template`."""
+        self._conf_dir, self._cache_dir, self._template = conf_dir, cache_dir, template_file
         self.plugins = Plugins(bin_dir, entries)
-        self.pod_cidrs: list[str] = []
-        """The node's, as a kubelet told them: for plugins with the capability ipRanges."""
+        self._pod_cidrs: list[str] = []
 
     async def close(self) -> None:
         await self.plugins.close()
+
+    def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """The node's, as a kubelet told them: for plugins with the capability ipRanges, and for the template, unless somebody
+        else has put a configuration there. Raises CniError where the template is no good."""
+        self._pod_cidrs = list(cidrs)
+        if self._template is None or not cidrs:
+            return
+        others = [file for file in configuration.files(self._conf_dir) if file.name != template.NAME]
+        if not others and template.write(self._template, self._conf_dir, cidrs):
+            log.info("network configuration made from the template", cidrs=",".join(cidrs))
 
     async def status(self) -> tuple[bool, str]:
         """Whether pods can be attached, and why not. Plugins are asked from version 1.1 on, which has STATUS."""
@@ -158,7 +170,7 @@ class Network:
         return sorted(p.name for p in self._cache_dir.iterdir() if p.name[0] != ".") if self._cache_dir.is_dir() else []
 
     def _of_the_node(self) -> dict[str, Any]:
-        return {"ipRanges": [[{"subnet": cidr}] for cidr in self.pod_cidrs]} if self.pod_cidrs else {}
+        return {"ipRanges": [[{"subnet": cidr}] for cidr in self._pod_cidrs]} if self._pod_cidrs else {}
 
     def _network_of(self, container_id: str) -> str:
         cached = self._recall(container_id) or {}

@@ -11,9 +11,10 @@ from ipaddress import ip_network
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from highrt.cni.errors import CniError
 from highrt.cri import info, messages, metrics, stats
 from highrt.cri.calls import require, streaming, unary
-from highrt.pods.errors import FailedPrecondition, InvalidArgument, NotFound
+from highrt.pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, ContainerState, Owner, Pod, Stdio
 from highrt.streaming.commands import AttachedContainer, ExecutedCommand
@@ -100,7 +101,10 @@ class CriRuntime(RuntimeServiceBase):
             found = [str(ip_network(cidr.strip())) for cidr in cidrs.split(",") if cidr.strip()]
         except ValueError as error:
             raise InvalidArgument(f"UpdateRuntimeConfig: pod_cidr {cidrs!r}: {error}") from None
-        self._pods.network.pod_cidrs = found
+        try:
+            self._pods.network.set_pod_cidrs(found)
+        except (CniError, OSError) as error:
+            raise PodError(f"UpdateRuntimeConfig: {error}") from error
         return cri.UpdateRuntimeConfigResponse()
 
     # pods

@@ -71,12 +71,14 @@ class PodManager:
         cni_conf_dir: Path = Path("/etc/cni/net.d"),
         cni_bin_dir: Path = Path("/opt/cni/bin"),
         cni_entry: Mapping[str, str] | None = None,
+        cni_template: Path | None = None,
         cdi_folders: Sequence[Path] = cdi.FOLDERS,
     ) -> None:
         """root: what survives a reboot. state: sockets, namespaces, exit records (its path short: sockets lie below it).
 
         name: of the stack, for cgroups. handlers: by the name that RunPodSandbox gives; `default_handler` is the one for "".
-        cni_entry: plugin type → dotted name of the function that takes the executable's place. cdi_folders: where devices are
+        cni_entry: plugin type → dotted name of the function that takes the executable's place. cni_template: of a configuration
+        that is made when a kubelet tells the pod CIDRs. cdi_folders: where devices are
         defined, the later ones before the earlier.
         Raises InvalidArgument where the default handler is not among the handlers.
         """
@@ -86,7 +88,7 @@ class PodManager:
             raise InvalidArgument(f"runtime handler {default_handler!r} is not among those of the configuration")
         self._default_handler = default_handler
         entry = next((handler.entry for handler in self._handlers.values() if handler.entry), "lowrt.main:run")
-        self.network = Network(cni_conf_dir, cni_bin_dir, cni_entry or {}, root / "cni")
+        self.network = Network(cni_conf_dir, cni_bin_dir, cni_entry or {}, root / "cni", cni_template)
         registry = self._registry = Registry(state, name)
         monitors = self._monitors = Monitors(state, registry.cgroup_root, entry, self._on_event, self._on_death)
         self._streams = Streams(registry, monitors)

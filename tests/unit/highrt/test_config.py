@@ -27,7 +27,7 @@ def test_what_the_file_says_takes_the_place_of_what_is_built_in(tmp_path: Path) 
     ("text", "why"),
     [
         ("cgroup_driver: docker", "cgroup_driver 'docker': must be cgroupfs or systemd"),
-        ("surprise: 1", "surprise: not known; there are cgroup_driver, cni, default_handler, handlers, streaming"),
+        ("surprise: 1", "surprise: not known; there are cgroup_driver, cni, cni_template, default_handler, handlers, streaming"),
         ("default_handler: nosuch", "default_handler 'nosuch' is none of"),
         ("streaming: {address: 0.0.0.0}", "can be reached from outside: give cert and key"),
         ("streaming: {address: localhost}", "must be an IP address"),

@@ -169,7 +169,7 @@ def test_of_several_versions_the_newest_known_one_is_spoken(plugins: Plugins, of
 async def test_plugins_get_what_they_have_the_capability_for(plugins: Plugins) -> None:
     wanted = dict.fromkeys(("portMappings", "bandwidth", "ipRanges", "dns", "unheard-of"), True)
     _configure(plugins, plugins=[{"type": "one", "capabilities": wanted}, {"type": "two"}])
-    plugins.network.pod_cidrs = ["10.1.0.0/24", "fd00::/64"]
+    plugins.network.set_pod_cidrs(["10.1.0.0/24", "fd00::/64"])
     rates = {"ingressRate": 1000, "ingressBurst": 5}
     await plugins.network.add(Attachment("pod1", "/ns/1", {}, [], {"servers": ["10.0.0.1"]}, rates))
     one, two = plugins.calls()
@@ -178,7 +178,7 @@ async def test_plugins_get_what_they_have_the_capability_for(plugins: Plugins) -
         "ipRanges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00::/64"}]],
     }  # fmt: skip
     assert "runtimeConfig" not in two[2]
-    plugins.network.pod_cidrs = []
+    plugins.network.set_pod_cidrs([])
     await plugins.network.delete(_POD)  # with what the ADD had
     assert plugins.calls()[1][2]["runtimeConfig"] == one[2]["runtimeConfig"]
 
@@ -207,3 +207,41 @@ async def test_a_helper_that_hangs_is_replaced(plugins: Plugins, monkeypatch: py
         assert network.attached() == ["pod2"]
     finally:
         await network.close()
+
+
+TEMPLATE = {
+    "cniVersion": "1.0.0", "name": "made",
+    "plugins": [{"type": "one", "ipam": {"subnet": "{{.PodCIDR}}", "ranges": "{{.PodCIDRRanges}}", "routes": "{{.Routes}}"}}],
+}  # fmt: skip
+
+
+async def test_a_configuration_is_made_of_the_template_and_follows_the_cidrs(plugins: Plugins) -> None:
+    (plugins.conf / "10-net.conflist").unlink()
+    template = plugins.conf.parent / "template"
+    template.write_text(json.dumps(TEMPLATE))
+    network = Network(plugins.conf, plugins.bin, {}, plugins.cache, template)
+    assert (await network.status())[0] is False
+    for cidrs, routes in ((["10.1.0.0/24", "fd00::/64"], ["0.0.0.0/0", "::/0"]), (["fd01::/64"], ["::/0"])):
+        network.set_pod_cidrs(cidrs)
+        assert await network.status() == (True, "")
+        made = configuration.load(plugins.conf)
+        assert made.name == "made"
+        assert made.plugins[0]["ipam"] == {
+            "subnet": cidrs[0], "ranges": [[{"subnet": cidr}] for cidr in cidrs], "routes": [{"dst": route} for route in routes],
+        }  # fmt: skip
+    (plugins.conf / "99-other.conflist").write_text(json.dumps(TEMPLATE | {"name": "other"}))
+    before = [path.read_text() for path in configuration.files(plugins.conf)]
+    network.set_pod_cidrs(["10.2.0.0/24"])  # somebody else sees to the network now
+    assert [path.read_text() for path in configuration.files(plugins.conf)] == before
+
+
+def test_a_template_that_is_no_configuration_is_told(plugins: Plugins) -> None:
+    (plugins.conf / "10-net.conflist").unlink()
+    template = plugins.conf.parent / "template"
+    network = Network(plugins.conf, plugins.bin, {}, plugins.cache, template)
+    for text in (None, "{", "{}"):
+        if text is not None:
+            template.write_text(text)
+        with pytest.raises(CniError, match=str(template)):
+            network.set_pod_cidrs(["10.1.0.0/24"])
+    assert configuration.files(plugins.conf) == []
