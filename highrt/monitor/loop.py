@@ -85,9 +85,10 @@ class Loop:
         """Until `stop`."""
         self._running = True
         while self._running:
-            for descriptor, events in self._poll.poll(self._timeout_ms()):
-                call = self._watched.get(descriptor)
-                if call:
+            found = self._poll.poll(self._timeout_ms())
+            for descriptor, events, call in [(number, events, self._watched.get(number)) for number, events in found]:
+                # Not where a call before it has closed the descriptor: its number may already be another's, with nothing to read.
+                if call and self._watched.get(descriptor) is call:
                     self._guard(lambda call=call, events=events: call(events))  # type: ignore[misc]
             now = time.monotonic()
             for timer in [timer for timer in self._timers if timer.due <= now]:

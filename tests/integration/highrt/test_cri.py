@@ -263,6 +263,48 @@ def test_names_of_a_pod_cannot_be_lines_of_their_own(client: Client, fields: dic
     assert refusal(client.RunPodSandbox, request)[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_no_socket_of_the_daemons_can_be_reached_from_the_hosts_network(daemon: Daemon, client: Client, tmp_path: Path) -> None:
+    """CVE-2020-15257: a shim listened on an abstract socket, which belongs to the network namespace."""
+    with pod(client, tmp_path) as (pod_id, config):
+        identifier = start(client, pod_id, config, "sleep", "60")
+        info = json.loads(client.ContainerStatus(cri.ContainerStatusRequest(container_id=identifier, verbose=True)).info["info"])
+        stat = Path(f"/proc/{info['pid']}/stat").read_text()
+        monitor = int(stat.rpartition(")")[2].split()[1])
+        assert daemon.process
+        ours = {daemon.process.pid, monitor, *children(daemon.process.pid)}
+        assert len(ours) >= 3
+        inodes = {f"socket:[{line.split()[6]}]" for line in Path("/proc/net/unix").read_text().splitlines() if " @" in line}
+        for process in ours:
+            for descriptor in Path(f"/proc/{process}/fd").iterdir():
+                assert os.readlink(descriptor) not in inodes
+        for path in (daemon.folder / "highrt.sock", *(daemon.folder / "s/m").iterdir()):
+            assert path.stat().st_mode & 0o007 == 0, path
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kernel.core_pattern", "|/bin/sh"), ("kernel/core_pattern", "x"), ("net.ipv4.ip_forward+kernel.core_pattern", "1"),
+        ("net.ipv4.ip_forward/../../../kernel/core_pattern", "1"), ("vm.overcommit_memory", "1"), ("net/../kernel/hostname", "x"),
+        ("kernel.shm_rmid_forced", "1+kernel.core_pattern=x"), ("", "1"), ("net.", "1"),
+    ],
+)  # fmt: skip
+def test_a_sysctl_reaches_nothing_of_the_hosts(client: Client, tmp_path: Path, name: str, value: str) -> None:
+    """CVE-2022-0811: a plus sign in a value began another one."""
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    config = pod_config(tmp_path)
+    config.linux.sysctls[name] = value
+    with pytest.raises(grpc.RpcError) as refused:
+        client.RunPodSandbox(cri.RunPodSandboxRequest(config=config))
+    assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN)
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+    assert not client.ListPodSandbox(cri.ListPodSandboxRequest()).items
+
+
 USERS = cri.IDMapping(host_id=200000, container_id=0, length=65536)
 
 
@@ -308,6 +350,8 @@ def test_a_pod_has_a_user_namespace_of_its_own(daemon: Daemon, client: Client, t
         verbose = cri.ContainerStatusRequest(container_id=identifier, verbose=True)
         pid = json.loads(client.ContainerStatus(verbose).info["info"])["pid"]
         assert os.stat(f"/proc/{pid}").st_uid == 200000
+        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        assert [line for line in groups if line.endswith(f"/{daemon.name}/pods/{pod_id}/{identifier}")]  # CVE-2025-47291
         assert sh("cat /proc/1/cmdline").startswith("/init")
         assert os.stat(daemon.folder / "s/pods" / pod_id).st_mode & 0o777 == 0o710
     finally:

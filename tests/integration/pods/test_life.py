@@ -184,6 +184,13 @@ async def test_exec_sync_does_not_wait_for_what_the_command_left_behind(node: No
         assert (await node.manager.exec_sync(container_id, ["sh", "-c", "yes & sleep 0.1"]))[2] == 0
 
 
+async def test_many_execs_at_once_all_come_through(node: Node) -> None:
+    container_id = await node.started("sleep", "60")
+    for _ in range(10):
+        every = [node.manager.exec_sync(container_id, ["echo", str(number)]) for number in range(8)]
+        assert await asyncio.gather(*every) == [(f"{number}\n".encode(), b"", 0) for number in range(8)]
+
+
 async def test_exec_sync_out_of_time_takes_all_along_that_it_started(node: Node) -> None:
     container_id = await node.started("sh", "-c", "sleep 60 & wait")
     script = "(sleep 77 & sleep 78) & sleep 79"
