@@ -8,6 +8,7 @@ from highrt.monitor.logfile import LogFile
 from highrt.monitor.loop import Loop, exit_code
 from highrt.monitor.runtime import Runtime
 from highrt.monitor.streams import Sink, Source, feed
+from highrt.monitor.worker import Workers
 from strata.linux import cgroups
 
 TYPE_CHECKING = False
@@ -64,9 +65,11 @@ class Attached:
 class Container:
     """Made by `create`; ends in state exited, after its exit record is on disk and the runtime has deleted it."""
 
-    def __init__(self, loop: Loop, runtime: Runtime, request: "Request", emit: "Emit", boot: str) -> None:
+    def __init__(
+        self, loop: Loop, workers: Workers, runtime: Runtime, request: "Request", emit: "Emit", boot: str
+    ) -> None:  # fmt: skip
         """request: the fields of the wire's `create`. emit: sends events. Raises OSError where the log cannot be opened."""
-        self.loop, self._runtime, self._emit, self._boot = loop, runtime, emit, boot
+        self.loop, self._workers, self._runtime, self._emit, self._boot = loop, workers, runtime, emit, boot
         self.id: str = request["container"]
         self._bundle: str = request["bundle"]
         self._cgroup_path: str = request["cgroup"]
@@ -82,6 +85,7 @@ class Container:
         self._sources: dict[bytes, Source] = {}
         self._attached: dict[str, Attached] = {}
         self._draining: Any = None
+        self._asking = False
         self._on_deleted: list[Callable[[], None]] = []
         self._log = LogFile(request.get("log") or "")
 
@@ -159,8 +163,8 @@ class Container:
                 _kill(pid, number)
         # The first process is this one's child and not reaped yet: its PID cannot have come to mean another.
         _kill(self.pid, number)
-        if number == 9 and self._frozen():
-            self._cgroup.thaw()
+        if number == 9:  # who is frozen does not die
+            self._workers.do("thaw", [self._cgroup_path], lambda status, trouble: None, keep=True)
 
     def delete(self, done: "Callable[[], None]") -> None:
         """Ends it if it runs, and calls when nothing of it is left with the runtime."""
@@ -175,22 +179,25 @@ class Container:
             self._runtime.expect_no_start()
             self.signal(9, everybody=not self._own_pid_namespace)
 
-    def _frozen(self) -> bool:
-        try:
-            return self._cgroup.frozen()
-        except OSError:
-            return False
-
     def _ended(self, status: int) -> None:
         code, number = exit_code(status)
         if not self._own_pid_namespace:
             self._cgroup.kill()
-        try:
-            oom = code != 0 and self._cgroup.oom_kill_count() > 0
-        except OSError:
-            oom = False
-        self.exit = {"code": code, "signal": number, "oom": oom, "time": time.time_ns(), "boot_id": self._boot}
+        self.exit = {"code": code, "signal": number, "oom": False, "time": time.time_ns(), "boot_id": self._boot}
         self.state = "stopping"
+        if code == 0:
+            self._drain()
+        else:
+            self._asking = True
+            self._workers.do("oom", [self._cgroup_path], self._learn_why, keep=True)
+
+    def _learn_why(self, status: int, kills: str) -> None:
+        """kills: how many of its processes the kernel killed for want of memory, if that could be found out."""
+        self._asking = False
+        self.exit = {**(self.exit or {}), "oom": status == 0 and int(kills) > 0}
+        self._drain()
+
+    def _drain(self) -> None:
         if self._sources:
             self._draining = self.loop.after(DRAIN_SECONDS, self._drained)
         else:
@@ -313,7 +320,7 @@ class Container:
     def _stream_ended(self, name: bytes) -> None:
         self._sources.pop(name, None)
         self._log_end(name)
-        if self.state == "stopping" and not self._sources:
+        if self.state == "stopping" and not self._sources and not self._asking:
             self._drained()
 
     def _log_end(self, name: bytes) -> None:

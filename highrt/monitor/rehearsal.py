@@ -4,10 +4,11 @@ CPython rewrites the instructions of a function that has run some times (PEP 659
 names: all of that are writes to pages, which monitors share as long as they do not write to them.
 """
 
+import _socket
 import os
 
 from highrt.monitor import files, wire
-from highrt.monitor.loop import Loop
+from highrt.monitor.loop import IN, Loop
 from highrt.monitor.runtime import Runtime
 from highrt.monitor.server import Server
 from strata.linux import descriptors
@@ -18,17 +19,20 @@ if TYPE_CHECKING:
 
     from highrt.monitor.worker import Done
 
-_ROUNDS = 12
+_ROUNDS = 10
 """After 8 calls a function's instructions are rewritten, and then each as it is found to be used."""
+
+_LIMIT_SECONDS = 2.0
 
 _CONTAINER = {"container": "c"}
 _EXEC = {"exec": "e", "process": {"args": ["true"], "env": ["A=b"]}, "stdio": [0, 1, 2]}
 _LIFE: "list[dict[str, Any]]" = [
     {"do": "events", "since": 0},
     {"do": "namespaces", "targets": {}},
-    {"do": "create", "bundle": "", "cgroup": "/c", "log": os.devnull, "stdin": True, **_CONTAINER},
+    {"do": "create", "cgroup": "/c", "stdin": True, **_CONTAINER},
     {"do": "start", **_CONTAINER},
-    {"do": "exec", "folder": "", **_EXEC, **_CONTAINER},
+    {"do": "exec", **_EXEC, **_CONTAINER},
+    {"do": "exec", **_EXEC, "exec": "t", "process": {"args": ["true"], "terminal": True}, **_CONTAINER},
     {"do": "attach", "attach": "a", "stdio": [0, 1, 2], **_CONTAINER},
     {"do": "reopen-log", **_CONTAINER},
     {"do": "signal", "signal": 0, **_CONTAINER},
@@ -44,6 +48,9 @@ class _Workers:
 
     def do(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = (), *, keep: bool = False) -> None:
         wire.dumps([what, *arguments])
+        if what == "oom":
+            done(0, "0")
+            return
         argv: list[str] = arguments[0] if what == "runtime" else []
         if "--pid-file" in argv:
             pid = os.fork()
@@ -55,27 +62,41 @@ class _Workers:
                 finally:
                     os._exit(0)
             files.write(argv[argv.index("--pid-file") + 1], str(pid), os.O_TRUNC)
+        if "--console-socket" in argv:
+            _hand_over_terminal(argv[argv.index("--console-socket") + 1])
         done(0, "")
 
     def let_go(self) -> None:
         pass
 
 
-def play(folder: str) -> None:
-    """folder: one that is not there, for some files. Raises OSError."""
+def _hand_over_terminal(path: str) -> None:
+    master, slave = os.openpty()
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    connection.connect(path)
+    descriptors.send(connection, b"/dev/ptmx", (master,))
+    connection.close()
+    os.close(master)
+    os.close(slave)
+
+
+def play(folder: str) -> "list[str]":
+    """What went otherwise than it should: nothing. folder: one that is not there, for some files. Raises OSError."""
     os.mkdir(folder, 0o700)
-    loop = Loop(lambda error: loop.stop())
+    troubles: list[str] = []
+    loop = Loop(lambda error: troubles.append(repr(error)))
     try:
         for _ in range(_ROUNDS):
-            _live(loop, folder)
+            _live(loop, folder, troubles)
     finally:
         loop.close()
         for name in os.listdir(folder):
             os.unlink(f"{folder}/{name}")
         os.rmdir(folder)
+    return troubles
 
 
-def _live(loop: Loop, folder: str) -> None:
+def _live(loop: Loop, folder: str, troubles: "list[str]") -> None:
     workers: Any = _Workers()
     runtime = Runtime(loop, workers, ["runtime"], [], in_process=True)
     server = Server(loop, workers, runtime, {"pod": "p", "cgroup": "/p", "socket": ""}, "")
@@ -84,24 +105,35 @@ def _live(loop: Loop, folder: str) -> None:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     left = list(enumerate(_LIFE))
     decoder = wire.Decoder()
+    paths = {"bundle": folder, "folder": folder, "log": f"{folder}/log", "console_socket": f"{folder}/console"}
 
-    def next_request() -> None:
-        number, request = left.pop(0)
-        places = request.get("stdio") or ()
-        message = {**request, "id": f"r-{number}", "fds": len(places), "bundle": folder, "folder": folder}
-        descriptors.send(ours, wire.frame(message), (null,) * len(places))
+    awaited = 1 + len(_LIFE) + sum(request["do"] == "exec" for request in _LIFE)
 
     def heard(events: int) -> None:
+        """The hello, the answers, and the ends of execs; after the hello and each answer comes the next request."""
+        nonlocal awaited
         for message in decoder.feed(ours.recv(65536)):
-            if "event" in message:
+            if message.get("event") not in (None, "exec-exited"):
                 continue
-            if left:
-                next_request()
-            else:
+            awaited -= 1
+            if not awaited:
                 loop.stop()
+            if "error" in message:
+                troubles.append(message["error"])
+            if left and "event" not in message:
+                number, request = left.pop(0)
+                places = request.get("stdio") or ()
+                frame = wire.frame({**paths, **request, "id": f"r-{number}", "fds": len(places)})
+                descriptors.send(ours, frame, (null,) * len(places))
 
-    loop.watch(ours.fileno(), 1, heard)
+    def late() -> None:
+        troubles.append("it does not end")
+        loop.stop()
+
+    limit = loop.after(_LIMIT_SECONDS, late)
+    loop.watch(ours.fileno(), IN, heard)
     loop.run()
+    loop.cancel(limit)
     loop.unwatch(ours.fileno())
     for connection in list(server.connections):
         connection.close()

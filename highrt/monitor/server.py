@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         def __call__(self, error: str | None, values: Message | None = None) -> None: ...
 
 
-_REMEMBERED_ANSWERS = 128
+_REMEMBERED_ANSWERS = 64
 _UNWANTED_SECONDS = 10.0
 
 
@@ -194,7 +194,7 @@ class Server:
             reply(None, {"pid": known.pid})
             return
         self._join_cgroup()
-        container = Container(self.loop, self._runtime, message, self.emit, self._boot)
+        container = Container(self.loop, self._workers, self._runtime, message, self.emit, self._boot)
         self._containers[container.id] = container
 
         def done(error: str | None) -> None:

@@ -12,7 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHUNK_BYTES = 65536
+CHUNK_BYTES = 16384
+"""What is read at once. Written pages stay the monitor's for good, and lines take several times their length on their way."""
 HIGH_WATER_BYTES = 1 << 20
 STALLED_SECONDS = 30.0
 

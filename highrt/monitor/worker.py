@@ -44,7 +44,7 @@ class Workers:
         self._unwanted: Timer | None = None
 
     def do(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = (), *, keep: bool = False) -> None:
-        """Has `what`, one of _WORKS, done, and calls done(exit status, text of the error).
+        """Has `what`, one of _WORKS, done, and calls done(exit status, what is told: the error, if it is not 0).
 
         keep: the next work comes soon, and needs what this has touched. Not otherwise: what a kept worker has made is its
         child, and its end is not seen here.
@@ -185,8 +185,7 @@ def _do_next(entry: "Entry", sock: descriptors.Socket) -> bool:
             argv, environ = arguments
             answer = bytes([entry(argv, (found[0], found[1], found[2]), environ)])
         else:
-            _WORKS[what](*arguments)
-            answer = b"\0"
+            answer = b"\0" + (_WORKS[what](*arguments) or "").encode()
     except OSError as error:
         answer = b"\1" + str(error).encode()
     except Exception as error:
@@ -210,5 +209,17 @@ def _join_cgroup(path: str, pids: "list[int]") -> None:
         group.add(pid)
 
 
-_WORKS: "dict[str, Callable[..., None]]" = {"namespaces": _pin_namespaces, "cgroup": _join_cgroup}
+def _thaw(path: str) -> None:
+    group = cgroups.open_cgroup(path)
+    if group.frozen():
+        group.thaw()
+
+
+def _count_oom_kills(path: str) -> str:
+    return str(cgroups.open_cgroup(path).oom_kill_count())
+
+
+_WORKS: "dict[str, Callable[..., str | None]]" = {
+    "namespaces": _pin_namespaces, "cgroup": _join_cgroup, "thaw": _thaw, "oom": _count_oom_kills,
+}  # fmt: skip
 """What can be done, besides `runtime`, a call of that: arguments and environment, with three descriptors."""

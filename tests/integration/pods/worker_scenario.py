@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from highrt.monitor import main
+from highrt.monitor import main, rehearsal
 from highrt.monitor.loop import Loop
 from highrt.monitor.worker import Workers
 from strata.linux import syscalls
@@ -73,11 +73,17 @@ def faulty(error: BaseException) -> None:
 syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 before = set(sys.modules)
 main.prepare()
+open_before = len(os.listdir("/proc/self/fd"))
+troubles = rehearsal.play(f"{sys.argv[1]}.rehearsal")
+left_open = len(os.listdir("/proc/self/fd")) - open_before
 imported = sorted(set(sys.modules) - before)
 loop = Loop(faulty)
 workers = Workers(loop, runtime, limit=1.0)
 kept = workers.waiting
-result = {"imported": imported, "rehearsed": os.path.exists(f"/run/strata-rehearsal-{os.getpid()}")}
+result = {"imported": imported, "troubles": troubles, "left open": left_open}
+result["left behind"] = [
+    path for path in (f"/run/strata-rehearsal-{os.getpid()}", f"{sys.argv[1]}.rehearsal") if os.path.exists(path)
+]
 result["plain"] = do("plain", keep=True)
 result["same worker"] = workers.waiting == kept
 os.kill(workers.waiting[0], signal.SIGKILL)
