@@ -13,7 +13,7 @@ import sys
 
 from highrt.monitor import wire
 from highrt.monitor.loop import IN, Loop, Timer, exit_code
-from strata.linux import cgroups, descriptors, namespaces, syscalls
+from strata.linux import cgroups, descriptors, namespaces, pages, syscalls
 from strata.telemetry import spans
 
 TYPE_CHECKING = False
@@ -170,6 +170,7 @@ def _rehearse(entry: "Entry") -> None:
         pass  # then its first move into a cgroup waits as long as it must
     if rehearse := getattr(sys.modules[entry.__module__], "rehearse", None):
         rehearse()
+    pages.copy_now()
 
 
 def _do_next(entry: "Entry", sock: descriptors.Socket) -> bool:

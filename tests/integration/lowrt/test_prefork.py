@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from strata.linux import syscalls
+from tests import processes
 from tests.conftest import wait_for
 from tests.integration.lowrt.conftest import Runtime
 from tests.integration.lowrt.warm import Spawner
@@ -144,25 +145,17 @@ def create(spawner: Spawner, runtime: Runtime, stdout: int) -> int:
 
 
 def sharing_memory_with(first: int) -> list[int]:
-    """The process that was forked ahead is as the first process has made it, and lies where that lies."""
-    maps = Path(f"/proc/{first}/maps").read_text()
-    return [pid for pid in processes("lowrt") if pid != first and read(pid, "maps") == maps]
+    """The processes that have the same memory as the first process."""
+    others = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in others if pid != first and processes.comm(pid) == "lowrt" and share_memory(pid, first)]
 
 
-def processes(name: str) -> list[int]:
-    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if read(pid, "comm") == f"{name}\n"]
-
-
-def read(pid: int, name: str) -> str:
+def share_memory(one: int, other: int) -> bool:
+    kcmp, vm = 312, 1  # kcmp(2), on x86-64
     try:
-        return Path(f"/proc/{pid}/{name}").read_text()
-    except OSError:
-        return ""
-
-
-def is_gone(pid: int) -> bool:
-    return read(pid, "stat").rpartition(")")[2].split()[:1] in ([], ["Z"])
+        return syscalls.call(kcmp, one, other, vm, 0, 0) == 0
+    except ProcessLookupError:
+        return False
 
 
 def test_nothing_of_it_stays_when_the_program_runs(spawner: Spawner, runtime: Runtime) -> None:
@@ -177,7 +170,7 @@ def test_nothing_of_it_stays_when_the_program_runs(spawner: Spawner, runtime: Ru
     assert select.select([pipe], [], [], 10)[0]
     assert os.read(pipe, 1) == b""
     os.close(pipe)
-    wait_for(lambda: is_gone(ahead), what="the end of the process that was forked ahead")
+    wait_for(lambda: processes.is_gone(ahead), what="the end of the process that was forked ahead")
     assert runtime.state()["status"] == "running"
 
 
@@ -185,16 +178,15 @@ def test_a_container_that_is_deleted_before_its_start_takes_it_along(spawner: Sp
     runtime.config["process"]["args"] = ["sleep", "100"]
     (ahead,) = sharing_memory_with(create(spawner, runtime, 1))
     runtime.call("delete", "--force", runtime.id, check=True)
-    wait_for(lambda: is_gone(ahead), what="the end of the process that was forked ahead")
+    wait_for(lambda: processes.is_gone(ahead), what="the end of the process that was forked ahead")
 
 
 def test_it_may_be_killed_before_it_is_needed(spawner: Spawner, runtime: Runtime) -> None:
     """Then the first process is forked as ever."""
     runtime.config["process"]["args"] = ["sleep", "100"]
-    found: list[int] = []
-    wait_for(lambda: bool(found.extend(descendants(spawner.pid, "lowrt")) or found), what="the process that is forked ahead")
-    os.kill(found[0], signal.SIGKILL)
-    wait_for(lambda: is_gone(found[0]), what="its end")
+    (ahead,) = wait_for(lambda: processes.descendants(spawner.pid, "lowrt"), what="the process that is forked ahead")
+    os.kill(ahead, signal.SIGKILL)
+    wait_for(lambda: processes.is_gone(ahead), what="its end")
     first = create(spawner, runtime, 1)
     assert sharing_memory_with(first) == []
     runtime.call("start", runtime.id, check=True)
@@ -206,24 +198,15 @@ def test_it_may_be_killed_while_it_waits(spawner: Spawner, runtime: Runtime) -> 
     runtime.config["process"]["args"] = ["sleep", "100"]
     (ahead,) = sharing_memory_with(create(spawner, runtime, 1))
     os.kill(ahead, signal.SIGKILL)
-    wait_for(lambda: is_gone(ahead), what="its end")
+    wait_for(lambda: processes.is_gone(ahead), what="its end")
     runtime.call("start", runtime.id, check=True)
     assert runtime.state()["status"] == "running"
 
 
 def test_it_ends_with_who_has_forked_it(spawner: Spawner) -> None:
-    found: list[int] = []
-    wait_for(lambda: bool(found.extend(descendants(spawner.pid, "lowrt")) or found), what="the process that is forked ahead")
+    (ahead,) = wait_for(lambda: processes.descendants(spawner.pid, "lowrt"), what="the process that is forked ahead")
     spawner.close()
-    wait_for(lambda: is_gone(found[0]), what="its end")
-
-
-def descendants(pid: int, name: str) -> list[int]:
-    found = []
-    for child in map(int, read(pid, f"task/{pid}/children").split()):
-        found += [child] if read(child, "comm") == f"{name}\n" else []
-        found += descendants(child, name)
-    return found
+    wait_for(lambda: processes.is_gone(ahead), what="its end")
 
 
 def test_a_number_that_became_another_files_is_left_alone() -> None:

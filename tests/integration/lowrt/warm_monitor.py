@@ -1,7 +1,7 @@
 """What the spawner forks in tests, in the monitor's place: one call of the runtime (`warm` is the other side)."""
 
 from lowrt import main
-from strata.linux import cgroups, descriptors
+from strata.linux import cgroups, descriptors, pages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ def run(entry: "Entry", wait: "Callable[[], int]") -> int:
     """Reads the arguments and the three descriptors, calls the runtime, and answers."""
     cgroups.wake()  # as a monitor's worker that is forked ahead of need
     main.rehearse()
+    pages.copy_now()
     connection = wait()
     if connection < 0:
         return 0
