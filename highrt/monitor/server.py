@@ -304,13 +304,16 @@ class Server:
         left = list(self._containers.values())
         waiting = len(left)
 
+        def end() -> None:
+            self._unlink()
+            reply(None)
+            self.loop.after(0, self.loop.stop)
+
         def gone() -> None:
             nonlocal waiting
             waiting -= 1
             if waiting <= 0:
-                self._unlink()
-                reply(None)
-                self.loop.after(0, self.loop.stop)
+                self._workers.when_idle(end)
 
         if not left:
             gone()

@@ -42,6 +42,8 @@ class Workers:
         self._loop, self._entry, self._limit = loop, entry, limit
         self._kept: Worker | None = Worker(loop, entry, rehearsed=True)
         self._unwanted: Timer | None = None
+        self._on_the_way = 0
+        self._when_idle: Callable[[], None] | None = None
 
     def do(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = (), *, keep: bool = False) -> None:
         """Has `what`, one of _WORKS, done, and calls done(exit status, what is told: the error, if it is not 0).
@@ -52,14 +54,30 @@ class Workers:
         self._loop.cancel(self._unwanted)
         worker, self._kept = self._kept, None
         request = [what, *arguments]
-        if not (worker and worker.ask(request, fds, done, self._limit)):  # there is none, or it was killed while it waited
+        self._on_the_way += 1
+
+        def ended(status: int, trouble: str) -> None:
+            self._on_the_way -= 1
+            done(status, trouble)
+            if self._when_idle and not self._on_the_way:
+                idle, self._when_idle = self._when_idle, None
+                idle()
+
+        if not (worker and worker.ask(request, fds, ended, self._limit)):  # there is none, or it was killed while it waited
             worker = Worker(self._loop, self._entry)
-            worker.ask(request, fds, done, self._limit)
+            worker.ask(request, fds, ended, self._limit)
         if keep:
             self._kept = worker
             self.let_go_soon()
         else:
             worker.no_more()
+
+    def when_idle(self, done: "Callable[[], None]") -> None:
+        """Calls it once nothing is being done any more: what is on its way would be made after all was taken away."""
+        if self._on_the_way:
+            self._when_idle = done
+        else:
+            done()
 
     @property
     def waiting(self) -> "list[int]":
