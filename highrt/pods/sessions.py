@@ -15,7 +15,7 @@ from strata.linux.cgroups import Cgroup
 OUTPUT_LIMIT_BYTES = 16 << 20
 _READ_BYTES = 65536
 _SIGKILL = 9
-_KILL_ROUNDS, _KILL_MILLISECONDS = 20, 1000
+_KILL_ROUNDS, _GONE_SECONDS = 20, 1.0
 
 
 class ExecSession:
@@ -135,7 +135,7 @@ def kill_session(group: Cgroup, leader: int) -> None:
                 try:
                     if _session(pid) == leader:  # else the number has come to mean another
                         pidfds.send_signal(pidfd, _SIGKILL)
-                        pidfds.wait_gone(pidfd, _KILL_MILLISECONDS)
+                        pidfds.wait_gone(pidfd, _GONE_SECONDS)
                 finally:
                     os.close(pidfd)
 
