@@ -120,6 +120,7 @@ class PodManager:
         await self._recovery.remove_strangers()
         await self.network.plugins.warm()
         await self.network.collect()
+        self._keep(asyncio.create_task(self._recovery.detach_later()))
         log.info("pods found", pods=len(registry.pods), containers=len(registry.containers))
 
     async def close(self) -> None:
@@ -309,6 +310,8 @@ class PodManager:
         self._streams.monitor_died(pod_id)
         pod = self._registry.pods.get(pod_id)
         if pod:
-            task = asyncio.create_task(self._sandboxes.bury(pod))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(asyncio.create_task(self._sandboxes.bury(pod)))
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -24,6 +24,7 @@ from strata.telemetry import logs
 log = logs.get("highrt.pods")
 
 _UNKNOWN_CODE = 255
+RETRY_SECONDS = 30.0
 
 
 class Recovery:
@@ -99,6 +100,24 @@ class Recovery:
         except CniError as error:
             log.warning("an address is not freed yet", sandbox=pod.id, error=str(error))
         self._registry.metadata.save_pod(pod)
+
+    async def detach_later(self) -> None:
+        """Repeats the DELs that have failed until they succeed: of pods that are not ready, of which nobody may ask again, and of
+        those that are not there any more. Never returns."""
+        while True:
+            await asyncio.sleep(RETRY_SECONDS)
+            for pod_id in self._network.attached():
+                pod = self._registry.pods.get(pod_id)
+                if pod_id in self._registry.making or (pod and pod.ready):
+                    continue
+                async with self._registry.lock(pod_id):
+                    try:
+                        await self._network.delete(attachment(pod) if pod else Attachment(pod_id, ""))
+                        log.info("an address that could not be freed before is free", sandbox=pod_id)
+                    except CniError as error:
+                        log.warning("an address is not freed yet", sandbox=pod_id, error=str(error))
+                if pod_id not in self._registry.pods:
+                    self._registry.forget_lock(pod_id)
 
     async def remove_strangers(self) -> None:
         """Folders, monitors and attachments that no row names any more."""

@@ -44,6 +44,8 @@ class Registry:
         self.containers: dict[str, Container] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._names = KeyedLocks()
+        self.making: set[str] = set()
+        """IDs of pods that are being made, or undone after that failed: they are not among the pods yet."""
         self._subscribers: set[asyncio.Queue[ContainerEvent]] = set()
 
     def pod(self, pod_id: str) -> Pod:

@@ -78,6 +78,7 @@ class Sandboxes:
                 raise AlreadyExists(
                     f"the pod {meta.namespace}/{meta.name} (uid {meta.uid}, attempt {meta.attempt}) exists already, as {taken}"
                 ) from None
+            self._registry.making.add(pod_id)
             with span("run pod", pod=meta.uid or pod_id, sandbox=pod_id):
                 try:
                     await self._make(pod, box, chosen)
@@ -86,6 +87,8 @@ class Sandboxes:
                     if isinstance(error, OSError | CniError | MonitorError | MonitorGone):
                         raise PodError(f"cannot make the pod {meta.namespace}/{meta.name}: {error}") from error
                     raise
+                finally:
+                    self._registry.making.discard(pod_id)
         self._registry.publish(EventKind.STARTED, pod.id, pod)
         log.info("pod runs", pod=meta.uid, sandbox=pod_id, name=meta.name, ips=",".join(pod.ips))
         return pod

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from highrt.pods.metadata import Metadata
 from highrt.pods.model import ContainerState, Owner, Pod, Stdio
 from highrt.pods.sandbox import Sandbox
 from strata.linux import cgroups
+from strata.protocols.cri_pb2 import NamespaceMode, PodSandboxConfig
 
 from .conftest import Node, ended, read_all
 
@@ -145,6 +147,52 @@ async def test_after_a_reboot_what_ran_has_exited(node: Node) -> None:
     assert (container.state, container.exit_code, container.reason) == (ContainerState.EXITED, 255, "Unknown")
     assert not node.manager.pod(pod_id).ready
     assert created.id in {c.id for c in node.manager.containers()}
+
+
+PLUGIN = """#!/bin/sh
+echo $CNI_COMMAND $CNI_CONTAINERID >> {folder}/calls
+[ $CNI_COMMAND != DEL ] || [ ! -e {folder}/broken ] || {{ echo '{{"code": 9, "msg": "not now"}}'; exit 1; }}
+[ $CNI_COMMAND != ADD ] || echo '{{"cniVersion": "1.0.0", "ips": [{{"address": "10.9.8.7/24"}}]}}'
+"""
+
+
+async def test_a_del_that_fails_after_a_reboot_is_repeated_until_it_succeeds(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("highrt.pods.recovery.RETRY_SECONDS", 0.1)
+    for name in ("cni", "bin"):
+        (node.folder / name).mkdir()
+    (node.folder / "bin/test").write_text(PLUGIN.format(folder=node.folder))
+    (node.folder / "bin/test").chmod(0o755)
+    conflist = {"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "test"}]}
+    (node.folder / "cni/1.conflist").write_text(json.dumps(conflist))
+    await node.manager.close()
+    node.manager = node.new_manager(cni_bin_dir=node.folder / "bin")
+    await node.manager.open()
+    pod = await node.manager.run_pod(config_of(node, "pod"))
+    assert pod.ips == ["10.9.8.7"]
+    (node.folder / "broken").touch()
+    with pytest.raises(PodError, match="not now"):
+        await node.manager.stop_pod(pod.id)
+    await node.manager.close()
+    node.manager = node.new_manager(cni_bin_dir=node.folder / "bin")
+    node.manager._registry.boot = "another boot"
+    await node.manager.open()
+    assert node.manager.network.attached() == [pod.id]
+    (node.folder / "broken").unlink()
+    async with asyncio.timeout(10):
+        while node.manager.network.attached():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    others = await node.manager.run_pod(config_of(node, "other"))
+    await asyncio.sleep(0.3)
+    assert node.manager.network.attached() == [others.id]  # what is ready keeps its address
+    calls = (node.folder / "calls").read_text().split()
+    assert calls.count("ADD") == 2
+    assert calls.count("DEL") >= 3
+
+
+def config_of(node: Node, name: str) -> PodSandboxConfig:
+    config = node.pod(name)
+    config.linux.security_context.namespace_options.network = NamespaceMode.POD
+    return config
 
 
 async def test_a_process_that_outlives_its_container_is_ended(node: Node) -> None:
