@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from lowrt import documents, log
+from lowrt import documents, log, masks
 from lowrt.errors import RuntimeFailure, reason
 from strata.linux import beneath, cgroups, mounts, syscalls
 
@@ -321,7 +321,9 @@ def _or_its_parent(folder: str) -> str:
 
 
 def _mount_cgroup_v2(root: "Rootfs", mount: Mount) -> None:
-    """A new mount of the tree; a bind where the kernel grants none: in a user namespace without a cgroup namespace."""
+    """A new mount of the tree; a bind where the kernel grants none: in a user namespace without a cgroup namespace, or on the
+    host's own, which /sys has brought along. Where a user could make no group there is nothing to bind: the place is masked, as
+    runc does it."""
     mount.kind = "cgroup2"
     try:
         _new_filesystem(root, mount)
@@ -333,6 +335,9 @@ def _mount_cgroup_v2(root: "Rootfs", mount: Mount) -> None:
     source = root.cgroup_folders[0] if root.cgroup_folders and root.has_namespace("cgroup") else cgroups.ROOT
     try:
         tree = mounts.copy_tree(syscalls.AT_FDCWD, source, recursive=False)
+    except FileNotFoundError:
+        masks.mask(root, (mount.destination,))
+        return
     except OSError:
         raise failed from None
     mount.flags |= mounts.BIND
