@@ -57,7 +57,8 @@ class Podman:
         return run(*self.argv(*argv), check=check, text=text, cwd=self.folder)  # conmon drops a file in it
 
     def _remove(self, *argv: object) -> Done:
-        """Again and again: podman unmounts a container's /dev/shm without MNT_DETACH, and gives up where that is still busy."""
+        """Again and again: podman unmounts a container's /dev/shm without MNT_DETACH, and gives up where that is still busy. On a
+        busy machine that was so with one in 18 pods in user namespaces (with runc, one in 11)."""
 
         def removed() -> Done | None:
             done = self(*argv, check=False)
