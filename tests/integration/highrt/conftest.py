@@ -29,6 +29,8 @@ class Daemon:
     process: subprocess.Popen[bytes] | None = None
     prefix: list[str] = field(default_factory=list)
     """What the daemon's command is run by."""
+    options: list[str | Path] = field(default_factory=list)
+    """Further ones of `highrt serve`."""
 
     @property
     def name(self) -> str:
@@ -44,6 +46,7 @@ class Daemon:
                 [
                     *self.prefix, sys.executable, "-m", "highrt.cli.main", "serve", "--name", self.name, "--listen", self.address,
                     "--root", self.folder / "root", "--state", self.folder / "s", "--cni-conf-dir", self.folder / "cni",
+                    *self.options,
                 ],
                 stdout=log,
                 stderr=log,
@@ -119,9 +122,9 @@ def daemon() -> Iterator[Daemon]:
 
 
 @contextlib.contextmanager
-def started(prefix: Sequence[str] = ()) -> Iterator[Daemon]:
-    """A daemon with the image `hello:test`. prefix: what its command is run by."""
-    daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrt", dir="/tmp")), prefix=[*prefix])
+def started(prefix: Sequence[str] = (), options: Sequence[str | Path] = ()) -> Iterator[Daemon]:
+    """A daemon with the image `hello:test`. prefix: what its command is run by. options: further ones of `highrt serve`."""
+    daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrt", dir="/tmp")), prefix=[*prefix], options=[*options])
     daemon.folder.chmod(0o711)  # as /run is: roots of user namespaces reach their containers' roots through it
     try:
         daemon.start()
