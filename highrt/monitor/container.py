@@ -137,9 +137,10 @@ class Container:
 
             self._runtime.call(["delete", "--force", self.id], self._runtime_log, environ, undone)
 
-        self._runtime.call([*arguments, self.id], self._runtime_log, environ, created, fds)
+        self._runtime.call([*arguments, self.id], self._runtime_log, environ, created, fds, more=True)  # the start
 
-    def start(self, environ: "dict[str, str]", done: "Done") -> None:
+    def start(self, environ: "dict[str, str]", done: "Done", *, more: bool) -> None:
+        """more: another container's create comes right after it."""
         if self.state != "created":
             done(f"the container is {self.state}, not created")
             return
@@ -150,7 +151,7 @@ class Container:
                 self._emit({"event": "started", "container": self.id, "time": time.time_ns()})
             done(failure)
 
-        self._runtime.call(["start", self.id], self._runtime_log, environ, started)
+        self._runtime.call(["start", self.id], self._runtime_log, environ, started, more=more)
 
     def signal(self, number: int, *, everybody: bool) -> None:
         """Sends a signal to its first process, or to all of its cgroup; nothing where it has ended."""

@@ -28,10 +28,11 @@ class Runtime:
         os.close(self._null)
 
     def call(self, arguments: "list[str]", log: str, environ: "dict[str, str]", done: "Done",
-             fds: "tuple[int, int, int] | None" = None) -> None:  # fmt: skip
+             fds: "tuple[int, int, int] | None" = None, *, more: bool = False) -> None:  # fmt: skip
         """Runs a subcommand and calls done(None), or done(text of the error).
 
         log: a file for the runtime's log, where it leaves its error. fds: stdin, stdout and stderr of the container's process.
+        more: another call comes right after this.
         """
         files.remove(log)
         argv = [*self._options, "--log", log, "--log-format", "json", *arguments]
@@ -47,8 +48,7 @@ class Runtime:
             self._loop.runtime_ended()
 
         if self._in_process:
-            # The start comes right after the create.
-            self._workers.do("runtime", [argv, environ], ended, stdio, keep=arguments[0] == "create")
+            self._workers.do("runtime", [argv, environ], ended, stdio, keep=more)
             return
         try:
             self._run_program(argv, stdio, environ, ended)

@@ -205,7 +205,9 @@ class Server:
         container.create(self._runtime_environ(), done)
 
     def _do_start(self, message: "Message", fds: list[int], reply: "Reply") -> None:
-        self._container(message).start(self._runtime_environ(), reply_only(reply))
+        # What a pod shares its PID namespace with is there for the sake of the next.
+        is_pods_init = message["container"] == self._settings["pod"]
+        self._container(message).start(self._runtime_environ(), reply_only(reply), more=is_pods_init)
 
     def _do_exec(self, message: "Message", fds: list[int], reply: "Reply") -> None:
         stdio = _placed(message, fds)
