@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import aclosing, contextmanager
 from typing import Any
 
+from google.protobuf.message import Message
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
@@ -76,7 +77,26 @@ async def _request(stream: Any) -> Any:
     request = await stream.recv_message()
     if request is None:
         raise GRPCError(Status.INVALID_ARGUMENT, "the request has no message")
+    if b"\0" in request.SerializeToString() and (where := _with_nul(request)):
+        raise GRPCError(
+            Status.INVALID_ARGUMENT, f"{where}: a text with a NUL byte, which no path or name of the system's can have"
+        )
     return request
+
+
+def _with_nul(message: Message) -> str:
+    """The first field whose text has a NUL byte, "" where there is none."""
+    for field, value in message.ListFields():
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            texts: list[Any] = [text for pair in value.items() for text in pair]
+        else:
+            texts = [*value] if field.is_repeated else [value]
+        for each in texts:
+            if isinstance(each, str) and "\0" in each:
+                return str(field.name)
+            if isinstance(each, Message) and (inside := _with_nul(each)):
+                return f"{field.name}.{inside}"
+    return ""
 
 
 def require(condition: object, message: str) -> None:

@@ -138,6 +138,8 @@ def environment(config: ContainerConfig, image: ImageConfig, hostname: str) -> l
     for variable in config.envs:
         if not variable.key or "=" in variable.key:
             raise InvalidArgument(f"environment variable {variable.key!r}: a name must not be empty or contain '='")
+        if b"\0" in variable.value:
+            raise InvalidArgument(f"environment variable {variable.key!r}: its value has a NUL byte")
         found[variable.key] = os.fsdecode(variable.value)
     return [f"{key}={value}" for key, value in found.items()]
 

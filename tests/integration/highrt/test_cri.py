@@ -244,6 +244,20 @@ def test_an_image_is_a_read_only_volume_as_a_whole_or_in_part(daemon: Daemon, cl
     assert set((daemon.folder / "root/images/snapshots").iterdir()) == snapshots
 
 
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        (cri.ContainerConfig(working_dir="/a\0b"), "config.working_dir"),
+        (cri.ContainerConfig(mounts=[cri.Mount(host_path="/a\0", container_path="/b")]), "config.mounts.host_path"),
+        (cri.ContainerConfig(command=["sh", "a\0b"]), "config.command"),
+        (cri.ContainerConfig(labels={"a": "\0"}), "config.labels"),
+    ],
+)
+def test_texts_with_nul_bytes_are_refused(client: Client, config: cri.ContainerConfig, where: str) -> None:
+    code, text = refusal(client.CreateContainer, cri.CreateContainerRequest(pod_sandbox_id="x", config=config))
+    assert (code, text.partition(":")[0]) == (grpc.StatusCode.INVALID_ARGUMENT, where)
+
+
 def _dns(**fields: list[str]) -> dict[str, Any]:
     return {"dns_config": cri.DNSConfig(**fields)}
 

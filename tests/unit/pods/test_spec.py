@@ -235,6 +235,14 @@ def test_signals_by_name(text: str, expected: int) -> None:
     assert number(text) == expected
 
 
+@pytest.mark.parametrize(("key", "value"), [("", b"x"), ("A=B", b"x"), ("A", b"x\0y")])
+def test_variables_that_cannot_be_are_refused(key: str, value: bytes) -> None:
+    config = ContainerConfig()
+    config.envs.add(key=key, value=value)
+    with pytest.raises(InvalidArgument, match="environment variable"):
+        spec.environment(config, ImageConfig(), "")
+
+
 def test_limits_of_huge_pages_are_left_out_where_the_kernel_cannot_limit_them(monkeypatch: pytest.MonkeyPatch) -> None:
     resources = LinuxContainerResources()
     resources.hugepage_limits.add(page_size="2MB", limit=0)
