@@ -71,9 +71,11 @@ def prepare(*, rehearsed: bool = True) -> None:
     os.close(null)
     if rehearsed:
         try:
-            rehearsal.play(f"/run/strata-rehearsal-{os.getpid()}")
+            place = syscalls.new_filesystem("tmpfs")  # nobody sees it, and it goes with this process
         except OSError:
-            pass  # nowhere to play it: monitors are larger then
+            return  # nowhere to play it: monitors are larger then
+        rehearsal.play(f"/proc/self/fd/{place}")
+        os.close(place)
 
 
 def _detach() -> None:

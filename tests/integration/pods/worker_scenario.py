@@ -74,16 +74,13 @@ syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 before = set(sys.modules)
 main.prepare()
 open_before = len(os.listdir("/proc/self/fd"))
-troubles = rehearsal.play(f"{sys.argv[1]}.rehearsal")
+troubles = rehearsal.play(os.path.dirname(sys.argv[1]))
 left_open = len(os.listdir("/proc/self/fd")) - open_before
 imported = sorted(set(sys.modules) - before)
 loop = Loop(faulty)
 workers = Workers(loop, runtime, limit=1.0)
 kept = workers.waiting
 result = {"imported": imported, "troubles": troubles, "left open": left_open}
-result["left behind"] = [
-    path for path in (f"/run/strata-rehearsal-{os.getpid()}", f"{sys.argv[1]}.rehearsal") if os.path.exists(path)
-]
 result["plain"] = do("plain", keep=True)
 result["same worker"] = workers.waiting == kept
 os.kill(workers.waiting[0], signal.SIGKILL)
