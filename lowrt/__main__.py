@@ -14,17 +14,11 @@ if __name__ == "__main__":
 
 from lowrt import main as command  # noqa: E402
 
-_WCLONE = -0x80000000  # __WCLONE of waitpid(2), as a C int
-
 
 def main() -> "NoReturn":
     if _is_exposed():
         sys.exit("lowrt: a container could overwrite the file that this process runs: start lowrt by its launcher")
     status = command.run(sys.argv[1:], (0, 1, 2), os.environ)
-    try:
-        os.waitpid(-1, _WCLONE)  # the process with which the launcher has woken the cgroups
-    except ChildProcessError:
-        pass
     # Past the interpreter's own tidying up, which costs milliseconds and has nothing to do here.
     os._exit(status)
 

@@ -189,10 +189,10 @@ class _Making:
             step("listen for the start")
             self._listen(listener)
         step("set up the cgroup")
-        self._set_up_cgroup(joined=into >= 0)
+        groups = self._set_up_cgroup(cloned=into >= 0)
         step("give the cgroup to the container's user")
         self._give_cgroup_away()
-        _send(sync, b"j")
+        _send(sync, b"j", groups)
         step("ask when the container's first process was started")
         self._prepare_state()
         step("wait for the container's first process")
@@ -241,25 +241,31 @@ class _Making:
     def _open_cgroup(self) -> int:
         """Makes the cgroup; its descriptor to clone the first process into, or -1 where this user may make none."""
         try:
-            self._cgroup.create(self._limits(), lenient=self._lenient)
-            into = self._cgroup.open_for_clone() if self._cgroup.takes_clones else -1
+            into = self._cgroup.create_for_clone(self._limits(), lenient=self._lenient)
         except OSError as error:
             raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
         if into >= 0:
             self._open.append(into)
         return into
 
-    def _set_up_cgroup(self, *, joined: bool) -> None:
-        """Sets the cgroup's limits; where the first process was not cloned into it, also makes it and moves that in."""
+    def _set_up_cgroup(self, *, cloned: bool) -> list[int]:
+        """Sets the cgroup's limits, and makes the rest of it. The descriptors that the first process joins it by."""
+        group = self._cgroup
         try:
-            if joined:
-                self._cgroup.apply(self._limits())
+            if group.joins_itself:
+                group.prepare(self._limits(), lenient=self._lenient)
+                opened = group.open_to_join(lenient=self._lenient)
+                self._open += opened
+                return opened
+            if cloned:
+                group.apply(self._limits())
             else:
-                self._cgroup.take(self._pid, self._limits(), lenient=self._lenient)
+                group.take(self._pid, self._limits(), lenient=self._lenient)
         except OSError as error:
             if not pidfds.wait_gone(self._pidfd, 0):
                 raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
             # The child failed first: what it said is the reason.
+        return []
 
     def _limits(self) -> "Spec":
         nodes = {device.get("path") for device in self._linux.get("devices") or ()}
@@ -546,9 +552,9 @@ def rfc3339(nanoseconds: int) -> str:
     return f"{whole}.{nanoseconds % 10**9:09d}Z"
 
 
-def _send(sync: descriptors.Socket, letter: bytes) -> None:
+def _send(sync: descriptors.Socket, letter: bytes, opened: "list[int] | tuple[()]" = ()) -> None:
     """Tells the first process to go on. If it has failed already it does not listen: what it said is read later."""
     try:
-        sync.send(letter)
+        descriptors.send(sync, letter, tuple(opened))
     except (BrokenPipeError, ConnectionResetError):
         pass

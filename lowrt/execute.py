@@ -213,7 +213,7 @@ def sub_cgroups(given: list[str]) -> dict[str, str]:
 
 
 def _clone_helper(group: "cgroups.Cgroup", below: dict[str, str]) -> tuple[int, int, bool]:
-    """The helper's PID and pidfd (0 in the helper), and whether it starts in the container's cgroup."""
+    """The helper's PID and pidfd (0 in the helper), and whether it was cloned into the container's cgroup."""
     try:
         into = group.open_for_exec(below)
     except ValueError as error:
@@ -243,10 +243,17 @@ def _start_helper(
     limits and OOM score, which are handed on."""
     group = container.cgroup()
     step("make the process that joins the container's namespaces")
-    helper, helper_pidfd, inside = _clone_helper(group, below)
-    if helper == 0:
-        _help(program, settings, target, handed_out, child_sync, fds, container)
+    opened = _open_to_join(group, below)
     try:
+        helper, helper_pidfd, inside = _clone_helper(group, below)
+        if helper == 0:
+            _help(program, settings, target, handed_out, child_sync, fds, container, opened)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    try:
+        if group.joins_itself:
+            inside = bool(opened) and (inside or not group.takes_clones)
         if not inside:
             _join_cgroup(group, helper, container.pid, below)
         program.raise_limits(helper)
@@ -257,6 +264,14 @@ def _start_helper(
         process.end(helper)  # it waits for a word that will not come
         raise
     return helper, helper_pidfd
+
+
+def _open_to_join(group: "cgroups.Cgroup", below: dict[str, str]) -> list[int]:
+    """What the helper joins by itself. Where that cannot be had it is moved, which tells why."""
+    try:
+        return group.open_to_join(below) if group.joins_itself else []
+    except (OSError, ValueError):
+        return []
 
 
 def _join_cgroup(group: "cgroups.Cgroup", helper: int, leader: int, below: dict[str, str]) -> None:
@@ -277,16 +292,21 @@ def _open_root(container: state.Container, target: int) -> int:
 
 def _help(
     program: "process.Process", settings: "Spec", target: int, handed_out: dict[str, int], sync: descriptors.Socket,
-    fds: tuple[int, int, int], container: state.Container,
+    fds: tuple[int, int, int], container: state.Container, groups: list[int],
 ) -> None:  # fmt: skip
     """In the helper: joins the container's namespaces, and does there what can be done by a process that the container does not
     see. Never returns. target: the pidfd of the container's first process. handed_out: its namespaces, where that is of no use.
+    groups: what it joins the cgroup by.
 
     The process that it clones is seen, and could be taken over by one that may trace: so it gets nothing that the container has
     not got as well.
     """
     try:
-        process.close_others((*fds, sync.fileno(), target, *handed_out.values()), program)
+        process.close_others((*fds, sync.fileno(), target, *handed_out.values(), *groups), program)
+        step("join the container's cgroup")
+        cgroups.join_opened(groups)
+        for descriptor in groups:
+            os.close(descriptor)
         if descriptors.receive(sync)[0] != b"g":
             os._exit(1)
         step("join the container's namespaces")

@@ -1,7 +1,7 @@
 """The container's first process, from clone to exec (the child's side; `create` is the parent's).
 
 It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the container's ID is its own,
-the maps of its user namespace are set), `j` (it joined its cgroup, which has its limits) and `k` (its hooks have run); the child
+the maps of its user namespace are set), `j` (join your cgroup: it has its limits) and `k` (its hooks have run); the child
 says `p` with its PID, where not its parent has cloned it, then `m` (make me the source of this mount; the answer is `m` or `e`),
 `n` (likewise the node of a device), `d` (move the network devices; the answer is `d`), `h` (the root is made: run your hooks),
 `c` with the terminal, `r` (ready, waiting for start) and `e` with what failed. From then on it waits: at the start socket in the
@@ -14,7 +14,7 @@ import os
 
 from lowrt import config, hooks, process, rootfs, sysctls, terminal
 from lowrt.errors import RuntimeFailure, reason, received_text, send_failure, step
-from strata.linux import descriptors, namespaces, seccomp, syscalls
+from strata.linux import cgroups, descriptors, namespaces, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _STDIO = ("stdin", "stdout", "stderr")
+_MOST_GROUPS = 64  # v1's hierarchies, and more than there are
 
 
 class Plan:
@@ -62,7 +63,7 @@ class Init:
         self.root = rootfs.Rootfs(plan.spec, plan.rootfs, plan.cgroup_folders, plan.bundle)
         self.sync, self._start, self._joined = sync, start, joined
         self._fds, self._pivot, self._keyring = fds, plan.pivot, plan.keyring
-        self._joined_cgroup = False
+        self._groups: list[int] | None = None  # what it joins its cgroup by, once its parent has sent that
         # A parent without rights can write the ID maps only while /proc/PID is its own, which that of a hidden process is not.
         self.mapped_by_user = self._new("user") and os.geteuid() != 0
         self._joined_early: list[str] = []
@@ -201,8 +202,14 @@ class Init:
         step("prepare the root file system")
         self.root.prepare()
         step("wait for the runtime to set the cgroup")
-        if not self._joined_cgroup:
-            self._expect(b"j")
+        if self._groups is None:
+            self._groups = self._expect(b"j")
+        try:
+            cgroups.join_opened(self._groups)
+        except OSError as error:
+            raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
+        for descriptor in self._groups:
+            os.close(descriptor)
         process.allow_all_cpus()
         if self._new("cgroup"):
             step("make the cgroup namespace")
@@ -252,9 +259,9 @@ class Init:
         """Has the parent do what this process may not; the descriptors that come of it. Raises RuntimeFailure."""
         self.sync.send(request)
         while True:
-            message, received = descriptors.receive(self.sync)
+            message, received = descriptors.receive(self.sync, max_descriptors=_MOST_GROUPS)
             if message == b"j":  # it was on its way
-                self._joined_cgroup = True
+                self._groups = received
             elif message == request[:1]:
                 return received
             elif message[:1] == b"e":
@@ -270,10 +277,12 @@ class Init:
         state = {**self._state, "status": status, "pid": os.getpid()}
         hooks.run_all(self._spec, kind, state, folder, environment=environment)
 
-    def _expect(self, letter: bytes) -> None:
-        message, _ = descriptors.receive(self.sync)
+    def _expect(self, letter: bytes) -> list[int]:
+        """Waits for the parent's word; the descriptors that come with it."""
+        message, received = descriptors.receive(self.sync, max_descriptors=_MOST_GROUPS)
         if message != letter:
             os._exit(1)  # the parent is gone, or has given up
+        return received
 
 
 def late_namespaces(linux: "Spec") -> int:

@@ -44,8 +44,6 @@ _LIFE: "list[dict[str, Any]]" = [
 class _Workers:
     """They make processes that say a line and wait for their end, and of everything else they say that it is done."""
 
-    waiting = ()
-
     def do(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = (), *, keep: bool = False) -> None:
         wire.dumps([what, *arguments])
         if what == "oom":

@@ -356,11 +356,16 @@ class Server:
         if not self._in_cgroup:
             self._in_cgroup = True
 
-            def joined(status: int, trouble: str) -> None:
-                if status != 0:
-                    self.note_fault(OSError(trouble))
+            def made(status: int, told: str) -> None:
+                try:
+                    if status != 0:
+                        raise OSError(told)
+                    for path in told.split():
+                        files.write(path, "0")
+                except OSError as error:
+                    self.note_fault(error)
 
-            self._workers.do("cgroup", [self._settings["cgroup"], [os.getpid(), *self._workers.waiting]], joined, keep=True)
+            self._workers.do("cgroup", [self._settings["cgroup"], os.getpid()], made, keep=True)
 
     def _listen(self, path: str) -> "descriptors.Socket":
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)

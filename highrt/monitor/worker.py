@@ -79,11 +79,6 @@ class Workers:
         else:
             done()
 
-    @property
-    def waiting(self) -> "list[int]":
-        """The PID of the worker that is kept, if there is one."""
-        return [self._kept.pid] if self._kept else []
-
     def let_go_soon(self) -> None:
         """The worker that waits ends unless something is to be done soon."""
         self._unwanted = self._loop.after(_KEPT_SECONDS, self.let_go)
@@ -181,11 +176,6 @@ def _serve(entry: "Entry", sock: descriptors.Socket, monitor: int, *, rehearsed:
 
 
 def _rehearse(entry: "Entry") -> None:
-    try:
-        # For the pod that is on its way: the spare before this one was handed out just now.
-        cgroups.wake()
-    except OSError:
-        pass  # then its first move into a cgroup waits as long as it must
     if rehearse := getattr(sys.modules[entry.__module__], "rehearse", None):
         rehearse()
     pages.copy_now()
@@ -221,11 +211,22 @@ def _pin_namespaces(
     namespaces.pin_new(targets, sysctls, hostname, **maps)
 
 
-def _join_cgroup(path: str, pids: "list[int]") -> None:
+def _join_cgroup(path: str, monitor: int) -> str:
+    """Makes a group and moves this process into it; the files by which the monitor moves itself, on v1, where being moved would
+    wait (cgroups.join_opened). In which group of the v2 tree beside v1 they are is nothing to them."""
     group = cgroups.open_cgroup(path)
     group.create()
-    for pid in pids:
-        group.add(pid)
+    if not group.joins_itself:
+        for pid in (monitor, os.getpid()):
+            group.add(pid)
+        return ""
+    opened = group.open_to_join()
+    try:
+        cgroups.join_opened(opened)
+        return "\n".join(os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in opened)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _thaw(path: str) -> None:

@@ -15,7 +15,7 @@ import select
 import sys
 
 from highrt.spawner import loading
-from strata.linux import cgroups, descriptors, pages, syscalls
+from strata.linux import descriptors, pages, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,12 +90,10 @@ def _become_spare(entry: "Any", monitor: "Any", sock: descriptors.Socket) -> Non
 
 
 def _leave_the_container_alone(sock: descriptors.Socket) -> None:
-    """Lets the container that is on its way have the CPUs, unless somebody asks for the next one. On cgroup v1 the next spare is
-    wanted at once: it wakes the cgroups for that container."""
-    if cgroups.mode() == "v2":
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLIN)
-        poll.poll(_BUSY_MILLISECONDS)
+    """Lets the container that is on its way have the CPUs, unless somebody asks for the next one."""
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    poll.poll(_BUSY_MILLISECONDS)
 
 
 def _serve(sock: descriptors.Socket, spare: Spare) -> bool:

@@ -21,7 +21,6 @@
 #define LONGEST 4096
 
 static const char *const valued[] = {"root", "log", "log-format", "rootless", "criu", 0}; /* flags, as lowrt/flags.py has them */
-static const char *const inside[] = {"create", "run", "exec", 0}; /* commands that put a process into a container */
 static const char *const outside[] = {"start", "state", "kill", "delete", "list", 0};
 
 static int is_one_of(const char *word, const char *const *words)
@@ -54,33 +53,6 @@ static int find_launcher(char path[LONGEST], const char *first)
     if (viewed)
         snprintf(path, LONGEST, "%s", first ? first : "");
     return viewed;
-}
-
-/* The first write to a cgroup.procs of cgroup v1 after some idle time waits some 10 ms for all CPUs, whatever is written; the
- * next ones do not. So where the command will need it, a process that moves itself to where it is already begins that wait
- * at once. It is a "clone" child (no signal at its end, no plain wait sees it); lowrt reaps it. */
-static void wake_cgroups(void)
-{
-    char procs[LONGEST + 64], line[LONGEST];
-    char *controller, *end;
-    FILE *groups;
-    int file;
-
-    if (access("/sys/fs/cgroup/memory/cgroup.procs", W_OK) || syscall(SYS_clone, 0, 0, 0, 0, 0))
-        return;
-    groups = fopen("/proc/self/cgroup", "re");
-    while (groups && fgets(line, sizeof line, groups)) {
-        controller = strchr(line, ':');
-        end = strchr(line, '\n');
-        if (!controller || !end || strncmp(controller, ":memory:", 8))
-            continue;
-        *end = 0;
-        sprintf(procs, "/sys/fs/cgroup/memory%s/cgroup.procs", controller + 8);
-        file = open(procs, O_WRONLY | O_CLOEXEC);
-        if (file < 0 || write(file, "0", 1) < 0)
-            break;
-    }
-    _exit(0);
 }
 
 /* Executes a file through a read-only view of it. Returns where that cannot be had. */
@@ -125,8 +97,6 @@ int main(int count, char **given, char **environment)
         fprintf(stderr, "lowrt: cannot find its package by /proc/self/exe (is /proc mounted?)\n");
         return 1;
     }
-    if (!viewed && is_one_of(command, inside))
-        wake_cgroups();
     if (!viewed && !is_one_of(command, outside)) {
         given[0] = path;
         execute_view("/proc/self/exe", given, environment);

@@ -74,10 +74,10 @@ def commands(folder: Path, rounds: int) -> None:
             print(f"\n{label:<44}       median      p90 (ms)   ratio to runc")
             for work, found in samples.items():
                 show(work, found, "runc")
-        floor: Samples = {"python3 -IS -c pass": [], "lowrt --version (interpreter, launcher, first imports)": []}
+        floor: Samples = {"python3 -IS -c pass": [], "lowrt --version": []}
         for _ in range(rounds):
             floor["python3 -IS -c pass"].append(timed(["/usr/bin/python3", "-IS", "-c", "pass"]))
-            floor["lowrt --version (interpreter, launcher, first imports)"].append(timed([LOWRT, "--version"]))
+            floor["lowrt --version"].append(timed([LOWRT, "--version"]))
         print()
         for what, found in floor.items():
             print(f"  {what:<56} {milliseconds(found)}")

@@ -11,7 +11,7 @@ that a service manager makes (it is imported by who wants one).
 
 import os
 
-from strata.linux.cgroups.common import Cgroup, Stats, read, write
+from strata.linux.cgroups.common import Cgroup, Stats, join_opened, read
 from strata.linux.cgroups.v1 import UNIFIED, CgroupV1, hierarchies
 from strata.linux.cgroups.v2 import CgroupV2
 
@@ -26,11 +26,11 @@ __all__ = [
     "below_own",
     "has",
     "in_every_hierarchy",
+    "join_opened",
     "mode",
     "open_cgroup",
     "own_path",
     "restore",
-    "wake",
 ]
 
 ROOT = "/sys/fs/cgroup"
@@ -98,16 +98,6 @@ def own_path(pid: int | str = "self") -> str:
     if mode() == "v2":
         return found.get("", "/")
     return found.get("memory") or next((path for path in found.values()), "/")
-
-
-def wake() -> None:
-    """Waits, on v1, for what the next move of a process into a group would have to wait for: up to 10 ms after some idle time.
-
-    The kernel has all CPUs pass a quiescent state then (percpu_down_write), and who comes meanwhile waits for what is left of
-    that. This process moves itself to where it is already. Raises OSError.
-    """
-    if mode() != "v2" and (folder := hierarchies(ROOT).get("memory")):
-        write(f"{folder}{own_path().rstrip('/')}/cgroup.procs", "0")
 
 
 def _own_paths(pid: int | str) -> dict[str, str]:

@@ -54,27 +54,29 @@ class Cgroup:
         raise NotImplementedError
 
     takes_clones = False
-    """Whether a process can be cloned right into the group."""
+    """Whether a process can be cloned right into the group, or into the part of it that has no other way in without a wait."""
 
-    def open_for_clone(self) -> int:
-        """A descriptor of the group, for `syscalls.clone3`. Only where it takes clones."""
-        raise NotImplementedError
+    def create_for_clone(self, resources: "Resources | None" = None, *, lenient: bool = False) -> int:
+        """Makes what a process can be cloned into, and opens it for `syscalls.clone3`: -1 where this user may not, or there is no
+        such thing. resources, lenient: as in `create`."""
+        return -1
 
     def prepare(self, resources: "Resources", *, lenient: bool = False) -> None:
         """Makes the group with its limits. lenient: as in `create`."""
         self.create(resources, lenient=lenient)
         self.apply(resources)
 
+    joins_itself = False
+    """Whether a process moves itself into the group, with `join_opened`."""
+
+    def open_to_join(self, below: "dict[str, str] | None" = None, *, lenient: bool = False) -> "list[int]":
+        """Opens what `join_opened` writes to, but for what a process is cloned into; the caller owns the descriptors. Only where
+        one joins by itself. below: as for `add`, and raises as that. lenient: as in `create`."""
+        raise NotImplementedError
+
     def take(self, pid: int, resources: "Resources", *, lenient: bool = False) -> None:
-        """Makes the group with its limits, and moves its first process in."""
+        """Makes the group with its limits, around a first process if that does neither join by itself nor is cloned into it."""
         self.prepare(resources, lenient=lenient)
-        for folder in self.folders():
-            try:
-                join(folder, pid)
-            except OSError as error:
-                if error.errno not in DENIED or not (lenient or self.does_without(folder)):
-                    raise
-                self.paths = {name: path for name, path in self.paths.items() if path != folder}
 
     def does_without(self, folder: str) -> bool:
         """Whether it is the v2 tree beside v1's: it has no controllers that v1 has, and users are given v1's folders only."""
@@ -92,7 +94,7 @@ class Cgroup:
             join(folder, pid)
 
     def open_for_exec(self, below: "dict[str, str] | None") -> int:
-        """As `open_for_clone`, of a group that is there, or of one below it as for `add`."""
+        """As `create_for_clone`, of a group that is there, or of one below it as for `add`."""
         return -1
 
     def follow(self, pid: int, leader: int, below: "dict[str, str] | None" = None) -> None:
@@ -332,6 +334,19 @@ def join(folder: str, pid: int) -> None:
             failed = error
         time.sleep(0.03)  # a process that has only just been cloned (TASK_NEW) cannot be moved yet
     raise failed
+
+
+def join_opened(descriptors: "list[int]") -> None:
+    """Moves this process, which must have one thread, into what `open_to_join` has opened.
+
+    On v1 a thread that moves itself waits for nobody; whoever moves a process waits, after some idle time, some 10 ms for all
+    CPUs (percpu_down_write of cgroup_threadgroup_rwsem), and so does who forks or moves meanwhile.
+    """
+    for descriptor in descriptors:
+        try:
+            os.write(descriptor, b"0")
+        except OSError as error:
+            raise refusal(os.readlink(f"/proc/self/fd/{descriptor}"), "0", error) from None
 
 
 def keyed(text: str) -> dict[str, int]:

@@ -182,7 +182,7 @@ def _connect_to_bus(address: str) -> dbus.Connection:
 class _Unit(Cgroup):
     """What a unit's group does otherwise than one that is made here. Comes before the class of its version."""
 
-    takes_clones = False
+    takes_clones = joins_itself = False
     slice = title = ""
     extra: "tuple[Property, ...] | list[Property]" = ()
 
@@ -261,6 +261,9 @@ class _Unit(Cgroup):
 
 
 class _UnitV1(_Unit, CgroupV1):
+    def open_for_exec(self, below: "dict[str, str] | None") -> int:
+        return -1
+
     def _properties(self, resources: "Resources") -> "list[Property]":
         return properties.of_resources_v1(resources, self.manager.version)
 

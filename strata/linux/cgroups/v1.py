@@ -43,12 +43,62 @@ class CgroupV1(Cgroup):
             try:
                 self.made += make_folders(folder)
             except OSError as error:
-                if error.errno not in DENIED or not (lenient or self.does_without(folder)):
-                    raise
-                self.paths = {name: path for name, path in self.paths.items() if path != folder}
+                self._leave_out(folder, error, lenient=lenient)
         if folder := self.paths.get("cpuset", ""):
             _fill_cpuset(folder, "cpuset.cpus", cpu.get("cpus"))
             _fill_cpuset(folder, "cpuset.mems", cpu.get("mems"))
+
+    joins_itself = True
+
+    @property
+    def takes_clones(self) -> bool:  # type: ignore[override]
+        return UNIFIED in self.paths
+
+    def create_for_clone(self, resources: "Resources | None" = None, *, lenient: bool = False) -> int:
+        """The part in the v2 tree: there a process can be moved only in the way that waits (`join_opened`)."""
+        folder = self.paths[UNIFIED]
+        try:
+            self.made += make_folders(folder)
+            return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            self._leave_out(folder, error, lenient=lenient)
+            return -1
+
+    def open_to_join(self, below: "dict[str, str] | None" = None, *, lenient: bool = False) -> "list[int]":
+        opened: list[int] = []
+        try:
+            for folder in self._below(below):
+                if self._is_in_tree(folder):
+                    continue
+                try:
+                    opened.append(os.open(f"{folder}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+                except OSError as error:
+                    self._leave_out(folder, error, lenient=lenient)
+        except BaseException:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        return opened
+
+    def open_for_exec(self, below: "dict[str, str] | None") -> int:
+        for folder in self._below(below):
+            if self._is_in_tree(folder):
+                try:
+                    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                except OSError:
+                    break  # who adds the process otherwise is told why
+        return -1
+
+    def _is_in_tree(self, folder: str) -> bool:
+        """Whether it is the group's folder in the v2 tree, or one below."""
+        own = self.paths.get(UNIFIED)
+        return own is not None and f"{folder}/".startswith(f"{own}/")
+
+    def _leave_out(self, folder: str, error: OSError, *, lenient: bool) -> None:
+        """A hierarchy where this user may do nothing; raises the error where the group shall be in that."""
+        if error.errno not in DENIED or not (lenient or self.does_without(folder)):
+            raise error
+        self.paths = {name: path for name, path in self.paths.items() if path != folder}
 
     def apply(self, resources: "Resources") -> None:
         if resources.get("unified"):

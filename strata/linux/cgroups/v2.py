@@ -58,8 +58,9 @@ class CgroupV2(Cgroup):
     def takes_clones(self) -> bool:  # type: ignore[override]
         return bool(self.paths)
 
-    def open_for_clone(self) -> int:
-        return os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def create_for_clone(self, resources: "Resources | None" = None, *, lenient: bool = False) -> int:
+        self.create(resources, lenient=lenient)
+        return os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if self.paths else -1
 
     def open_for_exec(self, below: "dict[str, str] | None") -> int:
         try:

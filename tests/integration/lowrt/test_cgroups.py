@@ -656,3 +656,27 @@ def test_a_container_whose_first_process_is_killed_for_want_of_memory_says_so(ru
     assert done.returncode != 0
     assert "container init was OOM-killed (memory limit too low?)" in done.stderr
     assert not cgroups.open_cgroup(runtime.cgroup).exists()
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_nobody_is_moved_into_a_cgroup_by_another(either: Runtime, v2_lane: Lane, tmp_path: Path, command: str) -> None:
+    """That would wait up to 10 ms for all CPUs. Who moves itself, or is cloned into a group, waits for nobody."""
+    runtime = either
+    runtime.start("sleep", "100")
+    argv = ["exec", runtime.id, "cat", "/proc/self/cgroup"]
+    if command == "run":
+        runtime.call("delete", "--force", runtime.id, check=True)
+        runtime.config["process"]["args"] = ["cat", "/proc/self/cgroup"]
+        runtime.write()
+        argv = ["run", "--bundle", str(runtime.bundle), runtime.id]
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-e", "trace=openat", "-o", trace]
+    done = subprocess.run(
+        [*runtime.prefix, *strace, LOWRT, "--root", runtime.root, *argv], capture_output=True, text=True, check=True
+    )
+    moving = [line for line in trace.read_text().splitlines() if 'cgroup.procs"' in line and "O_WRONLY" in line]
+    assert moving == []
+    seen = [line for line in done.stdout.splitlines() if line.startswith("0::") or not runtime.prefix]
+    paths = {line.split(":", 2)[2] for line in seen}
+    assert paths <= {"/", runtime.cgroup}, "seen from a cgroup namespace of its own or not"
+    assert len(group(runtime, v2_lane).pids()) == (command == "exec")

@@ -208,20 +208,3 @@ def test_whatever_flags_stand_before_it_a_run_has_the_view(tmp_path: Path, flags
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert "launcher" not in done.stderr
-
-
-def test_the_launchers_helper_is_reaped(runtime: Runtime) -> None:
-    """It wakes cgroup v1 while lowrt begins; it must not outlive the command."""
-    marked = {**os.environ, "STRATA_TEST_HELPER": runtime.id}
-    command = [LOWRT, "--root", runtime.root, "run", "nosuch"]
-    done = subprocess.run(command, capture_output=True, text=True, env=marked, check=False, cwd="/")
-    assert done.returncode == 1
-    marks = [p for p in Path("/proc").glob("[0-9]*/environ") if _has(p, f"STRATA_TEST_HELPER={runtime.id}")]
-    assert marks == []
-
-
-def _has(path: Path, mark: str) -> bool:
-    try:
-        return mark.encode() in path.read_bytes().split(b"\0")
-    except OSError:
-        return False

@@ -1,7 +1,7 @@
 """What the spawner forks in tests, in the monitor's place: one call of the runtime (`warm` is the other side)."""
 
 from lowrt import main
-from strata.linux import cgroups, descriptors, pages
+from strata.linux import descriptors, pages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 def run(entry: "Entry", wait: "Callable[[], int]") -> int:
     """Reads the arguments and the three descriptors, calls the runtime, and answers."""
-    cgroups.wake()  # as a monitor's worker that is forked ahead of need
-    main.rehearse()
+    main.rehearse()  # as a monitor's worker that is forked ahead of need
     pages.copy_now()
     connection = wait()
     if connection < 0:

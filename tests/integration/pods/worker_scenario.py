@@ -79,12 +79,12 @@ left_open = len(os.listdir("/proc/self/fd")) - open_before
 imported = sorted(set(sys.modules) - before)
 loop = Loop(faulty)
 workers = Workers(loop, runtime, limit=1.0)
-kept = workers.waiting
+kept = workers._kept
 result = {"imported": imported, "troubles": troubles, "left open": left_open}
 result["plain"] = do("plain", keep=True)
-result["same worker"] = workers.waiting == kept
-os.kill(workers.waiting[0], signal.SIGKILL)
-os.waitid(os.P_PID, workers.waiting[0], os.WEXITED | os.WNOWAIT)
+result["same worker"] = workers._kept is kept
+os.kill(workers._kept.pid, signal.SIGKILL)
+os.waitid(os.P_PID, workers._kept.pid, os.WEXITED | os.WNOWAIT)
 result["status after a worker was killed while it waited"] = do("plain", status=3)
 result["raise"], result["die"] = do("raise"), do("die")
 start = time.monotonic()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from jeepney import HeaderFields, Message, MessageType, Parser, new_error, new_m
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import open_dbus_connection
 from jeepney.wrappers import DBusAddress
+
+from tests.conftest import wait_for
 
 MANAGER = DBusAddress("/org/freedesktop/systemd1", "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager")
 CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -25,6 +28,16 @@ CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
   <policy context="default"><allow send_destination="*"/><allow eavesdrop="true"/><allow own="*"/><allow user="*"/></policy>
 </busconfig>
 """
+
+
+def is_removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 class Unit:
@@ -50,7 +63,7 @@ class Systemd:
         self.calls: list[str] = []
         self.version, self.job_result = "252.38-1~deb12u1", "done"
         self.refuse_once: tuple[str, str] | None = None
-        self._jobs = 0
+        self.jobs = 0
 
     def answer(self, call: Message) -> list[Message]:
         """What it says to a call: an answer and signals."""
@@ -96,8 +109,7 @@ class Systemd:
         if unit not in self.units:
             return [new_error(call, "org.freedesktop.systemd1.NoSuchUnit", "s", (f"Unit {unit} not loaded.",))]
         for folder in self.folders(unit):
-            if folder.exists():
-                folder.rmdir()
+            wait_for(partial(is_removed, folder), what=f"the last process of {folder}")
         del self.units[unit]
         return self._job(call, unit)
 
@@ -116,9 +128,9 @@ class Systemd:
 
     def _job(self, call: Message, unit: str) -> list[Message]:
         """The end of a job comes before the answer that names it: whoever waits for it must not miss it."""
-        self._jobs += 1
-        path = f"/org/freedesktop/systemd1/job/{self._jobs}"
-        removed = new_signal(MANAGER, "JobRemoved", "uoss", (self._jobs, path, unit, self.job_result))
+        self.jobs += 1
+        path = f"/org/freedesktop/systemd1/job/{self.jobs}"
+        removed = new_signal(MANAGER, "JobRemoved", "uoss", (self.jobs, path, unit, self.job_result))
         return [removed, new_method_return(call, "o", (path,))]
 
 

@@ -208,7 +208,7 @@ def test_a_create_that_was_killed_is_deleted_with_its_unit(booted: Booted) -> No
     runtime.write()
     command = [*runtime.prefix, LOWRT, "--root", runtime.root, *runtime.flags, "create", "--bundle", runtime.bundle, runtime.id]
     create = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: booted.unit in booted.systemd.units, what="the unit")
+    wait_for(lambda: booted.unit in booted.systemd.units and booted.systemd.jobs, what="the unit, with the process in it")
     create.kill()
     create.wait()
     runtime.call("delete", "--force", runtime.id, check=True)
