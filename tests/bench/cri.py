@@ -32,6 +32,8 @@ PODS_FOR_MEMORY = 10
 IMAGE = "127.0.0.1:5000/bench:latest"
 PAUSE = "127.0.0.1:5000/pause:latest"
 CGROUP = "/strata-bench"
+NAMESPACES = cri.NamespaceOption(pid=cri.NamespaceMode.CONTAINER)
+"""As a kubelet asks for them, unless the pod says shareProcessNamespace."""
 STEPS = ("RunPodSandbox", "CreateContainer", "StartContainer", "Stop and remove")
 
 
@@ -131,7 +133,7 @@ class Client:
             metadata=cri.PodSandboxMetadata(name=name, namespace="bench", uid=str(uuid.uuid4())),
             hostname=name,
             log_directory=f"{self._logs}/{name}",
-            linux=cri.LinuxPodSandboxConfig(cgroup_parent=f"{CGROUP}/{name}"),
+            linux=cri.LinuxPodSandboxConfig(cgroup_parent=f"{CGROUP}/{name}", security_context={"namespace_options": NAMESPACES}),
         )
         os.makedirs(pod_config.log_directory, exist_ok=True)
         request = cri.RunPodSandboxRequest(config=pod_config)
@@ -142,6 +144,7 @@ class Client:
             image=cri.ImageSpec(image=IMAGE),
             command=["/bin/sleep", "1000"],
             log_path="c.log",
+            linux={"security_context": {"namespace_options": NAMESPACES}},
         )
         create = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=pod_config)
         container = (await self._runtime.CreateContainer(create, timeout=30)).container_id
