@@ -180,7 +180,13 @@ def test_read_only_mounts_are_so_at_the_top_or_all_the_way_down(client: Client, 
             def touch(**options: Any) -> list[str]:
                 mount = cri.Mount(host_path=str(tmp_path / "host"), container_path="/v", readonly=True, **options)
                 identifier = create(
-                    client, pod_id, config, "sh", "-c", "touch /v/a /v/inner/b; ls /v/inner; rm -f /v/inner/b", mounts=[mount]
+                    client,
+                    pod_id,
+                    config,
+                    "sh",
+                    "-c",
+                    "exec 2>&1; touch /v/a /v/inner/b; ls /v/inner; rm -f /v/inner/b",
+                    mounts=[mount],
                 )
                 client.StartContainer(cri.StartContainerRequest(container_id=identifier))
                 wait_for(lambda: status(client, identifier).state == cri.CONTAINER_EXITED)

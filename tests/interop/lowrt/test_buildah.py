@@ -123,7 +123,8 @@ def test_run_as_it_is_told(buildah: Buildah, container: str) -> None:
 
 
 def test_run_with_a_terminal(buildah: Buildah, container: str) -> None:
-    script = "trap 'exit 7' INT; tty; stty size; echo going; while :; do sleep 0.1; done"
+    # buildah sets the size when it has been handed the terminal: a little after the start, perhaps
+    script = "trap 'exit 7' INT; tty; until stty size 2>/dev/null; do sleep 0.1; done; echo going; while :; do sleep 0.1; done"
     argv = buildah.argv("run", *HOW, "--terminal", container, "sh", "-c", script)
     with Terminal(argv, rows=35, columns=95) as terminal:
         terminal.expect("/dev/pts/[0-9]")
