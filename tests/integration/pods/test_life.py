@@ -220,7 +220,7 @@ async def test_exec_with_a_terminal(node: Node) -> None:
     output, stdout = os.pipe2(os.O_CLOEXEC)
     session = await node.manager.exec(container_id, ["sh"], Stdio(stdin, stdout), terminal=True)
     await session.resize(77, 33)
-    os.write(typed, b"stty size; echo ready; sleep 60\n")
+    os.write(typed, b"stty size; sh -c 'echo ready; exec sleep 60'\n")  # it is the sleep's process that is ready
     seen = await collect(output, b"ready\r\n", b"33 77\r\n")
     os.write(typed, b"\x03")  # ctrl-c ends the sleep, not the shell
     os.write(typed, b"echo after; exit 5\n")
