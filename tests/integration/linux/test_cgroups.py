@@ -194,11 +194,12 @@ def test_a_kill_for_want_of_memory_is_told(name: str) -> None:
         hungry.stdin.close()
         assert select.select([watch.descriptor], [], [], 10)[0]
         assert hungry.wait(10) == -signal.SIGKILL
-        wait_for(lambda: watch.read()[0] or group.oom_kill_count(), what="the kill to be told")
+        told = wait_for(lambda: [found for found in [watch.read()] if any(found)], what="the kill to be told")
         assert group.oom_kill_count() == 1
         group.remove()
-        assert select.select([watch.descriptor], [], [], 10)[0]
-        assert watch.read() == (False, True)
+        if not told[0][1]:  # v2 may have told already that the group is empty
+            assert select.select([watch.descriptor], [], [], 10)[0]
+            assert watch.read() == (False, True)
         watch.close()
     finally:
         hungry.kill()
