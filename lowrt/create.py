@@ -172,7 +172,7 @@ class _Making:
             self._claim()
             into = self._open_cgroup()
         step("make the container's first process")
-        self._clone(plan, child, sync, joined, into)
+        self._clone(child, sync, joined, into)
         if log.debugging():
             log.debug(f"container {container.id}: process {self._pid}, cgroup {' '.join(self._cgroup.folders())}")
         child_sync.close()
@@ -281,9 +281,10 @@ class _Making:
                    and "ro" not in (mount.get("options") or ()) for mount in self._spec.get("mounts") or ()):  # fmt: skip
             return
         uid = ((self._spec.get("process") or {}).get("user") or {}).get("uid", 0)
-        for mapping in mappings:
-            if 0 <= uid - mapping["containerID"] < mapping["size"]:
-                self._cgroup.delegate(mapping["hostID"] + uid - mapping["containerID"])
+        from strata.linux import idmaps
+
+        if idmaps.maps(mappings, uid):
+            self._cgroup.delegate(idmaps.outside(mappings, uid))
 
     def _open_namespaces(self) -> dict[str, int]:
         joined = {}
@@ -322,9 +323,7 @@ class _Making:
         process.check_preserved(count)
         return count, {**process_, "env": [*(process_.get("env") or ()), *more]}
 
-    def _clone(
-        self, plan: "init.Plan", child: "init.Init", sync: descriptors.Socket, joined: dict[str, int], into: int
-    ) -> None:  # fmt: skip
+    def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int], into: int) -> None:
         """Makes the container's first process. into: the descriptor of a cgroup that it starts in, or -1."""
         flags = 0
         for entry in self._linux.get("namespaces") or ():
@@ -334,7 +333,7 @@ class _Making:
         if "pid" in joined or "user" in joined or (joined and flags & namespaces.NEWUSER):
             self._clone_inside(child, sync, flags, joined, into)
             return
-        if prefork.can(plan, flags) and prefork.become(plan, child, flags, into):
+        if prefork.can(child.plan, flags) and prefork.become(child, flags, into):
             self._learn_pid(sync, child.sync, "the process that was forked ahead has died")
             return
         self._pid, self._pidfd = syscalls.clone3(flags, cgroup=into)
@@ -353,7 +352,7 @@ class _Making:
                 if not child.mapped_by_user:
                     process.hide()  # and so what it clones: others may be in its PID namespace
                 child.join_early()
-                pid, _ = syscalls.clone3(flags | namespaces.CLONE_PARENT)
+                pid, _ = syscalls.clone3(flags | syscalls.CLONE_PARENT)
                 if pid == 0:
                     child.main()
                 child.sync.send(b"p%d" % pid)

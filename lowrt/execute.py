@@ -331,7 +331,7 @@ def _help(
         program.enter_folder()
         program.confine()
         process.close_others((sync.fileno(), *([proc] if proc >= 0 else [])), program)
-        pid, _ = syscalls.clone3(namespaces.CLONE_PARENT)
+        pid, _ = syscalls.clone3(syscalls.CLONE_PARENT)
         if pid == 0:
             _become(program, sync, proc, container.values, has_terminal=bool(settings.get("terminal")))
         sync.send(b"p%d" % pid)

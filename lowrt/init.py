@@ -38,13 +38,17 @@ class Plan:
         """rootfs: the root's path, without links. cgroup_folders: its cgroup in each hierarchy. bundle: where relative
         sources begin. process: the spec's, with what the caller adds to its environment. filter_: a seccomp program and its
         flags. state: what hooks are told. keyring: "" for the caller's."""
-        self.values = (
-            spec, rootfs, cgroup_folders, bundle, process, preserve_fds, filter_, state, pivot, keyring
-        )  # fmt: skip
         self.spec, self.rootfs, self.cgroup_folders, self.bundle = spec, rootfs, cgroup_folders, bundle
         self.process, self.preserve_fds, self.filter = process, preserve_fds, filter_
         self.state, self.pivot, self.keyring = state, pivot, keyring
         self.linux: Spec = spec.get("linux") or {}
+
+    def values(self) -> "tuple[Any, ...]":
+        """What the same is made of again."""
+        return (
+            self.spec, self.rootfs, self.cgroup_folders, self.bundle, self.process, self.preserve_fds, self.filter, self.state,
+            self.pivot, self.keyring,
+        )  # fmt: skip
 
 
 class Init:
@@ -54,7 +58,8 @@ class Init:
         self, plan: Plan, *, sync: descriptors.Socket, start: descriptors.Socket | None, joined: dict[str, int],
         fds: tuple[int, int, int],
     ) -> None:  # fmt: skip
-        self._spec, self._linux, self._state = plan.spec, plan.linux, plan.state
+        self.plan = plan
+        self._spec, self._linux = plan.spec, plan.linux
         self.has_user_namespace = config.has_namespace(plan.linux, "user")
         self.program: process.Process | None = None
         if plan.process:
@@ -62,13 +67,13 @@ class Init:
             self.program = process.Process(plan.process, plan.linux, filter_, plan.preserve_fds)
         self.root = rootfs.Rootfs(plan.spec, plan.rootfs, plan.cgroup_folders, plan.bundle)
         self.sync, self._start, self._joined = sync, start, joined
-        self._fds, self._pivot, self._keyring = fds, plan.pivot, plan.keyring
+        self._fds = fds
         self._groups: list[int] | None = None  # what it joins its cgroup by, once its parent has sent that
         # A parent without rights can write the ID maps only while /proc/PID is its own, which that of a hidden process is not.
         self.mapped_by_user = self._new("user") and os.geteuid() != 0
         self._joined_early: list[str] = []
         # And nobody without rights can join the namespaces of a hidden process by its /proc or pidfd: it hands them out itself.
-        self._hands_out_namespaces = config.has_namespace(self._linux, "user") and os.geteuid() != 0
+        self._hands_out_namespaces = self.has_user_namespace and os.geteuid() != 0
         self._namespaces: dict[str, int] = {}
         self._enter_time: Callable[[], None] | None = None
         if self._new("time"):
@@ -186,8 +191,8 @@ class Init:
         if self._new("network"):
             step("bring up lo")
             namespaces.loopback_up()
-        if self._keyring:
-            process.take_keyring(self._keyring, by_others=self.has_user_namespace)
+        if self.plan.keyring:
+            process.take_keyring(self.plan.keyring, by_others=self.has_user_namespace)
         if hostname := self._spec.get("hostname"):
             step(f"set the host name {hostname!r}")
             syscalls.sethostname(hostname)
@@ -228,7 +233,7 @@ class Init:
             for entry in self._linux["namespaces"]:
                 self._namespaces[entry["type"]] = os.open(namespaces.path_of("self", entry["type"]), os.O_RDONLY | os.O_CLOEXEC)
         step(f"make {self.root.path} the root")
-        self.root.enter(pivot=self._pivot)
+        self.root.enter(pivot=self.plan.pivot)
         step("take the terminal" if console else "take stdin, stdout and stderr")
         if console:
             descriptors.send(self.sync, b"c", (console.master,))
@@ -274,7 +279,7 @@ class Init:
 
     def _run_hooks(self, kind: str, status: str, folder: str, environment: dict[str, str]) -> None:
         """Those of the container's side; their state has the process's ID as they see it."""
-        state = {**self._state, "status": status, "pid": os.getpid()}
+        state = {**self.plan.state, "status": status, "pid": os.getpid()}
         hooks.run_all(self._spec, kind, state, folder, environment=environment)
 
     def _expect(self, letter: bytes) -> list[int]:

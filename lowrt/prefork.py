@@ -14,10 +14,9 @@ from marshal import dumps, loads
 
 from lowrt import init, log, process
 from lowrt.errors import send_failure
-from strata.linux import descriptors, namespaces, pages, syscalls
+from strata.linux import descriptors, namespaces, pages, seccomp, syscalls
 
 _PR_SET_NAME = 15
-_NOTIFIES = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER
 _MOST_BYTES, _MOST_DESCRIPTORS = 150_000, 16
 _socket: descriptors.Socket | None = None
 """To the process that waits, if there is one."""
@@ -42,7 +41,7 @@ def can(plan: init.Plan, flags: int) -> bool:
         _is_there()
         and flags & (namespaces.NEWPID | namespaces.NEWUSER) == namespaces.NEWPID
         and plan.preserve_fds == 0
-        and not (plan.filter and plan.filter[1] & _NOTIFIES)
+        and not (plan.filter and seccomp.Filter(*plan.filter).notifies)
     )
 
 
@@ -60,14 +59,14 @@ def _is_there() -> bool:
     return same
 
 
-def become(plan: init.Plan, child: init.Init, flags: int, into: int) -> bool:
+def become(child: init.Init, flags: int, into: int) -> bool:
     """Has it make the first process, which says `p` and its PID to the other end of its `sync`. False where it is gone, or has
     no room for the plan. into: the descriptor of a cgroup, or -1."""
     global _socket
     sock, _socket = _socket, None
     assert sock
     given = child.named_descriptors()
-    content = dumps((plan.values, flags, list(given)))
+    content = dumps((child.plan.values(), flags, list(given)))
     try:
         if len(content) <= _MOST_BYTES:
             descriptors.send(sock, content, (into,) if into >= 0 else ())
@@ -112,7 +111,7 @@ def _make(sock: descriptors.Socket, plan: init.Plan, flags: int, names: list[str
     failure: OSError | None = None
     pid = 0
     try:
-        pid = syscalls.clone_and_end(flags | namespaces.CLONE_PARENT, cgroup=into)
+        pid = syscalls.clone_and_end(flags | syscalls.CLONE_PARENT, cgroup=into)
         process.hide()
     except OSError as error:
         failure = error

@@ -1,8 +1,10 @@
-"""What all tests share: the option --long, waiting for a condition with a deadline, and a lane with cgroup v2 alone."""
+"""What all tests share: the option --long, waiting with a deadline, a network namespace, and a lane with cgroup v2 alone."""
 
+import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +33,18 @@ def wait_for(condition: Callable[[], T], *, seconds: float = 10.0, what: str = "
             pytest.fail(f"waited {seconds} s for {what or condition}: last result {result!r}")
         time.sleep(0.02)
     return result
+
+
+@contextmanager
+def network_namespace() -> Iterator[str]:
+    """The name of a new network namespace, without an uplink, its loopback up."""
+    name = f"test-{secrets.token_hex(3)}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 class Lane:

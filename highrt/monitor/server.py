@@ -179,7 +179,7 @@ class Server:
 
         def pinned(status: int, trouble: str) -> None:
             reply(None if status == 0 else f"namespaces: {trouble}")
-            # The first write to a cgroup after a pause takes milliseconds on v1: they pass while highrt sets up the network.
+            # To be moved into a cgroup takes milliseconds on v2, after a pause: they pass while highrt sets up the network.
             self._join_cgroup()
 
         # From here, because this process is small and has one thread, which highrt has not.

@@ -126,28 +126,18 @@ def kill_session(group: Cgroup, leader: int) -> None:
     """Kills what an exec has started: the processes of its session that are in the container's group (setsid(2): an exec begins
     a session). Those that began one of their own are not found. Raises OSError where the group cannot be read."""
     for _ in range(_KILL_ROUNDS):  # some may be forking
-        found = [pid for pid in group.pids(recursive=True) if _session(pid) == leader]
+        found = [pid for pid in group.pids(recursive=True) if pidfds.session(pid) == leader]
         if not found:
             return
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 pidfd = pidfds.open_pidfd(pid)
                 try:
-                    if _session(pid) == leader:  # else the number has come to mean another
+                    if pidfds.session(pid) == leader:  # else the number has come to mean another
                         pidfds.send_signal(pidfd, _SIGKILL)
                         pidfds.wait_gone(pidfd, _GONE_SECONDS)
                 finally:
                     os.close(pidfd)
-
-
-def _session(pid: int) -> int:
-    """The session of a process that still runs; 0 for others (proc(5), /proc/PID/stat)."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[3])
 
 
 def placed(stdio: Stdio) -> tuple[list[int], list[int]]:

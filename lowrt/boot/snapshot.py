@@ -48,8 +48,8 @@ class Failure(Exception):
     """The process did not get to sleep, or has what cannot be saved."""
 
 
-def take(folder: Path) -> Path:
-    """Writes the snapshot for the launcher in the folder; its path. Raises Failure, OSError."""
+def take(folder: Path) -> None:
+    """Writes the snapshot for the launcher in the folder. Raises Failure, OSError."""
     program = Path(__file__).with_name("sleeper.py")
     sleeping = subprocess.Popen(
         [_INTERPRETER, "-ISXutf8", program],
@@ -78,7 +78,6 @@ def take(folder: Path) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return target
 
 
 def _be_traced() -> None:
@@ -152,7 +151,7 @@ def _save(sleeping: "subprocess.Popen[bytes]", folder: Path) -> tuple[bytes, lis
         raise Failure(f"a header of {header_bytes} bytes is longer than what the launcher reads, {_MOST_HEADER_BYTES}")
 
     name_at = unpadded - len(names)
-    folder_at, name_at = name_at, name_at + len(os.fsencode(folder)) + 1
+    folder_at, name_at = name_at, name_at + len(str(folder).encode()) + 1
     saved_files = b""
     for file in files:
         status = os.stat(file)

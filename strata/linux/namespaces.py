@@ -16,7 +16,6 @@ KINDS = {
     "time": (0x00000080, "time"),
 }
 NEWUSER, NEWNS, NEWUTS, NEWIPC, NEWNET, NEWPID, NEWCGROUP, NEWTIME = (KINDS[k][0] for k in KINDS)
-CLONE_PARENT = 0x00008000
 
 
 def path_of(pid: int | str, kind: str) -> str:

@@ -72,6 +72,15 @@ def has_fatal_signal(pid: int) -> bool:
     return any(int(line.split()[1], 16) & bit for line in lines if line.startswith(("SigPnd:", "ShdPnd:")))
 
 
+def session(pid: int) -> int:
+    """The session (setsid(2)) of a process that still runs; 0 for others."""
+    try:
+        fields = _fields(pid)
+    except ProcessLookupError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[3])
+
+
 def _state_and_start(pid: int) -> tuple[str, int]:
     """The letter of the process's state, and its start time."""
     fields = _fields(pid)

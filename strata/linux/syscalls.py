@@ -31,7 +31,7 @@ _EXIT_GROUP = 231 if _X86 else 94
 _MADVISE = 28 if _X86 else 233
 _INOTIFY_INIT1, _INOTIFY_ADD_WATCH = (294, 254) if _X86 else (26, 27)
 
-_CLONE_VM, _CLONE_PIDFD, _CLONE_VFORK, _CLONE_PARENT, _CLONE_PARENT_SETTID = 0x100, 0x1000, 0x4000, 0x8000, 0x100000
+_CLONE_VM, _CLONE_PIDFD, _CLONE_VFORK, CLONE_PARENT, _CLONE_PARENT_SETTID = 0x100, 0x1000, 0x4000, 0x8000, 0x100000
 _CLONE_INTO_CGROUP, _SIGCHLD = 0x200000000, 17
 CLONES_AND_ENDS = hasattr(_kernel, "clone_and_end")
 """Whether `clone_and_end` is there: it is written for each processor, and so far for x86-64."""
@@ -99,7 +99,7 @@ def clone_and_end(flags: int, *, cgroup: int = -1) -> int:
 
 def _clone_arguments(flags: int, pidfd: bytearray | None, parent_tid: bytearray | None, cgroup: int) -> bytes:
     """A struct clone_args."""
-    exit_signal = 0 if flags & _CLONE_PARENT else _SIGCHLD  # with CLONE_PARENT the kernel takes the caller's own
+    exit_signal = 0 if flags & CLONE_PARENT else _SIGCHLD  # with CLONE_PARENT the kernel takes the caller's own
     if cgroup >= 0:
         flags |= _CLONE_INTO_CGROUP
     written = [address_of(memory_) if memory_ else 0 for memory_ in (pidfd, parent_tid)]

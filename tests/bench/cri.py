@@ -26,6 +26,7 @@ from strata.protocols import cri_pb2 as cri
 from strata.protocols import grpc
 from strata.protocols.cri_grpc import ImageServiceStub, RuntimeServiceStub
 from tests.bench import milliseconds
+from tests.conftest import network_namespace
 
 ROUNDS = 30
 PODS_FOR_MEMORY = 10
@@ -193,17 +194,6 @@ def pss(pids: list[int]) -> float:
             continue
         total += next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
     return total * 1024.0
-
-
-@contextmanager
-def network_namespace() -> Iterator[str]:
-    name = f"bench{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-    try:
-        yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def image_archive(folder: Path) -> Path:

@@ -1,13 +1,12 @@
 """A person's containers on a CNI bridge, with published ports: a daemon in a network namespace of its own."""
 
 import json
-import secrets
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import wait_for
+from tests.conftest import network_namespace, wait_for
 from tests.integration.highrt.conftest import IMAGE, Daemon, started
 
 SERVER = "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"
@@ -15,13 +14,8 @@ SERVER = "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[str]:
-    name = f"hrt-{secrets.token_hex(3)}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    with network_namespace() as name:
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 @pytest.fixture(scope="module")

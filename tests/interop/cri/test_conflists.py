@@ -1,7 +1,6 @@
 """Pods on the networks of podman's and of containerd's configuration lists, with their plugins and with ours in their place."""
 
 import json
-import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from strata.protocols import cri_pb2 as cri
-from tests.conftest import wait_for
+from tests.conftest import network_namespace, wait_for
 from tests.integration.highrt.conftest import IMAGE, Daemon, started
 from tests.integration.highrt.test_cri import Client
 
@@ -37,13 +36,8 @@ PORT = 18083
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[str]:
-    name = f"hrt-{secrets.token_hex(3)}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    with network_namespace() as name:
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 @pytest.fixture(scope="module", params=["with their plugins", "with ours"])
