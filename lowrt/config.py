@@ -19,32 +19,41 @@ if TYPE_CHECKING:
 SPEC_VERSION = "1.3.0"
 
 
-def load(bundle: str) -> "Spec":
-    """The bundle's configuration, checked. Raises RuntimeFailure."""
+def read(bundle: str) -> "Spec":
+    """The bundle's configuration, brought into shape, its namespaces checked. Raises RuntimeFailure."""
     path = f"{bundle}/config.json"
     try:
         with open(path, encoding="utf-8") as file:
             spec = documents.loads_once(file.read())
     except FileNotFoundError:
         raise RuntimeFailure(
-            f"JSON specification file config.json not found in {bundle}: give the bundle with --bundle"
+            f"JSON specification file config.json not found in {os.path.realpath(bundle)}: give the bundle with --bundle"
         ) from None
     except (OSError, ValueError) as error:
-        raise RuntimeFailure(f"read {path}: {reason(error)}") from None
-    check(spec)
-    checked: Spec = spec
-    return checked
+        raise RuntimeFailure(f"read {os.path.realpath(path)}: {reason(error)}") from None
+    _bring_into_shape(spec)
+    fitting: Spec = spec
+    return fitting
 
 
 def check(spec: "Any") -> None:
     """Brings a configuration into shape. Raises RuntimeFailure for one that cannot be run."""
+    _bring_into_shape(spec)
+    check_rest(spec)
+
+
+def _bring_into_shape(spec: "Any") -> None:
     _fit(spec, schema.CONFIG, "config.json")
+    _check_namespaces(spec.get("linux") or {})
+
+
+def check_rest(spec: "Spec") -> None:
+    """Checks what `read` has not. Raises RuntimeFailure for a configuration that cannot be run."""
     version = spec.get("ociVersion", "")
     _expect(version.split(".")[0] == "1", f"ociVersion {version!r}: only 1.x is supported")
     _expect("root" in spec, "root must be specified")
     _expect(spec["root"].get("path", "") != "", "root.path: required value")
     linux = spec.get("linux") or {}
-    _check_namespaces(linux)
     _check_linux(linux)
     for index, mount in enumerate(spec.get("mounts") or ()):
         _expect(mount.get("destination", "") != "", f"mounts[{index}].destination: required value")

@@ -10,7 +10,7 @@ import time
 
 from lowrt import config, devices, documents, hooks, init, log, prefork, process, rootfs, start, state, terminal
 from lowrt.errors import RuntimeFailure, reason, reason_in_step, received_failure, send_failure, step
-from strata.linux import cgroups, descriptors, namespaces, pidfds, seccomp, syscalls
+from strata.linux import cgroups, descriptors, namespaces, pidfds, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ class Options:
 
 class Created:
     """A container whose first process waits for start. The caller owns pidfd, master (-1: no terminal here) and, with
-    `Options.run`, sync: the connection to that process, where it waits for `go`."""
+    `Options.run`, sync: the connection to that process, where it waits for `s`, or has found it already."""
 
     def __init__(
         self, container: state.Container, spec: "Spec", pidfd: int, master: int, sync: descriptors.Socket | None,
-        notifier: "Notifier | None",
+        notifier: "Notifier | None", *, started: bool = False,
     ) -> None:  # fmt: skip
         self.container, self.spec, self.pidfd, self.master, self._sync = container, spec, pidfd, master, sync
+        self._started = started
         self.notifier = notifier
 
     def warnings(self) -> list[str]:
@@ -75,7 +76,8 @@ class Created:
             start.start(self.container)
             return
         try:
-            self._sync.send(b"s")
+            if not self._started:
+                self._sync.send(b"s")
             start.wait_until_it_runs(self.container, self._sync)
         finally:
             self._sync.close()
@@ -84,13 +86,22 @@ class Created:
 
 def create(root: str, container_id: str, options: Options, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> Created:
     """Makes a container up to the point where `start` lets its program go. Raises RuntimeFailure, having undone everything."""
-    bundle = os.path.realpath(options.bundle)
-    spec = config.load(bundle)
-    step("look what there is for the container")
-    terminal.check_socket(bool((spec.get("process") or {}).get("terminal")), options.console_socket, detach=options.detach)
-    if options.no_pivot and (spec.get("linux") or {}).get("rootfsPropagation") in ("private", "rprivate"):
-        raise RuntimeFailure("rootfsPropagation of [r]private is not safe without pivot_root")
-    making = _Making(root, container_id, bundle, spec, options, fds, environ)
+    spec = config.read(options.bundle)
+    forked = prefork.take(_new_namespaces(spec))  # it has something to do already
+    try:
+        config.check_rest(spec)
+        step("look what there is for the container")
+        terminal.check_socket(bool((spec.get("process") or {}).get("terminal")), options.console_socket, detach=options.detach)
+        if options.no_pivot and (spec.get("linux") or {}).get("rootfsPropagation") in ("private", "rprivate"):
+            raise RuntimeFailure("rootfsPropagation of [r]private is not safe without pivot_root")
+        bundle = os.path.realpath(options.bundle)
+        return _create(_Making(root, container_id, bundle, spec, options, fds, environ, forked))
+    finally:
+        if forked:
+            forked.close()
+
+
+def _create(making: "_Making") -> Created:
     try:
         return making.make()
     except BaseException as error:
@@ -116,8 +127,9 @@ class _Making:
 
     def __init__(
         self, root: str, container_id: str, bundle: str, spec: "Spec", options: Options,
-        fds: tuple[int, int, int], environ: "Mapping[str, str]",
+        fds: tuple[int, int, int], environ: "Mapping[str, str]", forked: prefork.Forked | None,
     ) -> None:  # fmt: skip
+        """forked: makes the first process, where it can."""
         self._root_folder, self._bundle, self._spec, self._options = root, bundle, spec, options
         self._linux: Spec = spec.get("linux") or {}
         self._fds, self._environ = fds, environ
@@ -134,11 +146,13 @@ class _Making:
         self._open: list[int] = []
         self._sockets: list[descriptors.Socket] = []
         self._own_folder = self._own_cgroup = False
-        self._filter = self._compile_filter()
+        self._profile = process.seccomp_profile(self._linux.get("seccomp"))
         self.container = state.Container(root, container_id)
         self._notify: Any = None
         self._notifier: Notifier | None = None
         self._net_devices: netdevices.Devices | None = None
+        self._maker, self._helper = "", 0  # who makes the first process, where that is another one, and its PID if it is a child
+        self._forked = forked
         if environ.get("NOTIFY_SOCKET") and spec.get("process"):
             from lowrt import notify
 
@@ -151,69 +165,87 @@ class _Making:
         As much as possible is done while that process is busy with its own part: its state's folder is made while it comes
         up, the cgroup (of v1; on v2 it is cloned right into it) while it makes its mounts, and state.json before it is ready.
         """
-        container = self.container
+        container, options = self.container, self._options
         joined = self._open_namespaces()
         step("prepare the container's first process")
-        sync, child_sync = descriptors.pair()
-        listener = None if self._options.run else _socket.socket(_socket.AF_UNIX, _SEQPACKET)
-        self._sockets += [sync, child_sync, *([listener] if listener else [])]
-        process_ = self._spec.get("process")
-        preserve, process_ = self._preserved_descriptors(process_)
-        filter_ = (self._filter.program, self._filter.flags) if self._filter else None
-        keyring = "" if self._options.no_new_keyring else f"_ses.{container.id}"
-        plan = init.Plan(
-            self._spec, self._rootfs, self._cgroup.folders(), self._bundle, process_, preserve, filter_,
-            self._hook_state("creating", 0), not self._options.no_pivot, keyring,
-        )  # fmt: skip
-        child = init.Init(plan, sync=child_sync, start=listener, joined=joined, fds=self._fds)
-        root, program = child.root, child.program
+        self._sync, child_sync = descriptors.pair()
+        listener = None if options.run else _socket.socket(_socket.AF_UNIX, _SEQPACKET)
+        self._sockets += [self._sync, child_sync, *([listener] if listener else [])]
+        plan = self._plan()
+        if self._forked:
+            self._forked.tell(plan)
         into = -1
         if self._cgroup.takes_clones:
             self._claim()
             into = self._open_cgroup()
-        step("make the container's first process")
-        self._clone(child, sync, joined, into)
-        if log.debugging():
-            log.debug(f"container {container.id}: process {self._pid}, cgroup {' '.join(self._cgroup.folders())}")
+        cloned = into >= 0 and not self._cgroup.joins_itself  # right into the only group that there is
+        goes_on = self._own_folder and not config.has_namespace(self._linux, "user")
+        if goes_on:  # what it need not wait for it is told now
+            _send(self._sync, b"g")
+            if cloned:
+                _send(self._sync, b"j")
+        child = self._clone(plan, child_sync, init.named(self._fds, listener, joined), into)
         child_sync.close()
         if not self._own_folder:
             self._claim()
-        if program:
-            program.adjust_oom_score(self._pid)
-            program.raise_limits(self._pid)
+        groups = None
+        if self._maker and (cloned or self._cgroup.joins_itself):
+            groups = self._set_up_cgroup(cloned=cloned)  # while the other process makes the first one
+        self._learn_pid()
+        if log.debugging():
+            log.debug(f"container {container.id}: process {self._pid}, cgroup {' '.join(self._cgroup.folders())}")
+        if child.program:
+            child.program.adjust_oom_score(self._pid)
+            child.program.raise_limits(self._pid)
         step("let the container's first process go on")
         if child.has_user_namespace:
             self._write_maps()
-        _send(sync, b"g")
+        if not goes_on:
+            _send(self._sync, b"g")
         if listener:
             step("listen for the start")
             self._listen(listener)
-        step("set up the cgroup")
-        groups = self._set_up_cgroup(cloned=into >= 0)
+        if groups is None:
+            groups = self._set_up_cgroup(cloned=cloned)
         step("give the cgroup to the container's user")
         self._give_cgroup_away()
-        _send(sync, b"j", groups)
+        if not (goes_on and cloned):
+            _send(self._sync, b"j", groups)
+        if self._profile:
+            step("compile the seccomp filter")
+            _send(self._sync, b"f" + self._profile.compile(self._root_folder))
         step("ask when the container's first process was started")
         self._prepare_state()
+        starts = options.run and not (self._spec.get("hooks") or options.pid_file or options.pidfd_socket)
+        if starts:  # nobody else is told when it is ready, so it need not wait for that
+            container.publish()
+            _send(self._sync, b"s")
         step("wait for the container's first process")
-        self._converse(sync, root)
-        container.publish()
+        self._converse(child.root)
+        if not starts:
+            container.publish()
         log.debug(f"container {container.id}: created")
-        if self._options.pidfd_socket:
-            terminal.hand_over(self._options.pidfd_socket, b"standard", self._pidfd)
-        if self._options.pid_file:
-            state.write_pid_file(self._options.pid_file, self._pid)
+        if options.pidfd_socket:
+            terminal.hand_over(options.pidfd_socket, b"standard", self._pidfd)
+        if options.pid_file:
+            state.write_pid_file(options.pid_file, self._pid)
         container.unlock()
-        if listener is None:
-            self._sockets.remove(sync)
-        kept = sync if listener is None else None
-        return Created(container, self._spec, self._pidfd, self._master, kept, self._notifier)
+        if listener:
+            return Created(container, self._spec, self._pidfd, self._master, None, self._notifier)
+        self._sockets.remove(self._sync)
+        return Created(container, self._spec, self._pidfd, self._master, self._sync, self._notifier, started=starts)
 
     # --- steps
 
-    def _compile_filter(self) -> "seccomp.Filter | None":
-        profile = self._linux.get("seccomp")
-        return process.compiled_filter(profile, self._root_folder) if profile else None
+    def _plan(self) -> init.Plan:
+        process_ = self._spec.get("process")
+        preserve, process_ = self._preserved_descriptors(process_)
+        filter_flags = self._profile.flags if self._profile else None
+        keyring = "" if self._options.no_new_keyring else f"_ses.{self.container.id}"
+        return init.Plan(
+            self._spec, self._rootfs, self._cgroup.folders(), self._bundle, process_, preserve, filter_flags,
+            self._hook_state("creating", 0), not self._options.no_pivot, keyring,
+        )  # fmt: skip
 
     def _claim(self) -> None:
         """Makes the state's folder, and notes the cgroup before anything is in it, for a delete that finds no more than that."""
@@ -250,6 +282,7 @@ class _Making:
 
     def _set_up_cgroup(self, *, cloned: bool) -> list[int]:
         """Sets the cgroup's limits, and makes the rest of it. The descriptors that the first process joins it by."""
+        step("set up the cgroup")
         group = self._cgroup
         try:
             if group.joins_itself:
@@ -262,6 +295,7 @@ class _Making:
             else:
                 group.take(self._pid, self._limits(), lenient=self._lenient)
         except OSError as error:
+            self._learn_pid()
             if not pidfds.wait_gone(self._pidfd, 0):
                 raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
             # The child failed first: what it said is the reason.
@@ -323,27 +357,29 @@ class _Making:
         process.check_preserved(count)
         return count, {**process_, "env": [*(process_.get("env") or ()), *more]}
 
-    def _clone(self, child: "init.Init", sync: descriptors.Socket, joined: dict[str, int], into: int) -> None:
-        """Makes the container's first process. into: the descriptor of a cgroup that it starts in, or -1."""
-        flags = 0
-        for entry in self._linux.get("namespaces") or ():
-            if not entry.get("path") and entry["type"] not in ("cgroup", "time"):  # the process enters these itself
-                flags |= namespaces.KINDS[entry["type"]][0]
-        flags &= ~init.late_namespaces(self._linux)
+    def _clone(self, plan: init.Plan, sync: descriptors.Socket, named: dict[str, int], into: int) -> init.Init:
+        """Makes the container's first process, or has another process make it, and `_maker` says which.
+
+        sync: what it says is heard at `self._sync`. named: what else it works with. into: the descriptor of a cgroup that it
+        starts in, or -1. The process as it was planned, for what this one does for it.
+        """
+        step("make the container's first process")
+        if self._forked and self._forked.go(sync, named, into):
+            self._maker = "the process that was forked ahead"
+            return init.Init(plan)
+        child = init.Init(plan)
+        flags, joined = _new_namespaces(self._spec), named.keys() & namespaces.KINDS.keys()
         if "pid" in joined or "user" in joined or (joined and flags & namespaces.NEWUSER):
-            self._clone_inside(child, sync, flags, joined, into)
-            return
-        if prefork.can(child.plan, flags) and prefork.become(child, flags, into):
-            self._learn_pid(sync, child.sync, "the process that was forked ahead has died")
-            return
+            self._clone_inside(child, sync, named, flags, into)
+            return child
         self._pid, self._pidfd = syscalls.clone3(flags, cgroup=into)
         if self._pid == 0:
+            child.take(sync, named)
             child.main()
+        return child
 
-    def _clone_inside(
-        self, child: "init.Init", sync: descriptors.Socket, flags: int, joined: dict[str, int], into: int
-    ) -> None:  # fmt: skip
-        """Makes the container's first process by a helper that joins namespaces: a PID namespace can be joined for children
+    def _clone_inside(self, child: "init.Init", sync: descriptors.Socket, named: dict[str, int], flags: int, into: int) -> None:
+        """Has a helper make the container's first process, which joins namespaces: a PID namespace can be joined for children
         only, and some of the others only by who is not yet in the container's user namespace.
         """
         helper, helper_pidfd = syscalls.clone3(0, cgroup=into)
@@ -351,29 +387,33 @@ class _Making:
             try:
                 if not child.mapped_by_user:
                     process.hide()  # and so what it clones: others may be in its PID namespace
+                child.take(sync, named)
                 child.join_early()
                 pid, _ = syscalls.clone3(flags | syscalls.CLONE_PARENT)
                 if pid == 0:
                     child.main()
-                child.sync.send(b"p%d" % pid)
+                sync.send(b"p%d" % pid)
             except BaseException as error:
-                send_failure(child.sync, error)
+                send_failure(sync, error)
             finally:
                 os._exit(0)
         os.close(helper_pidfd)
-        try:
-            self._learn_pid(sync, child.sync, "the process that joins namespaces has died")
-        finally:
-            os.waitpid(helper, 0)
+        self._maker, self._helper = "the process that joins namespaces", helper
 
-    def _learn_pid(self, sync: descriptors.Socket, sync_of_child: descriptors.Socket, else_: str) -> None:
-        """The first process was made by another one; it is this one's child all the same."""
-        sync_of_child.close()  # the other one has it, and if that dies this is the end of the stream
-        message, _ = descriptors.receive(sync)
-        if message[:1] != b"p":
-            raise received_failure(message or b"e" + else_.encode())
-        self._pid = int(message[1:])
-        self._pidfd = pidfds.open_pidfd(self._pid)
+    def _learn_pid(self) -> None:
+        """The first process was made by another one; it is this one's child all the same. Raises RuntimeFailure."""
+        maker, self._maker = self._maker, ""
+        if not maker:
+            return
+        try:
+            message, _ = descriptors.receive(self._sync)  # its end, if that one dies: nobody else has the other side
+            if message[:1] != b"p":
+                raise received_failure(message or f"e{maker} has died".encode())
+            self._pid = int(message[1:])
+            self._pidfd = pidfds.open_pidfd(self._pid)
+        finally:
+            if self._helper:
+                os.waitpid(self._helper, 0)
 
     def _user_namespace(self) -> str:
         """The file of the container's own user namespace, "" where it has none."""
@@ -403,24 +443,24 @@ class _Making:
                 "user namespaces enabled, but both namespace path and non-matching mapping specified -- you may only provide one"
             )
 
-    def _converse(self, sync: descriptors.Socket, root: "rootfs.Rootfs") -> None:
+    def _converse(self, root: "rootfs.Rootfs") -> None:
         while True:
-            message, received = descriptors.receive(sync)
+            message, received = descriptors.receive(self._sync)
             letter = message[:1]
             if letter == b"h":
                 creating = self._hook_state("creating", self._pid)
                 for kind in ("prestart", "createRuntime"):
                     hooks.run_all(self._spec, kind, creating, self._bundle)
-                sync.send(b"k")
+                self._sync.send(b"k")
             elif letter == b"m":
                 from lowrt import sources
 
-                sources.serve(sync, root.mounts[int(message[1:])], self._user_namespace(), self._pidfd)
+                sources.serve(self._sync, root.mounts[int(message[1:])], self._user_namespace(), self._pidfd)
             elif letter == b"n":
-                devices.serve(sync, root.devices[int(message[1:])], self._linux, self.container.folder)
+                devices.serve(self._sync, root.devices[int(message[1:])], self._linux, self.container.folder)
             elif letter == b"d":
                 self._move_network_devices()
-                sync.send(b"d")
+                self._sync.send(b"d")
             elif letter == b"c":
                 self._hand_out_console(received[0])
             elif letter == b"r":
@@ -486,6 +526,10 @@ class _Making:
     def undo(self) -> str:
         """Takes back what was made; what could not be taken back, as the end of a message, else ""."""
         remains = self._net_devices.take_back() if self._net_devices else ""
+        try:
+            self._learn_pid()
+        except (OSError, RuntimeFailure):
+            pass  # there is none
         if self._pid:
             process.end(self._pid)
         for descriptor in (self._pidfd, self._master):
@@ -517,6 +561,15 @@ class _Making:
             os.close(descriptor)
         for sock in self._sockets:
             sock.close()
+
+
+def _new_namespaces(spec: "Spec") -> int:
+    """The flags of those that the first process has from its beginning."""
+    linux, flags = spec.get("linux") or {}, 0
+    for entry in linux.get("namespaces") or ():
+        if not entry.get("path") and entry["type"] not in ("cgroup", "time"):  # the process enters these itself
+            flags |= namespaces.KINDS[entry["type"]][0]
+    return flags & ~init.late_namespaces(linux)
 
 
 def cgroup(spec: "Spec", container_id: str, *, systemd: bool, rootless: bool) -> cgroups.Cgroup:

@@ -126,11 +126,11 @@ def _prepare(container: state.Container, arguments: list[str], options: Options)
     settings = _settings(container, arguments, options)
     config.check_process(settings)
     terminal.check_socket(bool(settings.get("terminal")), options.console_socket, detach=options.detach)
-    profile = container.values.get("seccomp")
-    root = os.path.dirname(container.folder)
-    filter_ = process.compiled_filter(profile, root) if profile else None
+    profile = process.seccomp_profile(container.values.get("seccomp"))
     process.check_preserved(options.preserve_fds)
-    program = process.Process(settings, container.values, filter_, options.preserve_fds)
+    program = process.Process(settings, container.values, profile.flags if profile else None, options.preserve_fds)
+    if profile:
+        program.take_filter(profile.compile(os.path.dirname(container.folder)))
     if in_user_namespace := "user" in container.values["namespaces"]:
         program.may_set_groups = process.may_set_groups(container.pid)
     log.warnings(config.capability_warnings(settings, in_user_namespace=in_user_namespace))

@@ -1,12 +1,12 @@
 """The container's first process, from clone to exec (the child's side; `create` is the parent's).
 
 It speaks with its parent over a pair of sockets, one letter a message. The parent says `g` (go: the container's ID is its own,
-the maps of its user namespace are set), `j` (join your cgroup: it has its limits) and `k` (its hooks have run); the child
-says `p` with its PID, where not its parent has cloned it, then `m` (make me the source of this mount; the answer is `m` or `e`),
-`n` (likewise the node of a device), `d` (move the network devices; the answer is `d`), `h` (the root is made: run your hooks),
-`c` with the terminal, `r` (ready, waiting for start) and `e` with what failed. From then on it waits: at the start socket in the
-container's folder, or, for a `run`, for the parent's `s`. At the start socket an exec may ask with `n` for the container's
-namespaces.
+the maps of its user namespace are set), `j` (join your cgroup), `f` with the seccomp filter's program and `k` (its hooks have
+run); the child says `p` with its PID, where not its parent has cloned it, then `m` (make me the source of this mount; the answer
+is `m` or `e`), `n` (likewise the node of a device), `d` (move the network devices; the answer is `d`), `h` (the root is made: run
+your hooks), `c` with the terminal, `r` (ready, waiting for start) and `e` with what failed. From then on it waits: at the start
+socket in the container's folder, or, for a `run`, for the parent's `s`, which may be there already. At the start socket an exec
+may ask with `n` for the container's namespaces.
 """
 
 import _socket
@@ -14,7 +14,7 @@ import os
 
 from lowrt import config, hooks, process, rootfs, sysctls, terminal
 from lowrt.errors import RuntimeFailure, reason, received_text, send_failure, step
-from strata.linux import cgroups, descriptors, namespaces, seccomp, syscalls
+from strata.linux import cgroups, descriptors, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
 
 
-_STDIO = ("stdin", "stdout", "stderr")
 _MOST_GROUPS = 64  # v1's hierarchies, and more than there are
 
 
@@ -33,42 +32,44 @@ class Plan:
 
     def __init__(
         self, spec: "Spec", rootfs: str, cgroup_folders: list[str], bundle: str, process: "Spec | None", preserve_fds: int,
-        filter_: "tuple[bytes, int] | None", state: "Spec", pivot: bool, keyring: str,
+        filter_flags: int | None, state: "Spec", pivot: bool, keyring: str,
     ) -> None:  # fmt: skip
         """rootfs: the root's path, without links. cgroup_folders: its cgroup in each hierarchy. bundle: where relative
-        sources begin. process: the spec's, with what the caller adds to its environment. filter_: a seccomp program and its
-        flags. state: what hooks are told. keyring: "" for the caller's."""
+        sources begin. process: the spec's, with what the caller adds to its environment. filter_flags: those of its seccomp
+        filter, None without one. state: what hooks are told. keyring: "" for the caller's."""
         self.spec, self.rootfs, self.cgroup_folders, self.bundle = spec, rootfs, cgroup_folders, bundle
-        self.process, self.preserve_fds, self.filter = process, preserve_fds, filter_
+        self.process, self.preserve_fds, self.filter_flags = process, preserve_fds, filter_flags
         self.state, self.pivot, self.keyring = state, pivot, keyring
         self.linux: Spec = spec.get("linux") or {}
 
     def values(self) -> "tuple[Any, ...]":
         """What the same is made of again."""
         return (
-            self.spec, self.rootfs, self.cgroup_folders, self.bundle, self.process, self.preserve_fds, self.filter, self.state,
-            self.pivot, self.keyring,
+            self.spec, self.rootfs, self.cgroup_folders, self.bundle, self.process, self.preserve_fds, self.filter_flags,
+            self.state, self.pivot, self.keyring,
         )  # fmt: skip
 
 
 class Init:
-    """What the child needs, all made before the clone. Raises RuntimeFailure for what cannot be honoured."""
+    """What the child needs, all made before the clone. Raises RuntimeFailure for what cannot be honoured.
 
-    def __init__(
-        self, plan: Plan, *, sync: descriptors.Socket, start: descriptors.Socket | None, joined: dict[str, int],
-        fds: tuple[int, int, int],
-    ) -> None:  # fmt: skip
+    entered: the flags of namespaces that it is in from the beginning, made by the process that clones it.
+    """
+
+    sync: descriptors.Socket
+
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.entered = 0
         self._spec, self._linux = plan.spec, plan.linux
         self.has_user_namespace = config.has_namespace(plan.linux, "user")
         self.program: process.Process | None = None
         if plan.process:
-            filter_ = seccomp.Filter(*plan.filter) if plan.filter else None
-            self.program = process.Process(plan.process, plan.linux, filter_, plan.preserve_fds)
+            self.program = process.Process(plan.process, plan.linux, plan.filter_flags, plan.preserve_fds)
         self.root = rootfs.Rootfs(plan.spec, plan.rootfs, plan.cgroup_folders, plan.bundle)
-        self.sync, self._start, self._joined = sync, start, joined
-        self._fds = fds
-        self._groups: list[int] | None = None  # what it joins its cgroup by, once its parent has sent that
+        self._start: descriptors.Socket | None = None
+        self._joined: dict[str, int] = {}
+        self._heard: dict[bytes, tuple[bytes, list[int]]] = {}  # words of its parent's that came before their time
         # A parent without rights can write the ID maps only while /proc/PID is its own, which that of a hidden process is not.
         self.mapped_by_user = self._new("user") and os.geteuid() != 0
         self._joined_early: list[str] = []
@@ -85,19 +86,13 @@ class Init:
             }
             self._enter_time = lambda: timens.enter_new(offsets)
 
-    def named_descriptors(self) -> dict[str, int]:
-        """All that it works with but `sync`."""
-        named = dict(zip(_STDIO, self._fds, strict=True))
-        if self._start:
-            named["start"] = self._start.fileno()
-        return {**named, **self._joined}
-
-    @classmethod
-    def with_named(cls, plan: Plan, sync: descriptors.Socket, named: dict[str, int]) -> "Init":
-        """The same in another process, which owns these descriptors."""
-        stdin, stdout, stderr = (named.pop(name) for name in _STDIO)
-        start = descriptors.Socket(fileno=named.pop("start")) if "start" in named else None
-        return cls(plan, sync=sync, start=start, joined=named, fds=(stdin, stdout, stderr))
+    def take(self, sync: descriptors.Socket, named: dict[str, int]) -> None:
+        """Takes the descriptors that it works with: sync, to its parent, and those that `named` has named."""
+        named = dict(named)
+        self.sync, self._fds = sync, (named.pop("stdin"), named.pop("stdout"), named.pop("stderr"))
+        if "start" in named:
+            self._start = descriptors.Socket(fileno=named.pop("start"))
+        self._joined = named
 
     def join_early(self) -> None:
         """Joins what the parent of this process must join: the user namespace and, for its children, the PID namespace.
@@ -122,25 +117,29 @@ class Init:
 
     def main(self) -> None:
         """Runs in the child, and never returns."""
-        report = self.sync
         try:
-            self._set_up()
-            report = self._wait_for_start()
-            if self.program is None:
-                raise RuntimeFailure("container has no process to start: config.json has no process")
-            program = self.program
-            # As runc runs these hooks: with no more rights than the program, and in its environment.
-            program.become(report, lambda: self._run_hooks("startContainer", "created", "", program.environment))
+            self.live()
         except BaseException as error:
-            send_failure(report, error)
+            send_failure(self._report, error)
         finally:
             os._exit(1)
+
+    def live(self) -> None:
+        """All of its life, until it is the program. Raises what goes wrong."""
+        self._report = self.sync
+        self._set_up()
+        self._report = self._wait_for_start()
+        if self.program is None:
+            raise RuntimeFailure("container has no process to start: config.json has no process")
+        program = self.program
+        # As runc runs these hooks: with no more rights than the program, and in its environment.
+        program.become(self._report, lambda: self._run_hooks("startContainer", "created", "", program.environment))
 
     def _wait_for_start(self) -> descriptors.Socket:
         """The connection that takes `x` before the exec, or `e` and what failed. Its end, when exec closes it, says that the
         program runs."""
         if self._start is None:
-            self._expect(b"s")
+            self._hear(b"s")
             return self.sync
         self.sync.close()
         process.end_by_signals()
@@ -162,7 +161,7 @@ class Init:
         process.reset_signals()
         kept = (*self._fds, *self._joined.values(), self.sync.fileno(), *([self._start.fileno()] if self._start else []))
         process.close_others(kept, self.program)
-        self._expect(b"g")
+        self._hear(b"g")
         if self._enter_time:
             step("make the time namespace")
             self._enter_time()
@@ -188,7 +187,7 @@ class Init:
             if kind not in self._joined_early:
                 step(f"join the {kind} namespace")
                 syscalls.setns(descriptor, namespaces.KINDS[kind][0])
-        if self._new("network"):
+        if self._new("network") and not self.entered & namespaces.NEWNET:
             step("bring up lo")
             namespaces.loopback_up()
         if self.plan.keyring:
@@ -207,15 +206,13 @@ class Init:
         step("prepare the root file system")
         self.root.prepare()
         step("wait for the runtime to set the cgroup")
-        if self._groups is None:
-            self._groups = self._expect(b"j")
+        _, groups = self._hear(b"j")
         try:
-            cgroups.join_opened(self._groups)
+            cgroups.join_opened(groups)
         except OSError as error:
             raise RuntimeFailure(f"unable to apply cgroup configuration: {reason(error)}") from None
-        for descriptor in self._groups:
+        for descriptor in groups:
             os.close(descriptor)
-        process.allow_all_cpus()
         if self._new("cgroup"):
             step("make the cgroup namespace")
             syscalls.unshare(namespaces.NEWCGROUP)  # its root is the cgroup that the process is in
@@ -225,7 +222,7 @@ class Init:
         if any((self._spec.get("hooks") or {}).get(kind) for kind in ("prestart", "createRuntime")):
             step("wait for the runtime's hooks")
             self.sync.send(b"h")
-            self._expect(b"k")
+            self._hear(b"k")
         self._run_hooks("createContainer", "creating", self.root.path, {})
         self.root.restrict()
         if self._hands_out_namespaces and self._start:
@@ -247,7 +244,10 @@ class Init:
             step("prepare the program's process")
             program.apply_attributes()
             program.check_program()
+            if program.awaits_filter:
+                program.take_filter(self._hear(b"f")[0])
         step("wait for the start")
+        process.allow_all_cpus()  # it had its own until now, see prefork; those of its cgroup only, in any case
         process.die_with_parent(False)
         self.sync.send(b"r")
 
@@ -263,16 +263,18 @@ class Init:
     def _ask(self, request: bytes) -> list[int]:
         """Has the parent do what this process may not; the descriptors that come of it. Raises RuntimeFailure."""
         self.sync.send(request)
-        while True:
+        return self._hear(request[:1])[1]
+
+    def _hear(self, letter: bytes) -> tuple[bytes, list[int]]:
+        """Waits for a word of the parent's; what comes with it. Raises RuntimeFailure where the parent says what has failed."""
+        while letter not in self._heard:
             message, received = descriptors.receive(self.sync, max_descriptors=_MOST_GROUPS)
-            if message == b"j":  # it was on its way
-                self._groups = received
-            elif message == request[:1]:
-                return received
-            elif message[:1] == b"e":
+            if message[:1] == b"e":
                 raise RuntimeFailure(received_text(message))
-            else:
+            if not message:
                 os._exit(1)  # the parent is gone, or has given up
+            self._heard[message[:1]] = message[1:], received
+        return self._heard.pop(letter)
 
     def _new(self, kind: str) -> bool:
         return config.namespace_path(self._linux, kind) == ""
@@ -282,12 +284,15 @@ class Init:
         state = {**self.plan.state, "status": status, "pid": os.getpid()}
         hooks.run_all(self._spec, kind, state, folder, environment=environment)
 
-    def _expect(self, letter: bytes) -> list[int]:
-        """Waits for the parent's word; the descriptors that come with it."""
-        message, received = descriptors.receive(self.sync, max_descriptors=_MOST_GROUPS)
-        if message != letter:
-            os._exit(1)  # the parent is gone, or has given up
-        return received
+
+def named(fds: tuple[int, int, int], start: descriptors.Socket | None, joined: dict[str, int]) -> dict[str, int]:
+    """The descriptors that a first process works with: stdin, stdout and stderr, the socket at which it waits for its start (None
+    where it waits for its parent's word), and the namespaces that it joins, by kind."""
+    return {
+        **dict(zip(("stdin", "stdout", "stderr"), fds, strict=True)),
+        **({"start": start.fileno()} if start else {}),
+        **joined,
+    }  # fmt: skip
 
 
 def late_namespaces(linux: "Spec") -> int:

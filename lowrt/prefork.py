@@ -6,6 +6,9 @@ highrt's) forks this one ahead and lets it copy everything while nobody waits. W
 first process with clone(CLONE_VM | CLONE_VFORK): no copy at all, the new process goes on with this one's memory, and this one
 waits in the kernel until the program is executed, and ends.
 
+It is told in three messages, so that both are busy at once: of the namespaces, which it makes while the other one still checks
+the configuration; of what the first process is made of; and, once the container's ID is its own and its cgroup is there, to go.
+
 Only for a process in a PID namespace of its own: whoever could trace it would have this one, which stays on the host.
 """
 
@@ -16,33 +19,53 @@ from lowrt import init, log, process
 from lowrt.errors import send_failure
 from strata.linux import descriptors, namespaces, pages, seccomp, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _PR_SET_NAME = 15
 _MOST_BYTES, _MOST_DESCRIPTORS = 150_000, 16
+_EARLY = namespaces.NEWNET | namespaces.NEWIPC | namespaces.NEWUTS
+"""What can be entered before the first process is made: it is in the namespaces of the one that makes it."""
+
 _socket: descriptors.Socket | None = None
 """To the process that waits, if there is one."""
-_owner = _inode = 0
+_owner = _inode = _pid = 0
 
 
 def prepare() -> None:
     """Forks the process that waits. It ends with this one."""
-    global _socket, _owner, _inode
+    global _socket, _owner, _inode, _pid
     if not syscalls.CLONES_AND_ENDS:
         return
     _socket, theirs = descriptors.pair()
     _owner, _inode = os.getpid(), os.fstat(_socket.fileno()).st_ino
-    if os.fork() == 0:
+    _pid = os.fork()
+    if _pid == 0:
         _wait(theirs)
     theirs.close()
 
 
-def can(plan: init.Plan, flags: int) -> bool:
-    """Whether there is one that can make this first process. flags: its new namespaces."""
-    return (
-        _is_there()
-        and flags & (namespaces.NEWPID | namespaces.NEWUSER) == namespaces.NEWPID
-        and plan.preserve_fds == 0
-        and not (plan.filter and seccomp.Filter(*plan.filter).notifies)
-    )
+def take(flags: int) -> "Forked | None":
+    """The process that waits, if there is one and it can make this first process. flags: its new namespaces."""
+    global _socket
+    if not _is_there() or flags & (namespaces.NEWPID | namespaces.NEWUSER) != namespaces.NEWPID:
+        return None
+    sock, _socket = _socket, None
+    assert sock
+    _separate()
+    return Forked(sock, flags)
+
+
+def _separate() -> None:
+    """Sends the process that waits to other CPUs than this one's, until the first process is in its cgroup. The two work at the
+    same time, and wake each other: the kernel would think one CPU enough for both."""
+    try:
+        others = os.sched_getaffinity(0) - {syscalls.getcpu()}
+        if others:
+            os.sched_setaffinity(_pid, others)
+    except OSError:
+        pass  # it has died, or must stay; then it takes a little longer
 
 
 def _is_there() -> bool:
@@ -59,24 +82,40 @@ def _is_there() -> bool:
     return same
 
 
-def become(child: init.Init, flags: int, into: int) -> bool:
-    """Has it make the first process, which says `p` and its PID to the other end of its `sync`. False where it is gone, or has
-    no room for the plan. into: the descriptor of a cgroup, or -1."""
-    global _socket
-    sock, _socket = _socket, None
-    assert sock
-    given = child.named_descriptors()
-    content = dumps((child.plan.values(), flags, list(given)))
-    try:
-        if len(content) <= _MOST_BYTES:
-            descriptors.send(sock, content, (into,) if into >= 0 else ())
-            descriptors.send(sock, b"d", (child.sync.fileno(), *given.values()))
-            return True
-    except OSError:
-        pass
-    finally:
-        sock.close()
-    return False
+class Forked:
+    """The process that waits, as the one that has forked it sees it: told at once of a container's new namespaces."""
+
+    def __init__(self, sock: descriptors.Socket, flags: int) -> None:
+        self._socket = sock
+        self._is_there = True
+        self._tell((flags,))
+
+    def tell(self, plan: init.Plan) -> None:
+        """Of what the first process is made."""
+        if plan.preserve_fds or (plan.filter_flags is not None and seccomp.notifies(plan.filter_flags)):
+            self._is_there = False  # it has none of the descriptors that its parent has
+        self._tell(plan.values())
+
+    def go(self, sync: descriptors.Socket, named: dict[str, int], into: int) -> bool:
+        """Has it make the first process, which says `p` and its PID to the other end of `sync`. False where it is gone, or has
+        no room for the plan. named: as Init's. into: the descriptor of a cgroup, or -1."""
+        self._tell(list(named), (into,) if into >= 0 else ())
+        self._tell(None, (sync.fileno(), *named.values()))
+        return self._is_there
+
+    def close(self) -> None:
+        """It ends, unless it has been told to go."""
+        self._socket.close()
+
+    def _tell(self, values: "Any", fds: tuple[int, ...] = ()) -> None:
+        content = dumps(values)
+        try:
+            if self._is_there and len(content) <= _MOST_BYTES:
+                descriptors.send(self._socket, content, fds)
+                return
+        except OSError:
+            pass
+        self._is_there = False
 
 
 # --- in the process that waits
@@ -87,10 +126,12 @@ def _wait(sock: descriptors.Socket) -> None:
     try:
         _shed_everything(sock)
         pages.copy_now()
-        content, found = descriptors.receive(sock, _MOST_BYTES)
-        if content:
-            values, flags, names = loads(content)
-            _make(sock, init.Plan(*values), flags, names, found[0] if found else -1)
+        (flags,) = _heard(sock)
+        early = flags & _EARLY
+        failure = _enter(early)
+        child = init.Init(init.Plan(*_heard(sock)))
+        child.entered = early
+        _make(sock, child, flags & ~early, failure)
     finally:
         os._exit(0)
 
@@ -105,13 +146,38 @@ def _shed_everything(sock: descriptors.Socket) -> None:
     syscalls.prctl(_PR_SET_NAME, b"lowrt")
 
 
-def _make(sock: descriptors.Socket, plan: init.Plan, flags: int, names: list[str], into: int) -> None:
+def _heard(sock: descriptors.Socket) -> "tuple[Any, ...]":
+    """The values of the next message. Ends this process where none comes any more."""
+    content, _ = descriptors.receive(sock, _MOST_BYTES)
+    if not content:
+        os._exit(0)
+    values: tuple[Any, ...] = loads(content)
+    return values
+
+
+def _enter(flags: int) -> OSError | None:
+    """Makes namespaces, and is in them from then on."""
+    try:
+        syscalls.unshare(flags)
+        if flags & namespaces.NEWNET:
+            namespaces.loopback_up()
+    except OSError as error:
+        return error
+    return None
+
+
+def _make(sock: descriptors.Socket, child: init.Init, flags: int, failure: OSError | None) -> None:
     """Makes the first process, and goes on as it. It takes its descriptors itself: who waits for their last owner to close one
     does not wait for this process too."""
-    failure: OSError | None = None
+    content, found = descriptors.receive(sock, _MOST_BYTES)
+    if not content:
+        return
+    names: list[str] = loads(content)
     pid = 0
     try:
-        pid = syscalls.clone_and_end(flags | syscalls.CLONE_PARENT, cgroup=into)
+        if failure:
+            raise failure
+        pid = syscalls.clone_and_end(flags | syscalls.CLONE_PARENT, cgroup=found[0] if found else -1)
         process.hide()
     except OSError as error:
         failure = error
@@ -120,7 +186,7 @@ def _make(sock: descriptors.Socket, plan: init.Plan, flags: int, names: list[str
     try:
         if failure:
             raise failure
-        child = init.Init.with_named(plan, report, dict(zip(names, found, strict=True)))
+        child.take(report, dict(zip(names, found, strict=True)))
         report.send(b"p%d" % pid)
         child.main()
     except BaseException as error:

@@ -56,20 +56,32 @@ def reset_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
-def compiled_filter(profile: "Spec", root: str) -> "seccomp.Filter | None":
-    """The seccomp filter of a profile; None for an empty one. Raises RuntimeFailure for one that cannot be honoured."""
-    if seccomp.is_empty(profile):
-        return None
-    try:
-        filter_ = seccomp.compile_filter(profile, f"{root}/{state.SECCOMP_CACHE}")
-    except (ValueError, OSError) as error:
-        raise RuntimeFailure(f"unable to init seccomp: {reason(error)}") from None
-    log.debug(f"seccomp filter flags: {filter_.flags}")
-    if filter_.notifies:
-        from lowrt import notification
+class Profile:
+    """A seccomp profile that was checked. flags: see `seccomp.Filter`. Raises RuntimeFailure for one that makes no sense."""
 
-        notification.check_listener(profile)
-    return filter_
+    def __init__(self, profile: "Spec") -> None:
+        self._profile = profile
+        try:
+            self.flags = seccomp.checked_flags(profile)
+        except ValueError as error:
+            raise RuntimeFailure(f"unable to init seccomp: {reason(error)}") from None
+        log.debug(f"seccomp filter flags: {self.flags}")
+        if seccomp.notifies(self.flags):
+            from lowrt import notification
+
+            notification.check_listener(profile)
+
+    def compile(self, root: str) -> bytes:
+        """The filter's program; compiled ones are kept below the root of states. Raises RuntimeFailure."""
+        try:
+            return seccomp.compile_program(self._profile, f"{root}/{state.SECCOMP_CACHE}")
+        except (ValueError, OSError) as error:
+            raise RuntimeFailure(f"unable to init seccomp: {reason(error)}") from None
+
+
+def seccomp_profile(profile: "Spec | None") -> Profile | None:
+    """None for an empty one. Raises RuntimeFailure."""
+    return None if not profile or seccomp.is_empty(profile) else Profile(profile)
 
 
 def end_by_signals() -> None:
@@ -89,8 +101,9 @@ class Process:
     _courier: "Courier | None" = None
     _is_in_cwd = _is_confined = False
 
-    def __init__(self, process: "Spec", linux: "Spec", filter_: "seccomp.Filter | None", preserve_fds: int) -> None:
-        """process: what the specification has of it. linux: the container's `linux` object, or what its state keeps of it."""
+    def __init__(self, process: "Spec", linux: "Spec", filter_flags: int | None, preserve_fds: int) -> None:
+        """process: what the specification has of it. linux: the container's `linux` object, or what its state keeps of it.
+        filter_flags: those of the seccomp filter that it gets later, by `take_filter`; None for none."""
         self.arguments: list[str] = process["args"]
         self.environment = dict(pair.partition("=")[::2] for pair in process.get("env") or ())
         self.cwd: str = process["cwd"]
@@ -99,8 +112,9 @@ class Process:
         self._groups: list[int] = user.get("additionalGids") or []
         self._umask: int = user.get("umask", 0o022)
         self._no_new_privileges = bool(process.get("noNewPrivileges"))
-        self._filter = filter_
-        if filter_ and filter_.notifies:
+        self._filter_flags = filter_flags
+        self._filter: seccomp.Filter | None = None
+        if filter_flags is not None and seccomp.notifies(filter_flags):
             from lowrt.notification import Courier
 
             self._make_courier = Courier
@@ -119,6 +133,15 @@ class Process:
             from lowrt import attributes
 
             self._cpus = attributes.affinity(process["execCPUAffinity"])
+
+    @property
+    def awaits_filter(self) -> bool:
+        return self._filter_flags is not None
+
+    def take_filter(self, program: bytes) -> None:
+        """Takes the filter's program, before `become` loads it."""
+        assert self._filter_flags is not None
+        self._filter = seccomp.Filter(program, self._filter_flags)
 
     def adjust_oom_score(self, pid: int) -> None:
         """Tells the kernel how readily to kill a process when memory is short (proc_pid_oom_score_adj(5)).
@@ -199,7 +222,7 @@ class Process:
             return
         self._capabilities.leave_out()
         self._let_clone()
-        self._change_user(capabilities.SYS_ADMIN if self._filter and not self._no_new_privileges else 0)
+        self._change_user(capabilities.SYS_ADMIN if self.awaits_filter and not self._no_new_privileges else 0)
         self._is_confined = True
 
     def check_program(self) -> None:
@@ -224,7 +247,7 @@ class Process:
         step("prepare the program's process")
         os.umask(self._umask)
         self._mark_descriptors()  # before any filter: close_range(2) is newer than many profiles
-        if self._filter and self._filter.notifies:
+        if self._filter and seccomp.notifies(self._filter.flags):
             self._courier = self._make_courier(report)
         self._set_limits()
         if self._capabilities and not self._is_confined:

@@ -13,8 +13,7 @@ from highrt.spawner import loading
 
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
 # The same as in the spawner: nothing is imported once containers run.
-connection = int(arguments["--connection"])
 entry = loading.entry_point(arguments["--entry"], with_package=True)
 main.prepare(rehearsed=False)
-status = main.run(entry, lambda: connection)
+status = main.run(entry, int(arguments["--connection"]))
 os._exit(status)

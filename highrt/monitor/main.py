@@ -15,7 +15,6 @@ from strata.telemetry import spans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from highrt.monitor.worker import Entry
@@ -23,22 +22,21 @@ if TYPE_CHECKING:
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 
 
-def run(entry: "Entry", wait: "Callable[[], int]") -> int:
+def run(entry: "Entry", connection: int) -> int:
     """Serves one pod until it is stopped; the exit status.
 
-    entry: the runtime's entry point, for handlers that name it. wait: returns when there is a pod, with a stream socket on
-    which highrt has sent the settings as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ,
-    command, options, in_process}; -1 where there will be none. Until then as much is done as can be done for any pod.
+    entry: the runtime's entry point, for handlers that name it. connection: a stream socket on which highrt sends the settings
+    as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ, command, options, in_process}. It may come
+    much later: until then as much is done as can be done for any pod. The end of the stream says that there will be none.
     """
     _detach()
     loop = Loop(lambda error: server.note_fault(error))
     workers = Workers(loop, entry)
-    connection = wait()
-    if connection < 0:
-        return 0
-    workers.let_go_soon()
     sock = descriptors.Socket(fileno=connection)
     settings = _settings(sock)
+    if settings is None:
+        return 0
+    workers.let_go_soon()
     environ: dict[str, str] = settings.get("environ") or {}
     if folder := environ.get(spans.FOLDER_VARIABLE):
         spans.configure("monitor", folder)
@@ -89,20 +87,20 @@ def _detach() -> None:
         pass  # without CAP_SYS_RESOURCE the kernel refuses; then it is as likely a victim as highrt
 
 
-def _settings(sock: "descriptors.Socket") -> "dict[str, Any]":
-    """The first frame; what follows it belongs to the connection, so not a byte more is read."""
+def _settings(sock: "descriptors.Socket") -> "dict[str, Any] | None":
+    """The first frame, None where none comes; what follows it belongs to the connection, so not a byte more is read."""
     head = _exactly(sock, 4)
-    decoder = wire.Decoder()
-    decoder.feed(head)
-    (settings,) = decoder.feed(_exactly(sock, int.from_bytes(head, "big")))
-    return settings
+    body = _exactly(sock, int.from_bytes(head, "big")) if head else b""
+    found = list(wire.Decoder().feed(head + body))
+    return found[0] if found else None
 
 
 def _exactly(sock: "descriptors.Socket", count: int) -> bytes:
+    """As many bytes, or none if the stream ends before."""
     data = b""
     while len(data) < count:
         piece = sock.recv(count - len(data))
         if not piece:
-            raise wire.WireError("highrt went before it had sent the settings")
+            return b""
         data += piece
     return data

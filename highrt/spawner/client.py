@@ -1,4 +1,8 @@
-"""highrt's side of the spawner: keeps one alive, has it fork monitors, and starts them cold while there is none."""
+"""highrt's side of the spawner: keeps one alive, has it fork monitors, and starts them cold while there is none.
+
+A fork, and the copying of the pages that the child then writes to, is half of what a pod's start would wait for. So a monitor
+waits, forked and prepared, for the next pod; the one after it is forked once that pod is on its way.
+"""
 
 import asyncio
 import contextlib
@@ -19,6 +23,8 @@ from strata.telemetry import logs
 log = logs.get("highrt.spawner")
 
 ANSWER_SECONDS = 1.0
+_BUSY_SECONDS = 0.02
+"""In which the containers of a new pod have the CPUs for themselves, unless somebody asks for the next one."""
 _MOUNT_ATTR_RDONLY = 1
 _PACKAGE = Path(__file__).parents[1]
 
@@ -33,6 +39,8 @@ class Spawner:
         self._socket: socket.socket | None = None
         self._one_at_a_time = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
+        self._spare: socket.socket | None = None
+        self._forking: asyncio.Task[None] | None = None
         self._pidfd = -1
         self._cold: set[asyncio.Task[None]] = set()
 
@@ -44,18 +52,31 @@ class Spawner:
     async def open(self) -> None:
         """Starts it, and waits until it is ready."""
         await self._start()
+        await self._fork_spare()
 
     async def close(self) -> None:
-        if self._starting:
-            self._starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._starting
+        for task in (self._forking, self._starting):
+            if task:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        if self._spare:
+            self._spare.close()
         await self._end()
         for task in self._cold:
             task.cancel()
 
     async def spawn(self, settings: dict[str, Any]) -> socket.socket:
         """A new monitor: the connection to it. settings: the first frame of the monitor's wire. Raises OSError."""
+        spare, self._spare = self._spare, None
+        if self._forking is None or self._forking.done():
+            self._forking = asyncio.create_task(self._fork_spare_soon())
+        if spare:
+            try:
+                spare.sendall(wire.frame(settings))
+                return spare
+            except OSError:  # it has died
+                spare.close()
         for start in (self._fork, self._start_cold):
             # A new pair for the second try: a spawner that died before its answer may have forked nevertheless.
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -70,6 +91,22 @@ class Spawner:
             finally:
                 theirs.close()
         raise OSError("a monitor can be started neither by the spawner nor cold")
+
+    async def _fork_spare_soon(self) -> None:
+        await asyncio.sleep(_BUSY_SECONDS)
+        await self._fork_spare()
+
+    async def _fork_spare(self) -> None:
+        """Has the next monitor forked; it ends with the connection if there is no pod for it."""
+        ours: socket.socket | None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                if await self._fork(theirs):
+                    self._spare, ours = ours, None
+        finally:
+            if ours:
+                ours.close()
 
     async def _fork(self, connection: socket.socket) -> bool:
         """Whether the spawner has made a monitor. If it does not answer in time it is replaced."""

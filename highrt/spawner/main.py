@@ -1,17 +1,13 @@
-"""The spawner's main: imports, freezes, and forks a monitor for each message, one ahead of need.
+"""The spawner's main: imports, freezes, and forks a monitor for each message.
 
 A message on the socket (SOCK_SEQPACKET, inherited from highrt) is one byte, the version, and one descriptor: the new
 monitor's connection, on which the child reads its request itself. The answer is the version and the child's PID (4 bytes,
 big endian). At the end of the stream highrt has gone, and the spawner goes too; monitors stay.
-
-A fork, and the copying of the pages that the child then writes to, is half of what a container's start would wait for. So a
-spare waits, forked and rehearsed, for the next message; the one after it is forked once the answer is out.
 """
 
 import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
 import gc
 import os
-import select
 import sys
 
 from highrt.spawner import loading
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
-_BUSY_MILLISECONDS = 20
 _PR_SET_NAME = 15
 
 
@@ -32,8 +27,9 @@ def run(entry_name: str, monitor_name: str, socket: int) -> None:
     syscalls.prctl(_PR_SET_NAME, b"strata-spawner")
     entry = loading.entry_point(entry_name, with_package=True)
     monitor = loading.entry_point(monitor_name, with_package=False)
-    if prepare := getattr(sys.modules[monitor.__module__], "prepare", None):
-        prepare()
+    for module, does in ((entry.__module__, "practise"), (monitor.__module__, "prepare")):
+        if early := getattr(sys.modules[module], does, None):
+            early()
     # The kernel reaps the monitors; each of them wants to wait for its own children again.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     sock = descriptors.Socket(fileno=socket)
@@ -43,72 +39,34 @@ def run(entry_name: str, monitor_name: str, socket: int) -> None:
     pages.drop_code()  # serving needs little of what importing and preparing needed
     try:
         sock.send(bytes([VERSION]))
-        spare = Spare(entry, monitor)
-        while _serve(sock, spare):
-            if not spare.waits:
-                _leave_the_container_alone(sock)
-                spare = Spare(entry, monitor)
+        while _serve(sock, entry, monitor):
+            pass
     except OSError:  # highrt was killed with messages unread
         return
 
 
-class Spare:
-    """A process that becomes the next monitor; it ends with the spawner where it is never needed."""
-
-    def __init__(self, entry: "Any", monitor: "Any") -> None:
-        self.waits = True
-        self._socket, theirs = descriptors.pair()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _become_spare(entry, monitor, theirs)
-        theirs.close()
-
-    def become_monitor(self, connection: int) -> None:
-        """Hands it the monitor's connection. Raises OSError when it has died."""
-        self.waits = False
-        try:
-            descriptors.send(self._socket, bytes([VERSION]), (connection,))
-        finally:
-            self._socket.close()
-
-
-def _become_spare(entry: "Any", monitor: "Any", sock: descriptors.Socket) -> None:
-    """In the child. Never returns."""
-    status = 1
-
-    def wait() -> int:
-        message, found = descriptors.receive(sock)
-        sock.close()
-        return found[0] if message else -1
-
-    try:
-        descriptors.close_all_above((0, 1, 2, sock.fileno()))
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        status = monitor(entry, wait)
-    finally:
-        os._exit(status)
-
-
-def _leave_the_container_alone(sock: descriptors.Socket) -> None:
-    """Lets the container that is on its way have the CPUs, unless somebody asks for the next one."""
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    poll.poll(_BUSY_MILLISECONDS)
-
-
-def _serve(sock: descriptors.Socket, spare: Spare) -> bool:
+def _serve(sock: descriptors.Socket, entry: "Any", monitor: "Any") -> bool:
     """Answers one message; False at the end of the stream."""
     message, found = descriptors.receive(sock)
     if not message:
         return False
     pid = 0
     if message[0] == VERSION and len(found) == 1:
-        try:
-            spare.become_monitor(found[0])
-            pid = spare.pid
-        except OSError:
-            pass  # the answer says that there is none; highrt asks for another
+        pid = os.fork()
+        if pid == 0:
+            _become_monitor(entry, monitor, found[0])
     for descriptor in found:
         os.close(descriptor)
     sock.send(bytes([VERSION]) + pid.to_bytes(4, "big"))
     return True
+
+
+def _become_monitor(entry: "Any", monitor: "Any", connection: int) -> None:
+    """In the child. Never returns."""
+    status = 1
+    try:
+        descriptors.close_all_above((0, 1, 2, connection))
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        status = monitor(entry, connection)
+    finally:
+        os._exit(status)

@@ -107,8 +107,10 @@ def _hide_vdso(pid: int) -> None:
 
 
 def _run_until_it_sleeps(pid: int) -> None:
-    syscalls.call(_PTRACE, _CONT, pid, 0, 0)
-    number = _wait_until_stopped(pid)
+    number: int = signal.SIGCHLD
+    while number == signal.SIGCHLD:  # from what it rehearses with
+        syscalls.call(_PTRACE, _CONT, pid, 0, number)
+        number = _wait_until_stopped(pid)
     if number != signal.SIGTRAP:
         raise Failure(f"the process to be saved was stopped by {signal.Signals(number).name}")
 

@@ -47,11 +47,10 @@ _LIBRARY_FOLDERS = (f"/usr/lib/{os.uname().machine}-linux-gnu", f"/lib/{os.uname
 
 
 class Filter:
-    """A compiled program, ready to load. notifies: some calls are decided by whoever holds its listener."""
+    """A compiled program, ready to load."""
 
     def __init__(self, program: bytes, flags: int) -> None:
         self.flags = flags
-        self.notifies = bool(flags & _NEW_LISTENER)
         self.program = program
         # struct sock_fprog: the count of instructions, and where they are
         self._descriptor = (len(program) // _INSTRUCTION_BYTES).to_bytes(8, "little") + syscalls.address_of(program).to_bytes(
@@ -64,7 +63,12 @@ class Filter:
         Needs CAP_SYS_ADMIN or no_new_privs.
         """
         result = syscalls.seccomp(_SET_MODE_FILTER, self.flags, self._descriptor)
-        return result if self.notifies else -1
+        return result if notifies(self.flags) else -1
+
+
+def notifies(flags: int) -> bool:
+    """Whether some calls are decided by whoever holds the listener of a filter with these flags."""
+    return bool(flags & _NEW_LISTENER)
 
 
 def check(profile: "Profile") -> None:
@@ -121,21 +125,26 @@ def is_empty(profile: "Profile") -> bool:
     return not profile.get("defaultAction") and not profile.get("syscalls")
 
 
-def compile_filter(profile: "Profile", cache_folder: str | None = None) -> Filter:
-    """The filter of a profile (config-linux, Seccomp). Raises ValueError for a senseless one, OSError without libseccomp.
+def checked_flags(profile: "Profile") -> int:
+    """What seccomp(2) is told beside the program (`Filter`). Raises ValueError for a senseless profile."""
+    check(profile)
+    return _flags(profile)
+
+
+def compile_program(profile: "Profile", cache_folder: str | None = None) -> bytes:
+    """The program of a profile (config-linux, Seccomp) that was checked. Raises ValueError for one that the kernel would not
+    take, OSError without libseccomp.
 
     cache_folder: where compiled programs are kept; it is made, for this user only.
     """
-    check(profile)
-    flags = _flags(profile)
     key = _key(profile) if cache_folder else b""
     if not key or not cache_folder:
-        return Filter(_compile(profile), flags)
+        return _compile(profile)
     program = _kept(cache_folder, key)
     if program is None:
         program = _compile(profile)
         _keep(cache_folder, key, program)
-    return Filter(program, flags)
+    return program
 
 
 def action_value(name: str, errno_return: int | None) -> int:

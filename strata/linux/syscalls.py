@@ -9,6 +9,10 @@ from _struct import pack, unpack
 
 from strata.linux import _kernel
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 address_of = _kernel.address
 memory = bytearray
 """A block of memory that a system call may write to."""
@@ -28,6 +32,7 @@ _SCHED_SETAFFINITY = 203 if _X86 else 122
 _GETCWD = 79 if _X86 else 17
 _CLOSE_RANGE = 436
 _EXIT_GROUP = 231 if _X86 else 94
+_GETCPU = 309 if _X86 else 168
 _MADVISE = 28 if _X86 else 233
 _INOTIFY_INIT1, _INOTIFY_ADD_WATCH = (294, 254) if _X86 else (26, 27)
 
@@ -95,6 +100,14 @@ def clone_and_end(flags: int, *, cgroup: int = -1) -> int:
     _kernel.clone_and_end(_clone_arguments(flags | _CLONE_VM | _CLONE_VFORK | _CLONE_PARENT_SETTID, None, pid, cgroup))
     found: int = unpack("i", pid)[0]
     return found
+
+
+def play(flags: int, function: "Callable[[], None]") -> bool:
+    """Calls a function in a child that shares this process's memory, and so all that the interpreter learns; this process waits.
+
+    flags: the child's new namespaces. Whether the function has returned, and not raised. Raises OSError.
+    """
+    return bool(_kernel.play(flags, function) == 0)
 
 
 def _clone_arguments(flags: int, pidfd: bytearray | None, parent_tid: bytearray | None, cgroup: int) -> bytes:
@@ -231,6 +244,14 @@ def personality(persona: int) -> int:
 def keyctl(operation: int, a: "int | bytes" = 0, b: "int | bytes | bytearray" = 0, c: int = 0) -> int:
     """keyctl(2)."""
     return call(_KEYCTL, operation, a, b, c, 0)
+
+
+def getcpu() -> int:
+    """getcpu(2): the number of the CPU that this runs on, which may be another one by now."""
+    cpu = memory(4)
+    call(_GETCPU, cpu, None, None)
+    found: int = unpack("I", cpu)[0]
+    return found
 
 
 def sched_setaffinity(mask: bytes) -> None:

@@ -213,15 +213,14 @@ def test_a_number_that_became_another_files_is_left_alone() -> None:
     """Who rehearses may close all descriptors afterwards, as daemons do."""
     script = """if True:
         import os
-        from lowrt import init, prefork
+        from lowrt import prefork
         from strata.linux import namespaces
 
         prefork.prepare()
         number = prefork._socket.fileno()
         os.close(number)
         assert os.open("/dev/null", os.O_RDWR) == number
-        plan = init.Plan({}, "/", [], "/", None, 0, None, {}, True, "")
-        assert not prefork.can(plan, namespaces.NEWPID)
+        assert prefork.take(namespaces.NEWPID) is None
         os.fstat(number)
     """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -36,8 +36,8 @@ def uses(trace: str) -> list[Use]:
         if pid in programs:
             continue
         if pid in inside:
-            if _MAKES_PROCESS.match(call) and (number := _NEW_PID.search(call)):
-                inside.add(int(number[2] or number[1]))
+            if _MAKES_PROCESS.match(call) and (made := _made(call)):
+                inside.add(made)
             if (path := _PATH.match(call)) and path[1] not in _NOT_OPENED and path[2]:
                 found.append(Use(path[1], path[2]))
             if call.startswith("execve(") and done:
@@ -62,7 +62,8 @@ def _joins_mounts(call: str) -> bool:
 
 
 def _calls(trace: str) -> Iterator[tuple[int, str]]:
-    """PID and call, whole and in the order of their beginnings."""
+    """PID and call, whole and in the order of their beginnings, but for the containers that a spawner only plays
+    (`lowrt.rehearsal`)."""
     order: list[tuple[int, str]] = []
     begun: dict[int, int] = {}
     for line in trace.splitlines():
@@ -77,4 +78,11 @@ def _calls(trace: str) -> Iterator[tuple[int, str]]:
             order[at] = (pid, order[at][1] + text.partition("resumed>")[2])
         else:
             order.append((pid, text))
-    return iter(order)
+    rehearsing = {_made(call) for _, call in order if call.startswith("clone(") and "CLONE_VFORK|CLONE_NEWNS" in call}
+    return iter((pid, call) for pid, call in order if pid not in rehearsing)
+
+
+def _made(call: str) -> int:
+    """The PID of the process that a call has made; 0 for none."""
+    number = _NEW_PID.search(call)
+    return int(number[2] or number[1]) if number else 0

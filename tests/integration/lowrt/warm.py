@@ -32,22 +32,37 @@ class Spawner:
         self._version = self._ours.recv(16)
         os.close(view)
         assert self._version, "the spawner does not start"
+        self._spare = self._fork()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def run(self, argv: list[str], fds: tuple[int, int, int]) -> int:
-        """The exit status of a command, done by a process forked for it."""
+    def _fork(self) -> socket.socket:
+        """The connection to a process that waits for a command."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
+        with theirs:
             socket.send_fds(self._ours, [self._version], [theirs.fileno()])
-            descriptors.send(ours, "\0".join(argv).encode(), fds)
-            theirs.close()
-            answer = ours.recv(16)
-            self._ours.recv(16)
-        assert answer, "the monitor has died"
+            assert len(self._ours.recv(16)) == 5
+        return ours
+
+    def run(self, argv: list[str], fds: tuple[int, int, int]) -> int:
+        """The exit status of a command, done by the process that waits; the next one is forked afterwards."""
+        status = self.ask(argv, fds)
+        self.replenish()
+        return status
+
+    def ask(self, argv: list[str], fds: tuple[int, int, int]) -> int:
+        """The same, and no process waits any more."""
+        with self._spare:
+            descriptors.send(self._spare, "\0".join(argv).encode(), fds)
+            answer = self._spare.recv(16)
+        assert answer, "the process has died"
         return int(answer)
+
+    def replenish(self) -> None:
+        """Has a process forked that waits for the next command."""
+        self._spare = self._fork()
 
     def call(self, *argv: str | Path, stdin: "int | IO[str]" = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:
         """The same, with what it printed."""
@@ -63,6 +78,7 @@ class Spawner:
             return subprocess.CompletedProcess(words, status, out.read(), err.read())
 
     def close(self) -> None:
+        self._spare.close()
         self._ours.close()
         self._process.wait(10)
 

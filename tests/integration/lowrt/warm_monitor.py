@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     Entry = Callable[[Sequence[str], tuple[int, int, int], Mapping[str, str]], int]
 
 
-def run(entry: "Entry", wait: "Callable[[], int]") -> int:
+def run(entry: "Entry", connection: int) -> int:
     """Reads the arguments and the three descriptors, calls the runtime, and answers."""
     main.rehearse()  # as a monitor's worker that is forked ahead of need
     pages.copy_now()
-    connection = wait()
-    if connection < 0:
-        return 0
     sock = descriptors.Socket(fileno=connection)
-    message, (stdin, stdout, stderr) = descriptors.receive(sock)
+    message, found = descriptors.receive(sock)
+    if not message:
+        return 0
+    stdin, stdout, stderr = found
     status = entry(message.decode().split("\0"), (stdin, stdout, stderr), {"PATH": "/usr/bin:/bin"})
     sock.send(str(status).encode())
     return 0

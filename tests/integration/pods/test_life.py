@@ -371,7 +371,7 @@ async def test_the_default_seccomp_profile_holds_a_container_back(node: Node) ->
     await node.manager.start_container(container.id)
     await ended(node.manager, container.id)
     assert node.log()[0] == "stdout F Seccomp:\t2"
-    assert node.log()[-1] == "stdout F refused"
+    assert "stdout F refused" in node.log()
 
 
 async def test_a_privileged_container_sees_the_hosts_devices(node: Node) -> None:

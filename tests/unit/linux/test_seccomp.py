@@ -45,7 +45,7 @@ def decide(program: bytes, architecture: int, number: int, *arguments: int) -> i
 
 
 def compiled(profile: dict[str, Any]) -> bytes:
-    return bytes(seccomp.compile_filter(profile).program)
+    return bytes(seccomp.compile_program(profile))
 
 
 def allowing(*names: str, **fields: Any) -> dict[str, Any]:
@@ -128,9 +128,9 @@ def test_a_call_of_64_bit_arguments_is_compared_whole() -> None:
 def test_flags_are_those_of_the_kernel() -> None:
     rule = {"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}
     profile: dict[str, Any] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule], "listenerPath": "/x"}
-    assert seccomp.compile_filter(profile).flags == 4 | 8
+    assert seccomp.checked_flags(profile) == 4 | 8
     profile["flags"] = ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]
-    assert seccomp.compile_filter(profile).flags == 2 | 8 | 32
+    assert seccomp.checked_flags(profile) == 2 | 8 | 32
     assert set(seccomp.supported_flags()) <= set(seccomp.FLAGS)
     assert {"SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"} <= set(seccomp.supported_flags())
 
@@ -138,14 +138,14 @@ def test_flags_are_those_of_the_kernel() -> None:
 def test_a_kept_program_belongs_to_one_profile_and_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "kept"
     for profile in (allowing("read"), allowing("read"), allowing("write"), allowing("read", architectures=["SCMP_ARCH_X86"])):
-        seccomp.compile_filter(profile, str(folder))
+        seccomp.compile_program(profile, str(folder))
     assert len(list(folder.iterdir())) == 3
     monkeypatch.setattr(seccomp, "_LIBRARY_FOLDERS", (str(tmp_path),))
     (tmp_path / "libseccomp.so.2").write_bytes(b"a newer one")
-    seccomp.compile_filter(allowing("read"), str(folder))
+    seccomp.compile_program(allowing("read"), str(folder))
     assert len(list(folder.iterdir())) == 4
     (tmp_path / "libseccomp.so.2").unlink()  # where the version cannot be told, nothing is kept
-    seccomp.compile_filter(allowing("close"), str(folder))
+    seccomp.compile_program(allowing("close"), str(folder))
     assert len(list(folder.iterdir())) == 4
 
 
@@ -153,4 +153,4 @@ def test_a_program_that_the_kernel_would_not_take_is_refused() -> None:
     arguments = [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"} for value in range(4200)]
     rule = {"names": ["getcpu"], "action": "SCMP_ACT_ERRNO", "args": arguments}
     with pytest.raises(ValueError, match="4096 instructions"):
-        seccomp.compile_filter({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+        seccomp.compile_program({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
