@@ -87,12 +87,15 @@ class Created:
 def create(root: str, container_id: str, options: Options, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> Created:
     """Makes a container up to the point where `start` lets its program go. Raises RuntimeFailure, having undone everything."""
     spec = config.read(options.bundle)
-    forked = prefork.take(_new_namespaces(spec))  # it has something to do already
+    linux = spec.get("linux") or {}
+    # What is joined before the first process is made, `_clone_inside` joins.
+    ahead = not config.namespace_path(linux, "pid") and not config.namespace_path(linux, "user")
+    forked = prefork.take(_new_namespaces(spec)) if ahead else None  # it has something to do already
     try:
         config.check_rest(spec)
         step("look what there is for the container")
         terminal.check_socket(bool((spec.get("process") or {}).get("terminal")), options.console_socket, detach=options.detach)
-        if options.no_pivot and (spec.get("linux") or {}).get("rootfsPropagation") in ("private", "rprivate"):
+        if options.no_pivot and linux.get("rootfsPropagation") in ("private", "rprivate"):
             raise RuntimeFailure("rootfsPropagation of [r]private is not safe without pivot_root")
         bundle = os.path.realpath(options.bundle)
         return _create(_Making(root, container_id, bundle, spec, options, fds, environ, forked))
