@@ -5,11 +5,10 @@ already, and a second ADD finds the rest of a first one. All the work is netlink
 is reached.
 """
 
+import errno
 import hashlib
 import ipaddress
 from typing import Any
-
-from pyroute2.netlink.exceptions import NetlinkError
 
 from nodenet import sysctls
 from nodenet.cni import masquerade, netlink
@@ -17,10 +16,10 @@ from nodenet.cni.delegate import Ipam
 from nodenet.cni.errors import CHECK_FAILED, INVALID_CONFIG, CniError
 from nodenet.cni.request import Request, flag, number
 from nodenet.cni.results import Result
+from strata.linux import rtnetlink
+from strata.linux.rtnetlink import Link, Netlink
 
 DEFAULT_BRIDGE = "cni0"
-_ENODEV, _EEXIST, _ESRCH = 19, 17, 3
-_IFF_PROMISC = 0x100
 
 
 def host_name(request: Request) -> str:
@@ -64,28 +63,26 @@ class Bridge:
                 ipam.delete()
                 raise
 
-    def _attach(self, request: Request, settings: _Settings, leased: Result, namespace: int, host: Any, pod: Any) -> Result:
+    def _attach(
+        self, request: Request, settings: _Settings, leased: Result, namespace: int, host: Netlink, pod: Netlink
+    ) -> Result:
         addresses = leased.get("ips") or []
         if settings.gateway and not addresses:
             raise CniError(INVALID_CONFIG, "isGateway needs addresses: give an ipam")
         bridge = _bridge(host, settings, addresses)
         host_end = host_name(request)
-        # What is left of an attachment that died half-way.
-        _remove_link(host, host_end)
-        sizes = {"mtu": settings.mtu} if settings.mtu else {}
         with netlink.explained(f"make the interface {request.ifname} (is it there already?)"):
-            peer = {"ifname": request.ifname, "net_ns_fd": namespace, **sizes}
-            host.link("add", ifname=host_end, kind="veth", peer=peer, master=bridge["index"], state="up", **sizes)
+            _add_veth(host, host_end, request.ifname, namespace, bridge.index, settings.mtu)
         inner = netlink.existing_link(pod, request.ifname)
         outer = netlink.existing_link(host, host_end)
         if settings.hairpin:
             with netlink.explained("set the port's hairpin mode"):
-                host.brport("set", index=outer["index"], mode=1)
-        _configure_pod(pod, namespace, request.ifname, inner["index"], leased, settings)
+                host.set_hairpin(outer.index)
+        _configure_pod(pod, namespace, inner, leased, settings)
         interfaces = [
-            {"name": settings.bridge, "mac": bridge.get("address"), "mtu": bridge.get("mtu")},
-            {"name": host_end, "mac": outer.get("address"), "mtu": outer.get("mtu")},
-            {"name": request.ifname, "mac": inner.get("address"), "mtu": inner.get("mtu"), "sandbox": request.netns},
+            {"name": settings.bridge, "mac": bridge.mac, "mtu": bridge.mtu},
+            {"name": host_end, "mac": outer.mac, "mtu": outer.mtu},
+            {"name": request.ifname, "mac": inner.mac, "mtu": inner.mtu, "sandbox": request.netns},
         ]
         return {
             "interfaces": interfaces,
@@ -114,17 +111,17 @@ class Bridge:
         if previous is None:
             raise CniError(INVALID_CONFIG, "CHECK needs prevResult")
         with netlink.namespace_of(request.netns) as namespace, netlink.connect() as host, netlink.connect(namespace) as pod:
-            bridge = netlink.link(host, settings.bridge)
+            bridge = host.link(settings.bridge)
             if bridge is None:
                 raise CniError(CHECK_FAILED, f"bridge {settings.bridge} is missing")
             names = [item.get("name") for item in previous.get("interfaces") or [] if not item.get("sandbox")]
-            outer = next((found for name in names[1:] if (found := netlink.link(host, str(name)))), None)
-            if outer is None or outer.get("master") != bridge["index"]:
+            outer = next((found for name in names[1:] if (found := host.link(str(name)))), None)
+            if outer is None or outer.master != bridge.index:
                 raise CniError(CHECK_FAILED, f"the host's end of {request.ifname} is not on bridge {settings.bridge}")
-            inner = netlink.link(pod, request.ifname)
+            inner = pod.link(request.ifname)
             if inner is None:
                 raise CniError(CHECK_FAILED, f"interface {request.ifname} is missing in the container")
-            present = {f"{item.get('address')}/{item['prefixlen']}" for item in pod.get_addr(index=inner["index"])}
+            present = {str(address) for address in pod.addresses(inner.index)}
             for address in previous.get("ips") or []:
                 if address.get("address") not in present:
                     raise CniError(CHECK_FAILED, f"address {address.get('address')} is missing on {request.ifname}")
@@ -138,33 +135,32 @@ class Bridge:
         Ipam(request).collect()
 
 
-def _bridge(host: Any, settings: _Settings, addresses: list[dict[str, Any]]) -> Any:
+def _bridge(host: Netlink, settings: _Settings, addresses: list[dict[str, Any]]) -> Link:
     """The bridge, made if it is missing, up, and with the gateways' addresses where it is to be the gateway."""
-    found = netlink.link(host, settings.bridge)
+    found = host.link(settings.bridge)
     if found is None:
-        sizes = {"mtu": settings.mtu} if settings.mtu else {}
         try:
-            host.link("add", ifname=settings.bridge, kind="bridge", state="up", **sizes)
-        except NetlinkError as error:
-            if error.code != _EEXIST:  # another ADD was quicker
+            host.add_bridge(settings.bridge, settings.mtu)
+        except OSError as error:
+            if error.errno != errno.EEXIST:  # another ADD was quicker
                 raise CniError(INVALID_CONFIG, f"failed to make bridge {settings.bridge}: {error}") from error
         found = netlink.existing_link(host, settings.bridge)
         # A bridge takes the lowest address of its ports, so its own would change with each pod; one that is set stays.
-        host.link("set", index=found["index"], address=found.get("address"))
-    elif (kind := (found.get("linkinfo") or {}).get("kind")) != "bridge":
-        raise CniError(INVALID_CONFIG, f"{settings.bridge} exists and is a {kind or 'device'}, not a bridge")
-    if not found["flags"] & 1:
-        host.link("set", index=found["index"], state="up")
+        host.set_mac(found.index, found.mac)
+    elif found.kind != "bridge":
+        raise CniError(INVALID_CONFIG, f"{settings.bridge} exists and is a {found.kind or 'device'}, not a bridge")
+    if not found.flags & rtnetlink.UP:
+        host.set_flags(found.index, rtnetlink.UP)
     if settings.promiscuous:
-        host.link("set", index=found["index"], flags=_IFF_PROMISC, change=_IFF_PROMISC)
+        host.set_flags(found.index, rtnetlink.PROMISCUOUS)
     subnets = [ipaddress.ip_interface(item["address"]).network for item in addresses]
     if not settings.gateway:
         if settings.masquerade:
             masquerade.ensure(subnets)
         return found
-    present = {str(item.get("address")) for item in host.get_addr(index=found["index"])}
+    present = {address.ip for address in host.addresses(found.index)}
     for item, subnet in zip(addresses, subnets, strict=True):
-        gateway = item.get("gateway") or str(subnet[1])
+        gateway = ipaddress.ip_address(item.get("gateway") or subnet[1])
         if gateway in present:
             continue
         # The address comes last: where the bridge has it, all that goes with it is there too, and no ADD has to look again.
@@ -172,33 +168,40 @@ def _bridge(host: Any, settings: _Settings, addresses: list[dict[str, Any]]) -> 
             masquerade.ensure([subnet])
         sysctls.write("net.ipv4.ip_forward" if subnet.version == 4 else "net.ipv6.conf.all.forwarding", "1")
         try:
-            flags = {"flags": 2} if subnet.version == 6 else {}  # IFA_F_NODAD
-            host.addr("add", index=found["index"], address=gateway, prefixlen=subnet.prefixlen, **flags)
-        except NetlinkError as error:
-            if error.code != _EEXIST:
+            host.add_address(found.index, ipaddress.ip_interface((gateway, subnet.prefixlen)))
+        except OSError as error:
+            if error.errno != errno.EEXIST:
                 raise
     return found
 
 
-def _configure_pod(pod: Any, namespace: int, ifname: str, index: int, leased: Result, settings: _Settings) -> None:
+def _add_veth(host: Netlink, name: str, peer: str, namespace: int, master: int, mtu: int) -> None:
+    try:
+        host.add_veth(name, peer, namespace, master=master, mtu=mtu)
+    except OSError as error:
+        if error.errno != errno.EEXIST or host.link(name) is None:
+            raise
+        _remove_link(host, name)  # what is left of an attachment that died half-way
+        host.add_veth(name, peer, namespace, master=master, mtu=mtu)
+
+
+def _configure_pod(pod: Netlink, namespace: int, link: Link, leased: Result, settings: _Settings) -> None:
     addresses = leased.get("ips") or []
-    if any(ipaddress.ip_interface(item["address"]).version == 6 for item in addresses):
+    interfaces = [ipaddress.ip_interface(item["address"]) for item in addresses]
+    if any(interface.version == 6 for interface in interfaces):
         with netlink.inside(namespace):
             # Nobody else can have an address that our own store gave: no second of waiting for duplicates.
-            sysctls.write(f"net.ipv6.conf.{ifname.replace('.', '/')}.accept_dad", "0")
-    with netlink.explained(f"configure {ifname}"):
-        pod.link("set", index=index, state="up")
-        for item in addresses:
-            interface = ipaddress.ip_interface(item["address"])
-            flags = {"flags": 2} if interface.version == 6 else {}
-            pod.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **flags)
-    gateways = {ipaddress.ip_interface(item["address"]).version: item.get("gateway") for item in addresses}
+            sysctls.write(f"net.ipv6.conf.{link.name.replace('.', '/')}.accept_dad", "0")
+    with netlink.explained(f"configure {link.name}"):
+        pod.set_flags(link.index, rtnetlink.UP)
+        for interface in interfaces:
+            pod.add_address(link.index, interface)
+    gateways = {interface.version: item.get("gateway") for interface, item in zip(interfaces, addresses, strict=True)}
     for route in _routes(leased, settings):
         destination = ipaddress.ip_network(route["dst"])
         gateway = route.get("gw") or gateways.get(destination.version)
         with netlink.explained(f"add the route to {destination} by {gateway}"):
-            fields = {"gateway": gateway} if gateway else {}
-            pod.route("replace", dst=str(destination), oif=index, **fields)
+            pod.replace_route(destination, link.index, ipaddress.ip_address(gateway) if gateway else None)
 
 
 def _routes(leased: Result, settings: _Settings) -> list[dict[str, Any]]:
@@ -215,19 +218,16 @@ def _routes(leased: Result, settings: _Settings) -> list[dict[str, Any]]:
     return routes
 
 
-def _check_routes(pod: Any, routes: list[dict[str, Any]]) -> None:
-    present = set()
-    for item in pod.get_routes(table=254):
-        default = "0.0.0.0" if item["family"] == 2 else "::"
-        present.add(f"{item.get('dst') or default}/{item['dst_len']}")
+def _check_routes(pod: Netlink, routes: list[dict[str, Any]]) -> None:
+    present = {str(route.destination) for route in pod.routes()}
     for route in routes:
         if str(route.get("dst")) not in present:
             raise CniError(CHECK_FAILED, f"route to {route.get('dst')} is missing in the container")
 
 
-def _remove_link(socket: Any, name: str) -> None:
+def _remove_link(socket: Netlink, name: str) -> None:
     try:
-        socket.link("del", ifname=name)
-    except NetlinkError as error:
-        if error.code not in (_ENODEV, _ESRCH):
+        socket.remove_link(name)
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.ESRCH):
             raise

@@ -4,7 +4,7 @@ from nodenet.cni import netlink
 from nodenet.cni.errors import CHECK_FAILED, CniError
 from nodenet.cni.request import Request
 from nodenet.cni.results import Result
-from strata.linux import namespaces
+from strata.linux import namespaces, rtnetlink
 
 
 class Loopback:
@@ -25,8 +25,8 @@ class Loopback:
 
     def check(self, request: Request) -> None:
         with netlink.namespace_of(request.netns) as namespace, netlink.connect(namespace) as pod:
-            lo = netlink.link(pod, "lo")
-            if lo is None or not lo["flags"] & 1:
+            lo = pod.link("lo")
+            if lo is None or not lo.flags & rtnetlink.UP:
                 raise CniError(CHECK_FAILED, "lo is not up in the container")
 
     def status(self, request: Request) -> None:

@@ -7,13 +7,10 @@ steps into the pod's namespace, opens the socket and steps back; it takes tens o
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from nodenet.cni.errors import INTERNAL, TRY_AGAIN_LATER, UNKNOWN_CONTAINER, CniError
 from strata.linux import namespaces, syscalls
+from strata.linux.rtnetlink import Link, Netlink
 
 
 class NamespaceGone(Exception):
@@ -51,18 +48,12 @@ def inside(namespace: int) -> Iterator[None]:
         os.close(home)
 
 
-@contextmanager
-def connect(namespace: int | None = None) -> Iterator[Any]:
-    """An IPRoute for this namespace, or for the given one."""
+def connect(namespace: int | None = None) -> Netlink:
+    """A socket of this namespace, or of the given one."""
     if namespace is None:
-        socket = IPRoute()
-    else:
-        with inside(namespace):
-            socket = IPRoute()
-    try:
-        yield socket
-    finally:
-        socket.close()
+        return Netlink()
+    with inside(namespace):
+        return Netlink()
 
 
 @contextmanager
@@ -80,19 +71,9 @@ def namespace_of(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def link(ipr: Any, name: str) -> Any | None:
-    """The link's netlink message, or None where there is none of that name."""
-    try:
-        return ipr.link("get", ifname=name)[0]
-    except NetlinkError as error:
-        if error.code == 19:  # ENODEV
-            return None
-        raise
-
-
-def existing_link(ipr: Any, name: str) -> Any:
-    """The netlink message of a link that was just made. Raises CniError where it has vanished again."""
-    found = link(ipr, name)
+def existing_link(socket: Netlink, name: str) -> Link:
+    """A link that was just made. Raises CniError where it has vanished again."""
+    found = socket.link(name)
     if found is None:
         raise CniError(TRY_AGAIN_LATER, f"interface {name} vanished while it was being set up")
     return found
@@ -103,5 +84,5 @@ def explained(what: str) -> Iterator[None]:
     """Turns a refusal of the kernel's into a CniError that says what was tried."""
     try:
         yield
-    except NetlinkError as error:
-        raise CniError(INTERNAL, f"failed to {what}: {os.strerror(error.code)}") from error
+    except OSError as error:
+        raise CniError(INTERNAL, f"failed to {what}: {os.strerror(error.errno or 0)}") from error
