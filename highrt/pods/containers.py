@@ -145,7 +145,8 @@ class Containers:
             pod = self._registry.pods[container.pod_id]
             if not pod.ready:
                 raise FailedPrecondition(f"pod {pod.id} is not ready")
-            with span("start container", pod=pod.config.metadata.uid, container=container.id):
+            named = {"pod": pod.config.metadata.uid, "container": container.id}
+            with span("start container", **named), self._monitors.spawner.starting_something():
                 try:
                     await self._start(pod, container)
                 except (MonitorError, MonitorGone, PodError) as error:

@@ -79,7 +79,7 @@ class Sandboxes:
                     f"the pod {meta.namespace}/{meta.name} (uid {meta.uid}, attempt {meta.attempt}) exists already, as {taken}"
                 ) from None
             self._registry.making.add(pod_id)
-            with span("run pod", pod=meta.uid or pod_id, sandbox=pod_id):
+            with span("run pod", pod=meta.uid or pod_id, sandbox=pod_id), self._monitors.spawner.starting_something():
                 try:
                     await self._make(pod, box, chosen)
                 except BaseException as error:

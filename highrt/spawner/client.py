@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from strata.telemetry import logs
 log = logs.get("highrt.spawner")
 
 ANSWER_SECONDS = 1.0
-_BUSY_SECONDS = 0.02
-"""In which the containers of a new pod have the CPUs for themselves, unless somebody asks for the next one."""
+_QUIET_SECONDS = 0.02
+"""For so long no pod and no container was being started when the next monitor is forked: it takes as much of the CPUs as one of
+them, and they have somebody who waits."""
 _MOUNT_ATTR_RDONLY = 1
 _PACKAGE = Path(__file__).parents[1]
 
@@ -41,6 +43,7 @@ class Spawner:
         self._starting: asyncio.Task[None] | None = None
         self._spare: socket.socket | None = None
         self._forking: asyncio.Task[None] | None = None
+        self._starts, self._quiet_since = 0, 0.0
         self._pidfd = -1
         self._cold: set[asyncio.Task[None]] = set()
 
@@ -92,8 +95,19 @@ class Spawner:
                 theirs.close()
         raise OSError("a monitor can be started neither by the spawner nor cold")
 
+    @contextlib.contextmanager
+    def starting_something(self) -> Iterator[None]:
+        """While a pod or a container is being started, the next monitor is not forked ahead."""
+        self._starts += 1
+        try:
+            yield
+        finally:
+            self._starts -= 1
+            self._quiet_since = time.monotonic()
+
     async def _fork_spare_soon(self) -> None:
-        await asyncio.sleep(_BUSY_SECONDS)
+        while self._starts or time.monotonic() - self._quiet_since < _QUIET_SECONDS:  # noqa: ASYNC110  # a quiet time is no event
+            await asyncio.sleep(_QUIET_SECONDS)
         await self._fork_spare()
 
     async def _fork_spare(self) -> None:
