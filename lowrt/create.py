@@ -223,6 +223,8 @@ class _Making:
         if starts:  # nobody else is told when it is ready, so it need not wait for that
             container.publish()
             _send(self._sync, b"s")
+        if self._forked:
+            self._forked.close()
         step("wait for the container's first process")
         self._converse(child.root)
         if not starts:

@@ -53,19 +53,7 @@ def take(flags: int) -> "Forked | None":
         return None
     sock, _socket = _socket, None
     assert sock
-    _separate()
     return Forked(sock, flags)
-
-
-def _separate() -> None:
-    """Sends the process that waits to other CPUs than this one's, until the first process is in its cgroup. The two work at the
-    same time, and wake each other: the kernel would think one CPU enough for both."""
-    try:
-        others = os.sched_getaffinity(0) - {syscalls.getcpu()}
-        if others:
-            os.sched_setaffinity(_pid, others)
-    except OSError:
-        pass  # it has died, or must stay; then it takes a little longer
 
 
 def _is_there() -> bool:
@@ -88,6 +76,8 @@ class Forked:
     def __init__(self, sock: descriptors.Socket, flags: int) -> None:
         self._socket = sock
         self._is_there = True
+        self._cpus: set[int] = set()
+        self._separate()
         self._tell((flags,))
 
     def tell(self, plan: init.Plan) -> None:
@@ -104,8 +94,23 @@ class Forked:
         return self._is_there
 
     def close(self) -> None:
-        """It ends, unless it has been told to go."""
+        """It ends, unless it has been told to go, and this process may use all of its CPUs again. Once is enough."""
         self._socket.close()
+        cpus, self._cpus = self._cpus, set()
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+
+    def _separate(self) -> None:
+        """Has this process stay where it is, until `close`, and that one on other CPUs, until it is the container's. The two work
+        at the same time, and wake each other: the kernel would think one CPU enough for both."""
+        cpus, here = os.sched_getaffinity(0), syscalls.getcpu()
+        try:
+            if others := cpus - {here}:
+                os.sched_setaffinity(_pid, others)
+                os.sched_setaffinity(0, {here})
+                self._cpus = cpus
+        except OSError:
+            pass  # it has died; or one may not choose, and it takes a little longer
 
     def _tell(self, values: "Any", fds: tuple[int, ...] = ()) -> None:
         content = dumps(values)

@@ -1,7 +1,8 @@
 """What the runtime remembers of a container: a folder ROOT/ID with state.json, which is also the lock.
 
-state.json is written to a new file, synced and renamed. A folder without it belongs to a create that is under way (it holds
-the lock), or that was killed: delete finds the cgroup, and what is in it, by what was written into `making` before.
+state.json is written to a new file and renamed. It is not synced: it tells of processes, and none outlives the machine. A folder
+without it belongs to a create that is under way (it holds the lock), or that was killed: delete finds the cgroup, and what is in
+it, by what was written into `making` before.
 
 The lock is a flock(2) of the folder itself, and counts only while the folder is at its path: of two commands that wait for it
 while a third deletes the container, neither works on what is gone, or on a container that got the same ID since.
@@ -184,7 +185,6 @@ class Container:
             data = text.encode(errors="surrogateescape")
             while data:
                 data = data[os.write(descriptor, data) :]
-            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -4,6 +4,10 @@ import os
 
 from strata.linux import mounts, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 # By the names of the OCI runtime spec (config-linux, Namespaces): the clone flag and the file in /proc/PID/ns.
 KINDS = {
     "user": (0x10000000, "user"),
@@ -36,29 +40,59 @@ def pin_new(
     """Makes new namespaces and keeps each alive by a bind mount at a path: {kind: path}.
 
     The paths are made as empty files. sysctls are written and the hostname is set inside. A user namespace gets the maps, which
-    must have an ID 0, and the others belong to it (user_namespaces(7)). Raises OSError; what was pinned before the failure is
-    undone.
+    must have an ID 0, and the others belong to it (user_namespaces(7)). This process must have one thread. Raises OSError; what
+    was pinned before the failure is undone.
     """
+    if "user" in targets:
+        _pin_by_child(targets, sysctls or {}, hostname, uid_map, gid_map)
+        return
+    homes = {kind: os.open(path_of("self", kind), os.O_RDONLY | os.O_CLOEXEC) for kind in targets}
+    try:
+        _enter_new(_flags(targets), sysctls or {}, hostname)
+        _pin("self", targets)
+    finally:
+        for kind, home in homes.items():
+            syscalls.setns(home, KINDS[kind][0])
+            os.close(home)
+
+
+def _flags(kinds: "Iterable[str]") -> int:
+    return sum(KINDS[kind][0] for kind in kinds)
+
+
+def _pin(pid: int | str, targets: dict[str, str]) -> None:
+    """Keeps a process's namespaces at paths, all or none."""
+    pinned: list[str] = []
+    try:
+        for kind, target in targets.items():
+            os.close(os.open(target, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+            mounts.mount(path_of(pid, kind), target, "", mounts.BIND)
+            pinned.append(target)
+    except OSError:
+        for target in pinned:
+            unpin(target)
+        raise
+
+
+def _pin_by_child(targets: dict[str, str], sysctls: dict[str, str], hostname: str, uid_map: str, gid_map: str) -> None:
+    """For a user namespace, from which there is no way back."""
     done_read, done_write = os.pipe2(os.O_CLOEXEC)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    flags = 0
-    for kind in targets:
-        flags |= KINDS[kind][0]
     pid = os.fork()
     if pid == 0:
         try:
             os.close(done_read)
             os.close(go_write)
-            answer = b"ok"
-            if flags & NEWUSER:
-                answer = _enter_new_user(done_write, go_read)
-            if answer == b"ok":
-                answer = _enter_new(flags & ~NEWUSER, sysctls or {}, hostname)
+            answer = _enter_new_user(done_write, go_read)
+            try:
+                if answer == b"ok":
+                    _enter_new(_flags(targets) & ~NEWUSER, sysctls, hostname)
+            except OSError as error:
+                answer = f"{error.errno} {error.filename}".encode()
             os.write(done_write, answer)
             os.read(go_read, 1)  # until the parent has pinned what this process holds
         finally:
             os._exit(0)
-    pinned: list[str] = []
     try:
         os.close(done_write)
         answer = os.read(done_read, 4096)
@@ -70,14 +104,7 @@ def pin_new(
         if answer != b"ok":
             code, _, what = answer.decode(errors="replace").partition(" ")
             raise OSError(int(code or 5), f"{os.strerror(int(code or 5))}", what or "new namespaces")
-        for kind, target in targets.items():
-            os.close(os.open(target, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o444))
-            mounts.mount(path_of(pid, kind), target, "", mounts.BIND)
-            pinned.append(target)
-    except OSError:
-        for target in pinned:
-            unpin(target)
-        raise
+        _pin(pid, targets)
     finally:
         for descriptor in (done_read, go_read, go_write):
             os.close(descriptor)
@@ -101,8 +128,8 @@ def _enter_new_user(done: int, go: int) -> bytes:
     return b"ok"
 
 
-def _enter_new(flags: int, sysctls: dict[str, str], hostname: str) -> bytes:
-    """In the child: b"ok", or the error's code and what it was about."""
+def _enter_new(flags: int, sysctls: dict[str, str], hostname: str) -> None:
+    """Makes this process's own namespaces. Raises OSError; its filename says what it was about."""
     what = "unshare"
     try:
         syscalls.unshare(flags)
@@ -116,8 +143,7 @@ def _enter_new(flags: int, sysctls: dict[str, str], hostname: str) -> bytes:
             what = f"sysctl {name}"
             _write("/proc/sys/" + name.replace(".", "/"), value)
     except OSError as error:
-        return f"{error.errno} {what}".encode()
-    return b"ok"
+        raise OSError(error.errno, error.strerror, what) from None
 
 
 def _write(path: str, text: str) -> None:
