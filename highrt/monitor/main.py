@@ -3,6 +3,7 @@
 import _signal as signal  # type: ignore[import-not-found]  # the signal module brings enum and more: 1 MB in every monitor
 import gc
 import os
+import select
 import sys
 
 from highrt.monitor import files, record, rehearsal, wire
@@ -26,13 +27,14 @@ def run(entry: "Entry", connection: int) -> int:
     """Serves one pod until it is stopped; the exit status.
 
     entry: the runtime's entry point, for handlers that name it. connection: a stream socket on which highrt sends the settings
-    as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ, command, options, in_process}. It may come
-    much later: until then as much is done as can be done for any pod. The end of the stream says that there will be none.
+    as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ, command, options, in_process}. They may
+    come much later: until then as much is done as can be done for any pod. If they are there at once somebody waits, and
+    nothing is. The end of the stream says that there will be none.
     """
     _detach()
     loop = Loop(lambda error: server.note_fault(error))
-    workers = Workers(loop, entry)
     sock = descriptors.Socket(fileno=connection)
+    workers = Workers(loop, entry, ahead=not _is_readable(sock))
     settings = _settings(sock)
     if settings is None:
         return 0
@@ -85,6 +87,12 @@ def _detach() -> None:
         files.write("/proc/self/oom_score_adj", "-998")
     except OSError:
         pass  # without CAP_SYS_RESOURCE the kernel refuses; then it is as likely a victim as highrt
+
+
+def _is_readable(sock: "descriptors.Socket") -> bool:
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _settings(sock: "descriptors.Socket") -> "dict[str, Any] | None":

@@ -36,11 +36,11 @@ _SHUT_WR = 1
 class Workers:
     """Has things done: by the worker that waits, where there is one, else by a new one."""
 
-    def __init__(self, loop: Loop, entry: "Entry", limit: float = WORK_SECONDS) -> None:
-        """entry: the runtime's. limit: seconds that something may take. A worker is forked at once, which prepares itself for
-        what a pod starts with."""
+    def __init__(self, loop: Loop, entry: "Entry", limit: float = WORK_SECONDS, *, ahead: bool = False) -> None:
+        """entry: the runtime's. limit: seconds that something may take. ahead: a worker is forked at once, which prepares itself
+        for what a pod starts with; that saves time for who comes later, and costs more of the CPUs' in all."""
         self._loop, self._entry, self._limit = loop, entry, limit
-        self._kept: Worker | None = Worker(loop, entry, rehearsed=True)
+        self._kept: Worker | None = Worker(loop, entry, rehearsed=True) if ahead else None
         self._unwanted: Timer | None = None
         self._on_the_way = 0
         self._when_idle: Callable[[], None] | None = None

@@ -78,7 +78,7 @@ troubles = rehearsal.play(os.path.dirname(sys.argv[1]))
 left_open = len(os.listdir("/proc/self/fd")) - open_before
 imported = sorted(set(sys.modules) - before)
 loop = Loop(faulty)
-workers = Workers(loop, runtime, limit=1.0)
+workers = Workers(loop, runtime, limit=1.0, ahead=True)
 kept = workers._kept
 result = {"imported": imported, "troubles": troubles, "left open": left_open}
 result["plain"] = do("plain", keep=True)
