@@ -23,7 +23,10 @@ class ContainerState(enum.StrEnum):
 
 @dataclass
 class Pod:
-    """A sandbox. netns: the path of its network namespace, None on the host's. handler: the runtime handler's name."""
+    """A sandbox. netns: the path of its network namespace, None on the host's. handler: the runtime handler's name.
+
+    freed: all that it held is known to be free; not written down, for it can be freed again at any time.
+    """
 
     id: str
     owner: Owner
@@ -33,6 +36,7 @@ class Pod:
     created_at_ns: int
     netns: str | None = None
     ips: list[str] = field(default_factory=list)
+    freed: bool = False
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,8 @@ class Sandboxes:
                 await self._stop(pod)
 
     async def _stop(self, pod: Pod) -> None:
+        if pod.freed:
+            return
         was_ready, pod.ready = pod.ready, False
         self._registry.metadata.save_pod(pod)
         members = self._registry.members(pod)
@@ -178,6 +180,7 @@ class Sandboxes:
         except OSError as error:
             raise PodError(f"the namespaces of pod {pod.id} cannot be freed: {error}") from error
         self._registry.remove_cgroup(pod)
+        pod.freed = True
         if was_ready:
             self._registry.publish(EventKind.STOPPED, pod.id, pod)
             log.info("pod stopped", pod=pod.config.metadata.uid, sandbox=pod.id)

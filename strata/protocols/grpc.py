@@ -5,6 +5,7 @@ the content type, and they report Unknown). Errors of handlers become status cod
 INTERNAL with their text, and the traceback goes to the log, not over the wire. (`strata.telemetry.rpc` adds spans.)
 """
 
+import asyncio
 import logging
 import os
 import socket
@@ -27,6 +28,9 @@ assert api_implementation.Type() == "upb", "protobuf must run on its upb backend
 
 MESSAGE_LIMIT_BYTES = 16 * 1024 * 1024
 """What kubelets and crictl allow for one CRI message (the default of gRPC is 4 MiB)."""
+
+
+_MOST_PIECES = 16
 
 
 class Service(Protocol):
@@ -58,7 +62,7 @@ async def serve(services: Iterable[Service], endpoint: str, *, mode: int = 0o660
     path = socket_path(endpoint)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     listener = _listen(path, mode)
-    server = Server(list(services))
+    server = _Server(list(services))
     # grpclib keeps the methods in this dictionary and looks them up with get().
     server._mapping = _Methods(server._mapping)
     listen(server, RecvRequest, _receive)
@@ -71,7 +75,7 @@ def channel(endpoint: str) -> Channel:
 
     The owner closes it (`channel.close()`). Pass `timeout=SECONDS` to each call.
     """
-    return Channel(path=socket_path(endpoint))
+    return _Channel(path=socket_path(endpoint))
 
 
 def _listen(path: str, mode: int) -> socket.socket:
@@ -95,6 +99,51 @@ def _listen(path: str, mode: int) -> socket.socket:
     os.chmod(path, mode)
     listener.listen(128)
     return listener
+
+
+class _Gathered:
+    """A transport that writes at once what is written in one turn of the loop. grpclib writes each frame by itself, so an answer
+    would be three system calls, and wake its client three times."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._pieces: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._pieces.append(data)
+        if len(self._pieces) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+        elif len(self._pieces) == _MOST_PIECES:  # who writes much without a pause is to learn when the client does not read
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        data, self._pieces = b"".join(self._pieces), []
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+
+def _gathering(protocol: Any) -> Any:
+    """The protocol, which gets such a transport once it is connected."""
+    made = protocol.connection_made
+    protocol.connection_made = lambda transport: made(_Gathered(transport))
+    return protocol
+
+
+class _Server(Server):
+    def _protocol_factory(self) -> Any:
+        return _gathering(super()._protocol_factory())
+
+
+class _Channel(Channel):
+    def _protocol_factory(self) -> Any:
+        return _gathering(super()._protocol_factory())
 
 
 class _Methods(dict[str, Handler]):
