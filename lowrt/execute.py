@@ -1,7 +1,10 @@
 """exec: another process in a running container.
 
-A helper joins the container's namespaces; the PID namespace last, by cloning the process that becomes the program. That one
-holds only what the program may hold, and is this command's (or the monitor's) child, not the helper's.
+A helper joins the container's cgroup and namespaces; the PID namespace last, by cloning the process that becomes the program.
+That one holds only what the program may hold, and is this command's (or the monitor's) child, not the helper's.
+
+The helper lives in this command's memory, which waits meanwhile: to copy it would be a third of an exec. It is no more in the
+container's reach for that: the container does not see it, and it cannot be traced by those who have rights in the container only.
 """
 
 import os
@@ -27,6 +30,8 @@ class Options:
     detach = terminal = ignore_paused = False
     no_new_privileges: bool | None = None
     preserve_fds = 0
+    for_parent = False
+    """Whether the process becomes the child of this process's parent, which waits for it. Only with `detach`."""
 
     def __init__(self) -> None:
         self.environment: list[str] = []
@@ -61,18 +66,14 @@ def _begin(
         below = sub_cgroups(options.cgroups)
         if status == "created" and os.geteuid() != 0 and "user" in container.values["namespaces"]:
             handed_out = start.ask_for_namespaces(container)
-        helper, helper_pidfd = _start_helper(
-            container, target, handed_out, program, settings, sync, child_sync, fds, below
-        )  # fmt: skip
         if status == "paused":
             container.unlock()  # it goes on when somebody resumes the container, who must be able to lock it
-        try:
-            child_sync.close()
-            step("join the container's namespaces")
-            pid, master, failure = _converse(sync, options)
-        finally:
-            os.waitpid(helper, 0)
-            os.close(helper_pidfd)
+        helper = _Helper(container, target, handed_out, program, settings, child_sync, fds, below)
+        step("make the process that joins the container's namespaces")
+        helper.help(for_parent=options.for_parent)
+        child_sync.close()
+        step("join the container's namespaces")
+        pid, master, failure = _converse(sync, options)
         if failure:
             raise failure
         pidfd = pidfds.open_pidfd(pid)
@@ -212,158 +213,155 @@ def sub_cgroups(given: list[str]) -> dict[str, str]:
     return paths
 
 
-def _clone_helper(group: "cgroups.Cgroup", below: dict[str, str]) -> tuple[int, int, bool]:
-    """The helper's PID and pidfd (0 in the helper), and whether it was cloned into the container's cgroup."""
-    try:
-        into = group.open_for_exec(below)
-    except ValueError as error:
-        raise RuntimeFailure(str(error)) from None
-    if into >= 0:
-        try:
-            return *syscalls.clone3(0, cgroup=into), True
-        except OSError:
-            pass  # the container has divided its group, see Cgroup.follow
-        finally:
-            os.close(into)
-    return *syscalls.clone3(0), False
-
-
-def _start_helper(
-    container: state.Container,
-    target: int,
-    handed_out: dict[str, int],
-    program: "process.Process",
-    settings: "Spec",
-    sync: descriptors.Socket,
-    child_sync: descriptors.Socket,
-    fds: tuple[int, int, int],
-    below: dict[str, str],
-) -> tuple[int, int]:
-    """The process that joins the namespaces and clones the program's inside: its PID and pidfd. It has the program's cgroup,
-    limits and OOM score, which are handed on."""
-    group = container.cgroup()
-    step("make the process that joins the container's namespaces")
-    opened = _open_to_join(group, below)
-    try:
-        helper, helper_pidfd, inside = _clone_helper(group, below)
-        if helper == 0:
-            _help(program, settings, target, handed_out, child_sync, fds, container, opened)
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
-    try:
-        if group.joins_itself:
-            inside = bool(opened) and (inside or not group.takes_clones)
-        if not inside:
-            _join_cgroup(group, helper, container.pid, below)
-        program.raise_limits(helper)
-        program.adjust_oom_score(helper)
-        sync.send(b"g")
-    except BaseException:
-        os.close(helper_pidfd)
-        process.end(helper)  # it waits for a word that will not come
-        raise
-    return helper, helper_pidfd
-
-
-def _open_to_join(group: "cgroups.Cgroup", below: dict[str, str]) -> list[int]:
-    """What the helper joins by itself. Where that cannot be had it is moved, which tells why."""
-    try:
-        return group.open_to_join(below) if group.joins_itself else []
-    except (OSError, ValueError):
-        return []
-
-
-def _join_cgroup(group: "cgroups.Cgroup", helper: int, leader: int, below: dict[str, str]) -> None:
-    """Moves the helper in: the process inherits it, and is not for a moment outside the container's limits."""
-    try:
-        group.follow(helper, leader, below)
-    except (OSError, ValueError) as error:
-        raise RuntimeFailure(f"error adding pid {helper} to cgroups: {reason(error)}") from None
-
-
-def _open_root(container: state.Container, target: int) -> int:
-    """The root folder of a container that has no mount namespace to join. target: the pidfd of its first process."""
-    root = os.open(f"/proc/{container.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    if pidfds.wait_gone(target, 0):  # then it may be another process's
-        raise RuntimeFailure(_STOPPED)
-    return root
-
-
-def _help(
-    program: "process.Process", settings: "Spec", target: int, handed_out: dict[str, int], sync: descriptors.Socket,
-    fds: tuple[int, int, int], container: state.Container, groups: list[int],
-) -> None:  # fmt: skip
-    """In the helper: joins the container's namespaces, and does there what can be done by a process that the container does not
-    see. Never returns. target: the pidfd of the container's first process. handed_out: its namespaces, where that is of no use.
-    groups: what it joins the cgroup by.
+class _Helper:
+    """The process that joins the container's namespaces, and does there what can be done by a process that the container does not
+    see. It has the program's cgroup, limits and OOM score, which are handed on.
 
     The process that it clones is seen, and could be taken over by one that may trace: so it gets nothing that the container has
     not got as well.
     """
-    try:
-        process.close_others((*fds, sync.fileno(), target, *handed_out.values(), *groups), program)
-        step("join the container's cgroup")
-        cgroups.join_opened(groups)
-        for descriptor in groups:
-            os.close(descriptor)
-        if descriptors.receive(sync)[0] != b"g":
-            os._exit(1)
-        step("join the container's namespaces")
-        process.hide()
-        program.start_on_its_cpus()
-        proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if program.needs_proc else -1
-        _join(container, target, handed_out)
-        if proc < 0:
-            _take_keyring(container.values)
-        if settings.get("terminal"):
-            step("make a terminal (a devpts mount on /dev/pts is needed)")
-            multiplexer = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-            console = terminal.Console(multiplexer, settings.get("consoleSize"))
-            descriptors.send(sync, b"c", (console.master,))
-            console.become_stdio(program.uid)
-        else:
-            process.take_stdio(fds)
-            step("take stdin, stdout and stderr")
-            process.own_stdio(program.uid)
-        step("prepare the process")
-        program.go_on_its_cpus()
-        program.enter_folder()
-        program.confine()
-        process.close_others((sync.fileno(), *([proc] if proc >= 0 else [])), program)
-        pid, _ = syscalls.clone3(syscalls.CLONE_PARENT)
+
+    def __init__(
+        self, container: state.Container, target: int, handed_out: dict[str, int], program: "process.Process", settings: "Spec",
+        sync: descriptors.Socket, fds: tuple[int, int, int], below: dict[str, str],
+    ) -> None:  # fmt: skip
+        """target: the pidfd of the container's first process. handed_out: its namespaces, where that is of no use. below: as of
+        `sub_cgroups`. sync: takes what it and the process say."""
+        self._container, self._target, self._handed_out = container, target, handed_out
+        self._program, self._settings, self._sync, self._fds, self._below = program, settings, sync, fds, below
+        self._group = container.cgroup()
+
+    def help(self, *, for_parent: bool) -> None:
+        """Until it has ended. What it could not do it says to `sync`. for_parent: as of Options. Raises OSError and
+        RuntimeFailure."""
+        joined = self._open_to_join()
+        try:
+            into = self._group.open_for_exec(self._below)
+        except ValueError as error:
+            raise RuntimeFailure(str(error)) from None
+        try:
+            if into >= 0:
+                try:
+                    # What is left of v1, if it is that, is to be had too: else all of it is joined in the other way.
+                    self._clone(into, joined if joined or not self._group.joins_itself else None, for_parent=for_parent)
+                    return
+                except OSError:
+                    pass  # the container has divided its group, see Cgroup.follow
+            self._clone(-1, joined if joined and not self._group.takes_clones else None, for_parent=for_parent)
+        finally:
+            for descriptor in (*joined, *([into] if into >= 0 else [])):
+                os.close(descriptor)
+
+    def _open_to_join(self) -> list[int]:
+        """What it joins the cgroup by. Where that cannot be had it is moved there, which tells why."""
+        try:
+            return self._group.open_to_join(self._below) if self._group.joins_itself else []
+        except (OSError, ValueError):
+            return []
+
+    def _clone(self, into: int, joined: list[int] | None, *, for_parent: bool) -> None:
+        """into: the descriptor of the cgroup that it is cloned into, or -1. joined: those that it joins the rest by; None: it is
+        to be moved."""
+        flags = syscalls.CLONE_PARENT if for_parent else 0
+        # A time namespace is not joined by a process that shares its memory (time_namespaces(7)).
+        if syscalls.SHARES_MEMORY and "time" not in self._container.values["namespaces"]:
+            syscalls.play(flags, lambda: self._live(joined), cgroup=into)
+            return
+        pid, pidfd = syscalls.clone3(flags, cgroup=into)
         if pid == 0:
-            _become(program, sync, proc, container.values, has_terminal=bool(settings.get("terminal")))
-        sync.send(b"p%d" % pid)
-    except BaseException as error:
-        send_failure(sync, error)
-    finally:
-        os._exit(0)
+            try:
+                self._live(joined)
+            finally:
+                os._exit(0)
+        pidfds.wait_gone(pidfd, None)
+        os.close(pidfd)
+        if not for_parent:
+            os.waitpid(pid, 0)
 
+    # --- in the helper, where no object must be changed that the command goes on to use: descriptors are closed by their numbers
 
-def _join(container: state.Container, target: int, handed_out: dict[str, int]) -> None:
-    """Joins the namespaces of the container's first process, a pidfd; that of PIDs for the children only."""
-    flags = 0
-    for kind in container.values["namespaces"]:
-        flags |= namespaces.KINDS[kind][0]
-    root = -1 if flags & namespaces.NEWNS else _open_root(container, target)
-    if handed_out:
-        for kind in sorted(handed_out, key="user".__ne__):  # that of users gives the rights for the others
-            if kind != "pid":
-                syscalls.setns(handed_out[kind], namespaces.KINDS[kind][0])
-    else:
-        syscalls.setns(target, flags & ~namespaces.NEWPID)
-    if flags & namespaces.NEWUSER:
-        # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
-        syscalls.setresgid(0)
-        syscalls.setresuid(0)
-        process.hide()  # the change of user may have undone it (fs.suid_dumpable)
-    if root >= 0:
-        os.fchdir(root)
-        os.chroot(".")
-        os.close(root)
-    if flags & namespaces.NEWPID:
-        syscalls.setns(handed_out.get("pid", target), namespaces.NEWPID)
+    def _live(self, joined: list[int] | None) -> None:
+        program, settings, sync = self._program, self._settings, self._sync
+        try:
+            process.close_others(
+                (*self._fds, sync.fileno(), self._target, *self._handed_out.values(), *(joined or ())), program
+            )  # fmt: skip
+            step("join the container's cgroup")
+            self._join_cgroup(joined)
+            program.raise_limits(0)
+            program.adjust_oom_score("self")
+            step("join the container's namespaces")
+            process.hide()
+            program.start_on_its_cpus()
+            proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if program.needs_proc else -1
+            self._join()
+            if proc < 0:
+                _take_keyring(self._container.values)
+            if settings.get("terminal"):
+                step("make a terminal (a devpts mount on /dev/pts is needed)")
+                multiplexer = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+                console = terminal.Console(multiplexer, settings.get("consoleSize"))
+                descriptors.send(sync, b"c", (console.master,))
+                console.become_stdio(program.uid)
+            else:
+                process.take_stdio(self._fds)
+                step("take stdin, stdout and stderr")
+                process.own_stdio(program.uid)
+            step("prepare the process")
+            program.go_on_its_cpus()
+            program.enter_folder()
+            program.confine()
+            process.close_others((sync.fileno(), *([proc] if proc >= 0 else [])), program)
+            pid, _ = syscalls.clone3(syscalls.CLONE_PARENT)
+            if pid == 0:
+                _become(program, sync, proc, self._container.values, has_terminal=bool(settings.get("terminal")))
+            sync.send(b"p%d" % pid)
+        except BaseException as error:
+            send_failure(sync, error)
+
+    def _join_cgroup(self, joined: list[int] | None) -> None:
+        """The process inherits it, and is not for a moment outside the container's limits."""
+        if joined is None:
+            try:
+                self._group.follow(os.getpid(), self._container.pid, self._below)
+            except (OSError, ValueError) as error:
+                raise RuntimeFailure(f"error adding pid {os.getpid()} to cgroups: {reason(error)}") from None
+            return
+        cgroups.join_opened(joined)
+        for descriptor in joined:
+            os.close(descriptor)
+
+    def _join(self) -> None:
+        """Joins the namespaces of the container's first process; that of PIDs for the children only."""
+        flags = 0
+        for kind in self._container.values["namespaces"]:
+            flags |= namespaces.KINDS[kind][0]
+        root = -1 if flags & namespaces.NEWNS else self._open_root()
+        handed_out = self._handed_out
+        if handed_out:
+            for kind in sorted(handed_out, key="user".__ne__):  # that of users gives the rights for the others
+                if kind != "pid":
+                    syscalls.setns(handed_out[kind], namespaces.KINDS[kind][0])
+        else:
+            syscalls.setns(self._target, flags & ~namespaces.NEWPID)
+        if flags & namespaces.NEWUSER:
+            # The caller's user has no number in there: what it makes (a terminal) could be given to nobody.
+            syscalls.setresgid(0)
+            syscalls.setresuid(0)
+            process.hide()  # the change of user may have undone it (fs.suid_dumpable)
+        if root >= 0:
+            os.fchdir(root)
+            os.chroot(".")
+            os.close(root)
+        if flags & namespaces.NEWPID:
+            syscalls.setns(handed_out.get("pid", self._target), namespaces.NEWPID)
+
+    def _open_root(self) -> int:
+        """The root folder of a container that has no mount namespace to join."""
+        root = os.open(f"/proc/{self._container.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if pidfds.wait_gone(self._target, 0):  # then it may be another process's
+            raise RuntimeFailure(_STOPPED)
+        return root
 
 
 def _take_keyring(values: "Spec") -> None:

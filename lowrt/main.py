@@ -28,6 +28,7 @@ class Call:
 
     def __init__(self, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> None:
         self.fds, self.environ = fds, environ
+        self.for_parent = False
         self.root, self.root_given = DEFAULT_ROOT, False
         self.systemd_cgroup = False
         self.rootless: bool | None = None
@@ -74,14 +75,15 @@ class Call:
         return wanted
 
 
-def run(argv: "Sequence[str]", fds: tuple[int, int, int], environ: "Mapping[str, str]") -> int:
+def run(argv: "Sequence[str]", fds: tuple[int, int, int], environ: "Mapping[str, str]", *, for_parent: bool = False) -> int:
     """Does what the command line says and returns the exit status.
 
     argv: the arguments after the command's name. fds: what stdin, stdout and stderr are, for the container and for this
     call's own output. environ: the caller's environment. The calling process is left as it was found, but for the
-    container's first process, which is its child.
+    container's first process, which is its child. for_parent: what a detached exec starts is its parent's.
     """
     call = Call(fds, environ)
+    call.for_parent = for_parent
     log.start(fds[2])
     try:
         if environ.get("STRATA_SPANS"):
@@ -322,6 +324,7 @@ def _exec(call: Call) -> int:
     options.user, options.cgroups = given.get("user") or "", given.get("cgroup") or []
     options.detach, options.terminal = bool(given.get("detach")), bool(given.get("tty"))
     options.ignore_paused = bool(given.get("ignore-paused"))
+    options.for_parent = call.for_parent and options.detach
     options.no_new_privileges = given.get("no-new-privs")
     options.preserve_fds = given.get("preserve-fds", 0)
     options.environment, options.capabilities = given.get("env") or [], given.get("cap") or []

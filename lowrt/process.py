@@ -143,8 +143,8 @@ class Process:
         assert self._filter_flags is not None
         self._filter = seccomp.Filter(program, self._filter_flags)
 
-    def adjust_oom_score(self, pid: int) -> None:
-        """Tells the kernel how readily to kill a process when memory is short (proc_pid_oom_score_adj(5)).
+    def adjust_oom_score(self, pid: int | str) -> None:
+        """Tells the kernel how readily to kill a process, or "self", when memory is short (proc_pid_oom_score_adj(5)).
 
         Raises RuntimeFailure.
         """

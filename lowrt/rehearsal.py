@@ -15,12 +15,12 @@ from strata.linux import descriptors, mounts, namespaces, syscalls
 _NAMESPACES = namespaces.NEWNS | namespaces.NEWPID | namespaces.NEWUTS | namespaces.NEWIPC
 _STAGE, _PROGRAM = "/run", "/program"
 _ALLOW = b"\x06\0\0\0\0\0\xff\x7f"  # a filter of one instruction, SECCOMP_RET_ALLOW
-_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
 
 
 def play(rounds: int) -> None:
     """Raises OSError where this user, or this machine, does not let containers be made."""
-    dumpable = syscalls.prctl(_PR_GET_DUMPABLE)
+    if not syscalls.SHARES_MEMORY:
+        return
     handlers = [(number, _signal.getsignal(number)) for number in _signal.valid_signals()]
     ours, theirs = descriptors.pair()
     try:
@@ -31,8 +31,7 @@ def play(rounds: int) -> None:
     finally:
         ours.close()
         theirs.close()
-        # These are the memory's, not the process's: what a child has changed is changed.
-        syscalls.prctl(_PR_SET_DUMPABLE, dumpable)
+        # What Python knows of them is the memory's, not the process's: what a child has changed is changed.
         for number, handler in handlers:
             if _signal.getsignal(number) is not handler:
                 _signal.signal(number, handler)

@@ -49,7 +49,7 @@ class _Workers:
         if what == "oom":
             done(0, "0")
             return
-        argv: list[str] = arguments[0] if what == "runtime" else []
+        argv: list[str] = arguments[0] if what in ("runtime", "exec") else []
         if "--pid-file" in argv:
             pid = os.fork()
             if pid == 0:
@@ -63,6 +63,9 @@ class _Workers:
         if "--console-socket" in argv:
             _hand_over_terminal(argv[argv.index("--console-socket") + 1])
         done(0, "")
+
+    def do_alone(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = ()) -> None:
+        self.do(what, arguments, done, fds)
 
     def let_go(self) -> None:
         pass

@@ -47,6 +47,9 @@ class Runtime:
             files.remove(log)
             self._loop.runtime_ended()
 
+        if self._in_process and arguments[0] == "exec":
+            self._workers.do_alone("exec", [argv, environ], ended, stdio)
+            return
         if self._in_process:
             self._workers.do("runtime", [argv, environ], ended, stdio, keep=more)
             return

@@ -10,6 +10,7 @@ import _signal as signal  # type: ignore[import-not-found]  # the signal module 
 import gc
 import os
 import sys
+import time
 
 from highrt.monitor import wire
 from highrt.monitor.loop import IN, Loop, Timer, exit_code
@@ -18,10 +19,11 @@ from strata.telemetry import spans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
     from typing import Any
 
-    Entry = Callable[[Sequence[str], tuple[int, int, int], Mapping[str, str]], int]
+    Entry = Callable[..., int]
+    """(argv, fds, environ) → exit status, see lowrt.main.run; with for_parent=True what it starts is its parent's child."""
     Done = Callable[[int, str], None]
 
 WORK_SECONDS = 120.0
@@ -52,8 +54,31 @@ class Workers:
         child, and its end is not seen here.
         """
         self._loop.cancel(self._unwanted)
+        worker = self._ask(self._take(), [what, *arguments], done, fds)
+        if keep:
+            self._keep(worker)
+        else:
+            worker.no_more()
+
+    def do_alone(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = ()) -> None:
+        """As `do`, by a worker that does nothing else meanwhile, so that nobody waits for what may take long. It is kept for the
+        next for a while: what is done must leave it no children."""
+
+        def ended(status: int, trouble: str) -> None:
+            if self._kept is None and worker.is_young:
+                self._keep(worker)
+            else:
+                worker.no_more()
+            done(status, trouble)
+
+        worker = self._ask(self._take() if self._kept and self._kept.is_idle else None, [what, *arguments], ended, fds)
+
+    def _take(self) -> "Worker | None":
         worker, self._kept = self._kept, None
-        request = [what, *arguments]
+        return worker
+
+    def _ask(self, worker: "Worker | None", request: "list[Any]", done: "Done", fds: tuple[int, ...]) -> "Worker":
+        """Has it done by this worker, or by a new one: the one that does it."""
         self._on_the_way += 1
 
         def ended(status: int, trouble: str) -> None:
@@ -66,11 +91,11 @@ class Workers:
         if not (worker and worker.ask(request, fds, ended, self._limit)):  # there is none, or it was killed while it waited
             worker = Worker(self._loop, self._entry)
             worker.ask(request, fds, ended, self._limit)
-        if keep:
-            self._kept = worker
-            self.let_go_soon()
-        else:
-            worker.no_more()
+        return worker
+
+    def _keep(self, worker: "Worker") -> None:
+        self._kept = worker
+        self.let_go_soon()
 
     def when_idle(self, done: "Callable[[], None]") -> None:
         """Calls it once nothing is being done any more: what is on its way would be made after all was taken away."""
@@ -81,6 +106,7 @@ class Workers:
 
     def let_go_soon(self) -> None:
         """The worker that waits ends unless something is to be done soon."""
+        self._loop.cancel(self._unwanted)
         self._unwanted = self._loop.after(_KEPT_SECONDS, self.let_go)
 
     def let_go(self) -> None:
@@ -99,6 +125,7 @@ class Worker:
         self._socket, theirs = descriptors.pair()
         self._asked: list[tuple[Done, Timer]] = []
         self._late = False
+        self._forked = time.monotonic()
         monitor = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -107,6 +134,15 @@ class Worker:
         self._socket.setblocking(False)
         loop.on_exit(self.pid, self._gone)
         loop.watch(self._socket.fileno(), IN, self._answered)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._asked
+
+    @property
+    def is_young(self) -> bool:
+        """Whether it may go on: it collects no garbage."""
+        return time.monotonic() - self._forked < _KEPT_SECONDS
 
     def ask(self, request: "list[Any]", fds: tuple[int, ...], done: "Done", limit: float) -> bool:
         """Whether it was there to take the request. limit: seconds, after which it is killed."""
@@ -190,9 +226,10 @@ def _do_next(entry: "Entry", sock: descriptors.Socket) -> bool:
         return False
     what, *arguments = wire.loads(message.decode())
     try:
-        if what == "runtime":
+        if what in ("runtime", "exec"):
             argv, environ = arguments
-            answer = bytes([entry(argv, (found[0], found[1], found[2]), environ)])
+            for_parent = {"for_parent": True} if what == "exec" else {}
+            answer = bytes([entry(argv, (found[0], found[1], found[2]), environ, **for_parent)])
         else:
             answer = b"\0" + (_WORKS[what](*arguments) or "").encode()
     except OSError as error:
@@ -242,4 +279,5 @@ def _count_oom_kills(path: str) -> str:
 _WORKS: "dict[str, Callable[..., str | None]]" = {
     "namespaces": _pin_namespaces, "cgroup": _join_cgroup, "thaw": _thaw, "oom": _count_oom_kills,
 }  # fmt: skip
-"""What can be done, besides `runtime`, a call of that: arguments and environment, with three descriptors."""
+"""What can be done, besides `runtime`, a call of that: arguments and environment, with three descriptors. `exec` is one that
+starts a process in a container, which becomes the monitor's child."""

@@ -19,11 +19,11 @@ def send_signal(pidfd: int, number: int) -> bool:
     return True
 
 
-def wait_gone(pidfd: int, seconds: float) -> bool:
-    """Waits until the process has ended (somebody may still have to reap it); False when the time is up."""
+def wait_gone(pidfd: int, seconds: float | None) -> bool:
+    """Waits until the process has ended (somebody may still have to reap it); False when the time is up. None: there is no limit."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 def start_time(pid: int) -> int:

@@ -38,8 +38,9 @@ _INOTIFY_INIT1, _INOTIFY_ADD_WATCH = (294, 254) if _X86 else (26, 27)
 
 _CLONE_VM, _CLONE_PIDFD, _CLONE_VFORK, CLONE_PARENT, _CLONE_PARENT_SETTID = 0x100, 0x1000, 0x4000, 0x8000, 0x100000
 _CLONE_INTO_CGROUP, _SIGCHLD = 0x200000000, 17
-CLONES_AND_ENDS = hasattr(_kernel, "clone_and_end")
-"""Whether `clone_and_end` is there: it is written for each processor, and so far for x86-64."""
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
+SHARES_MEMORY = hasattr(_kernel, "play")
+"""Whether `clone_and_end` and `play` are there: they are written for each processor, and so far for x86-64."""
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
 
@@ -102,12 +103,19 @@ def clone_and_end(flags: int, *, cgroup: int = -1) -> int:
     return found
 
 
-def play(flags: int, function: "Callable[[], None]") -> bool:
+def play(flags: int, function: "Callable[[], None]", *, cgroup: int = -1) -> bool:
     """Calls a function in a child that shares this process's memory, and so all that the interpreter learns; this process waits.
 
-    flags: the child's new namespaces. Whether the function has returned, and not raised. Raises OSError.
+    flags, cgroup: as for `clone3`. What the function does to its process (namespaces, user, descriptors) is the child's; what it
+    does to objects is this one's too. Whether it has returned, and not raised. If the child is killed this process ends. Raises
+    OSError.
     """
-    return bool(_kernel.play(flags, function) == 0)
+    readable = prctl(_PR_GET_DUMPABLE) == 1
+    try:
+        return bool(_kernel.play(_clone_arguments(flags | _CLONE_VM | _CLONE_VFORK, None, None, cgroup), function) == 0)
+    finally:
+        if readable:  # the memory's, not the process's: it may have been hidden, also by a change of user
+            prctl(_PR_SET_DUMPABLE, 1)
 
 
 def _clone_arguments(flags: int, pidfd: bytearray | None, parent_tid: bytearray | None, cgroup: int) -> bytes:

@@ -140,19 +140,39 @@ class Client:
         request = cri.RunPodSandboxRequest(config=pod_config)
         pod = (await self._runtime.RunPodSandbox(request, timeout=30)).pod_sandbox_id
         lap("RunPodSandbox")
-        config = cri.ContainerConfig(
-            metadata=cri.ContainerMetadata(name="c"),
-            image=cri.ImageSpec(image=IMAGE),
-            command=["/bin/sleep", "1000"],
-            log_path="c.log",
-            linux={"security_context": {"namespace_options": NAMESPACES}},
-        )
-        create = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=pod_config)
-        container = (await self._runtime.CreateContainer(create, timeout=30)).container_id
+        container = await self.create(pod, "c", pod_config)
         lap("CreateContainer")
         await self._runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=30)
         lap("StartContainer")
         return pod
+
+    async def create(self, pod: str, name: str, pod_config: cri.PodSandboxConfig | None = None) -> str:
+        config = cri.ContainerConfig(
+            metadata=cri.ContainerMetadata(name=name),
+            image=cri.ImageSpec(image=IMAGE),
+            command=["/bin/sleep", "1000"],
+            log_path=f"{name}.log",
+            linux={"security_context": {"namespace_options": NAMESPACES}},
+        )
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=pod_config)
+        return (await self._runtime.CreateContainer(request, timeout=30)).container_id
+
+    async def containers(self, pod: str = "") -> list[str]:
+        request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod))
+        return [container.id for container in (await self._runtime.ListContainers(request, timeout=30)).containers]
+
+    async def exec_sync(self, container: str, command: list[str]) -> float:
+        """Runs a command in a container, which must succeed; how long that took, in seconds."""
+        start = time.perf_counter()
+        request = cri.ExecSyncRequest(container_id=container, cmd=command, timeout=30)
+        answer = await self._runtime.ExecSync(request, timeout=60)
+        if answer.exit_code:
+            raise RuntimeError(f"{command} ended with {answer.exit_code}: {answer.stderr.decode()}")
+        return time.perf_counter() - start
+
+    async def exec_url(self, container: str, command: list[str]) -> str:
+        request = cri.ExecRequest(container_id=container, cmd=command, stdout=True, stderr=True)
+        return (await self._runtime.Exec(request, timeout=30)).url
 
     async def stop(self, pod: str) -> None:
         await self._runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=60)

@@ -17,7 +17,7 @@ from tests.conftest import wait_for
 from tests.integration.lowrt.conftest import Runtime
 from tests.integration.lowrt.warm import Spawner
 
-pytestmark = pytest.mark.skipif(not syscalls.CLONES_AND_ENDS, reason="nothing is forked ahead on this processor")
+pytestmark = pytest.mark.skipif(not syscalls.SHARES_MEMORY, reason="nothing is forked ahead on this processor")
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def _calls(trace: str) -> Iterator[tuple[int, str]]:
             order[at] = (pid, order[at][1] + text.partition("resumed>")[2])
         else:
             order.append((pid, text))
-    rehearsing = {_made(call) for _, call in order if call.startswith("clone(") and "CLONE_VFORK|CLONE_NEWNS" in call}
+    rehearsing = {_made(call) for _, call in order if call.startswith("clone3(") and "CLONE_VFORK|CLONE_NEWNS" in call}
     return iter((pid, call) for pid, call in order if pid not in rehearsing)
 
 

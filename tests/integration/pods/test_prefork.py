@@ -12,7 +12,7 @@ from tests.processes import descendants, is_gone
 from .conftest import Node
 
 
-@pytest.mark.skipif(not syscalls.CLONES_AND_ENDS, reason="nothing is forked ahead on this processor")
+@pytest.mark.skipif(not syscalls.SHARES_MEMORY, reason="nothing is forked ahead on this processor")
 async def test_the_first_container_is_made_by_the_process_that_waits_for_it(node: Node) -> None:
     spawner = node.manager._monitors.spawner.pid
     (waiting,) = wait_for(lambda: descendants(spawner, "lowrt"), what="the process that waits")

@@ -29,6 +29,11 @@ def test_another_worker_does_what_one_that_was_killed_cannot(said: Any) -> None:
     assert said["status after a worker was killed while it waited"] == [3, "", ""]
 
 
+def test_execs_do_not_wait_for_each_other_and_use_a_worker_that_is_free(said: Any) -> None:
+    second, first, third = said["execs"]
+    assert (first, third) == (0, second)
+
+
 def test_work_that_fails_is_told_with_its_reason(said: Any) -> None:
     assert said["raise"] == [1, "LookupError: there is no such thing", ""]
     assert said["die"] == [-1, "its process was killed by signal 9", ""]

@@ -19,8 +19,12 @@ from strata.linux import syscalls
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def runtime(argv: Sequence[str], fds: tuple[int, int, int], environ: Mapping[str, str]) -> int:
-    if argv[0] == "hang":
+def runtime(argv: Sequence[str], fds: tuple[int, int, int], environ: Mapping[str, str], *, for_parent: bool = False) -> int:
+    if argv[0] == "wait":
+        os.read(fds[0], 1)
+    elif argv[0] == "pid":
+        return os.getpid() % 199 if for_parent else 255
+    elif argv[0] == "hang":
         time.sleep(600)
     elif argv[0] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -51,6 +55,27 @@ def do(what: str, *, status: int = 0, keep: bool = False) -> tuple[int, str, str
     os.close(read)
     ((status, trouble),) = answers
     return status, trouble, written
+
+
+def at_once_with_one_that_waits() -> list[int]:
+    """The statuses of three execs in the order of their ends: the first waits for the second, and the third comes after them."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    ends: list[int] = []
+
+    def ended(status: int, trouble: str) -> None:
+        ends.append(status)
+        loop.stop()
+
+    for what in ("wait", "pid"):
+        workers.do_alone("exec", [[what], {}], ended, (read, write, write))
+    loop.run()
+    os.write(write, b"x")
+    loop.run()
+    workers.do_alone("exec", [["pid"], {}], ended, (read, write, write))
+    loop.run()
+    os.close(read)
+    os.close(write)
+    return ends
 
 
 def adopted(pid: int) -> int:
@@ -86,6 +111,7 @@ result["same worker"] = workers._kept is kept
 os.kill(workers._kept.pid, signal.SIGKILL)
 os.waitid(os.P_PID, workers._kept.pid, os.WEXITED | os.WNOWAIT)
 result["status after a worker was killed while it waited"] = do("plain", status=3)
+result["execs"] = at_once_with_one_that_waits()
 result["raise"], result["die"] = do("raise"), do("die")
 start = time.monotonic()
 result["hang"], result["seconds"] = do("hang"), time.monotonic() - start
