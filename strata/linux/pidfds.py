@@ -20,7 +20,7 @@ def send_signal(pidfd: int, number: int) -> bool:
 
 
 def wait_gone(pidfd: int, seconds: float | None) -> bool:
-    """Waits until the process has ended (somebody may still have to reap it); False when the time is up. None: there is no limit."""
+    """Waits until the process has ended (somebody may still have to reap it); False when the time is up. None: for ever."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(None if seconds is None else seconds * 1000))

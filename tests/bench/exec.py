@@ -83,9 +83,7 @@ async def measure_true(clients: dict[str, Client], containers: dict[str, str], n
 async def measure_streams(
     daemons: dict[str, Daemon], clients: dict[str, Client], containers: dict[str, str], namespace: str
 ) -> None:  # fmt: skip
-    print(
-        f"\nExec that writes {STREAMED / 1e9:.0f} GB: MB/s in three rounds in turns; growth of the daemon's memory (PSS) meanwhile"
-    )
+    print(f"\nExec that writes {STREAMED / 1e9:.0f} GB: MB/s in three rounds in turns; growth of the memory (PSS) meanwhile")
     for by_spdy in (False, True):
         rates: dict[str, list[float]] = defaultdict(list)
         growth: dict[str, float] = defaultdict(float)
