@@ -192,7 +192,7 @@ class Network:
         file = self._cache_file(attachment.container_id)
         temporary = file.with_name(f".{file.name}")
         with open(temporary, "w") as out:
-            json.dump(entry, out)
+            out.write(json.dumps(entry))  # dump() would do without the encoder in C
             out.flush()
             os.fsync(out.fileno())
         temporary.rename(file)

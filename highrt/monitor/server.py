@@ -303,6 +303,7 @@ class Server:
 
     def _do_stop(self, message: "Message", fds: list[int], reply: "Reply") -> None:
         """Ends what still runs, and then the monitor."""
+        self._workers.stay_here()
         left = list(self._containers.values())
         waiting = len(left)
 

@@ -19,7 +19,7 @@ from strata.telemetry import spans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     Entry = Callable[..., int]
@@ -45,6 +45,7 @@ class Workers:
         self._kept: Worker | None = Worker(loop, entry, rehearsed=True) if ahead else None
         self._unwanted: Timer | None = None
         self._on_the_way = 0
+        self._here = False
         self._when_idle: Callable[[], None] | None = None
 
     def do(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = (), *, keep: bool = False) -> None:
@@ -54,6 +55,9 @@ class Workers:
         child, and its end is not seen here.
         """
         self._loop.cancel(self._unwanted)
+        if self._here and not self._kept:
+            self._do_here([what, *arguments], done, fds)
+            return
         worker = self._ask(self._take(), [what, *arguments], done, fds)
         if keep:
             self._keep(worker)
@@ -73,6 +77,16 @@ class Workers:
 
         worker = self._ask(self._take() if self._kept and self._kept.is_idle else None, [what, *arguments], ended, fds)
 
+    def stay_here(self) -> None:
+        """From now on this process does the work itself. It ends soon, and so does what it will have copied for that; to fork one
+        more would cost as much again."""
+        self._here = True
+
+    def _do_here(self, request: "list[Any]", done: "Done", fds: tuple[int, ...]) -> None:
+        answer = _perform(self._entry, request, fds)
+        self._on_the_way += 1
+        self._loop.after(0, lambda: self._finish(done, answer[0], answer[1:].decode()))
+
     def _take(self) -> "Worker | None":
         worker, self._kept = self._kept, None
         return worker
@@ -82,16 +96,19 @@ class Workers:
         self._on_the_way += 1
 
         def ended(status: int, trouble: str) -> None:
-            self._on_the_way -= 1
-            done(status, trouble)
-            if self._when_idle and not self._on_the_way:
-                idle, self._when_idle = self._when_idle, None
-                idle()
+            self._finish(done, status, trouble)
 
         if not (worker and worker.ask(request, fds, ended, self._limit)):  # there is none, or it was killed while it waited
             worker = Worker(self._loop, self._entry)
             worker.ask(request, fds, ended, self._limit)
         return worker
+
+    def _finish(self, done: "Done", status: int, trouble: str) -> None:
+        self._on_the_way -= 1
+        done(status, trouble)
+        if self._when_idle and not self._on_the_way:
+            idle, self._when_idle = self._when_idle, None
+            idle()
 
     def _keep(self, worker: "Worker") -> None:
         self._kept = worker
@@ -224,22 +241,26 @@ def _do_next(entry: "Entry", sock: descriptors.Socket) -> bool:
         message, found = descriptors.receive(sock)
     if not message:
         return False
-    what, *arguments = wire.loads(message.decode())
-    try:
-        if what in ("runtime", "exec"):
-            argv, environ = arguments
-            for_parent = {"for_parent": True} if what == "exec" else {}
-            answer = bytes([entry(argv, (found[0], found[1], found[2]), environ, **for_parent)])
-        else:
-            answer = b"\0" + (_WORKS[what](*arguments) or "").encode()
-    except OSError as error:
-        answer = b"\1" + str(error).encode()
-    except Exception as error:
-        answer = b"\1" + f"{type(error).__name__}: {error}".encode()
+    answer = _perform(entry, wire.loads(message.decode()), found)
     for descriptor in found:
         os.close(descriptor)
     sock.send(answer)
     return True
+
+
+def _perform(entry: "Entry", request: "list[Any]", fds: "Sequence[int]") -> bytes:
+    """The exit status, a byte, and what is told."""
+    what, *arguments = request
+    try:
+        if what in ("runtime", "exec"):
+            argv, environ = arguments
+            for_parent = {"for_parent": True} if what == "exec" else {}
+            return bytes([entry(argv, (fds[0], fds[1], fds[2]), environ, **for_parent)])
+        return b"\0" + (_WORKS[what](*arguments) or "").encode()
+    except OSError as error:
+        return b"\1" + str(error).encode()
+    except Exception as error:
+        return b"\1" + f"{type(error).__name__}: {error}".encode()
 
 
 def _pin_namespaces(

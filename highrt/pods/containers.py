@@ -202,6 +202,10 @@ class Containers:
         if container.state == ContainerState.RUNNING:
             raise PodError(f"container {container.id} does not die of SIGKILL within {_KILL_SECONDS:.0f} s")
 
+    def end_sessions(self, pod_id: str) -> None:
+        """The pod's monitor has ended: nobody will tell how execs and attaches end."""
+        self._streams.monitor_died(pod_id)
+
     async def signal(self, container_id: str, number: int) -> None:
         """Sends a signal to a container's first process. Raises NotFound, FailedPrecondition, PodError."""
         container = self._registry.container(container_id)

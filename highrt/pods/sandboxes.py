@@ -167,8 +167,10 @@ class Sandboxes:
         was_ready, pod.ready = pod.ready, False
         self._registry.metadata.save_pod(pod)
         members = self._registry.members(pod)
-        await asyncio.gather(*(self._containers.end(c, 0.0) for c in members if c.state == ContainerState.RUNNING))
         await self._monitors.stop(pod.id)
+        self._containers.end_sessions(pod.id)
+        if any(container.state == ContainerState.RUNNING for container in members):  # it was dead, or had to be killed
+            await self._end_without_monitor(pod)
         try:
             await self._network.delete(attachment(pod))
         except CniError as error:
@@ -206,6 +208,12 @@ class Sandboxes:
         log.error("the pod's monitor died: ending the pod", pod=pod.config.metadata.uid, sandbox=pod.id)
         was_ready, pod.ready = pod.ready, False
         self._registry.metadata.save_pod(pod)
+        await self._end_without_monitor(pod)
+        await self._monitors.stop(pod.id)
+        if was_ready:
+            self._registry.publish(EventKind.STOPPED, pod.id, pod)
+
+    async def _end_without_monitor(self, pod: Pod) -> None:
         if pidspace.shared(pod.config):
             await self._delete_from_runtime(pod, pod.id, groups.of_container(self._registry.cgroup_parent(pod), pod.id))
         for container in self._registry.members(pod):
@@ -218,9 +226,6 @@ class Sandboxes:
                     self._containers.note_exit(
                         container, 128 + _SIGKILL, "Error", "its pod's monitor died, and it was killed with it"
                     )
-        await self._monitors.stop(pod.id)
-        if was_ready:
-            self._registry.publish(EventKind.STOPPED, pod.id, pod)
 
     async def _delete_from_runtime(self, pod: Pod, container_id: str, cgroup: str) -> None:
         """Ends a container by its cgroup and the runtime's command, where there is no monitor to do it."""
