@@ -44,6 +44,8 @@ class CriRuntime(RuntimeServiceBase):
         self._cgroup_driver = cri.SYSTEMD if cgroup_driver == "systemd" else cri.CGROUPFS
         self._streams = streams
         self._rates = stats.Rates()
+        # A kubelet lists all containers every second: what they look like in a list is made once.
+        self._items: dict[str, cri.Container] = {}
 
     # what a kubelet may see
 
@@ -234,7 +236,15 @@ class CriRuntime(RuntimeServiceBase):
 
     def _list_containers(self, wanted: cri.ContainerFilter) -> list[cri.Container]:
         containers = self._pods.containers(Owner.KUBELET)
-        return [messages.container_item(item) for item in containers if messages.container_matches(item, wanted)]
+        if len(self._items) > len(containers):  # of those that were removed
+            self._items = {container.id: self._item(container) for container in containers}
+        return [self._item(container) for container in containers if messages.container_matches(container, wanted)]
+
+    def _item(self, container: Container) -> cri.Container:
+        item = self._items.get(container.id)
+        if item is None or item.state != messages.STATES[container.state]:  # nothing else of it changes
+            item = self._items[container.id] = messages.container_item(container)
+        return item
 
     @unary
     async def UpdateContainerResources(
