@@ -11,6 +11,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -29,7 +30,9 @@ from tests.bench import milliseconds
 from tests.conftest import network_namespace
 
 ROUNDS = 30
-PODS_FOR_MEMORY = 10
+PODS_FOR_MEMORY = 50
+SETTLE_SECONDS = 3.0
+"""After which no process is left that was made for what has just been done."""
 IMAGE = "127.0.0.1:5000/bench:latest"
 PAUSE = "127.0.0.1:5000/pause:latest"
 CGROUP = "/strata-bench"
@@ -49,6 +52,18 @@ def main() -> None:
         }
         stack.callback(remove_cgroups)
         asyncio.run(measure(daemons))
+        bare(folder, namespace)
+
+
+def bare(folder: Path, namespace: str) -> None:
+    """What of a pod's time are the system calls alone."""
+    command = [sys.executable, "-m", "tests.bench.bare", folder / "bare", folder / "image", str(ROUNDS)]
+    done = subprocess.run(["nsenter", f"--net=/run/netns/{namespace}", *command], stdout=subprocess.PIPE, check=True)
+    samples = json.loads(done.stdout)
+    samples["to started"] = [sum(steps) for steps in zip(*(samples[step] for step in STEPS[:3]), strict=True)]
+    print("\nits system calls alone, by one process that does nothing else")
+    for step in (*STEPS[:3], "to started", STEPS[3]):
+        print(f"  {step:<16} {milliseconds(samples[step])}")
 
 
 def remove_cgroups() -> None:
@@ -88,15 +103,20 @@ async def measure_with(daemons: dict[str, "Daemon"], clients: dict[str, "Client"
         start = time.perf_counter()
         await asyncio.gather(*(lives(clients[name], f"c{n}", ROUNDS // 3) for n in range(8)))
         print(f"  {name:<11} {8 * (ROUNDS // 3) / (time.perf_counter() - start):6.1f} pods/s")
-    print(f"\nmemory (sum of PSS) added per running pod, over {PODS_FOR_MEMORY} pods; daemon alone")
+    print(
+        f"\nmemory (sum of PSS) added per running pod, over {PODS_FOR_MEMORY} pods; all without pods; the daemon's process with them"
+    )
     for name, daemon in daemons.items():
+        await asyncio.sleep(SETTLE_SECONDS)
         alone = pss(daemon.processes())
         client = clients[name]
         pods = [await client.start(f"memory-{n}") for n in range(PODS_FOR_MEMORY)]
+        await asyncio.sleep(SETTLE_SECONDS)
         added = (pss(daemon.processes()) - alone) / PODS_FOR_MEMORY
+        own = pss([daemon.pid])
         for pod in pods:
             await client.stop(pod)
-        print(f"  {name:<11} {added / 1e6:6.2f} MB a pod, {alone / 1e6:6.1f} MB alone")
+        print(f"  {name:<11} {added / 1e6:6.2f} MB a pod, {alone / 1e6:6.1f} MB without, {own / 1e6:6.1f} MB the daemon's own")
 
 
 async def lives(client: "Client", name: str, count: int) -> None:
@@ -182,8 +202,8 @@ class Client:
 class Daemon:
     """A CRI daemon that runs, and which processes are its own."""
 
-    def __init__(self, folder: Path, endpoint: str) -> None:
-        self.endpoint, self.logs, self.processes = endpoint, folder / "logs", processes_of(folder)
+    def __init__(self, folder: Path, endpoint: str, pid: int) -> None:
+        self.endpoint, self.pid, self.logs, self.processes = endpoint, pid, folder / "logs", processes_of(folder)
 
 
 def processes_of(folder: Path) -> Callable[[], list[int]]:
@@ -262,8 +282,8 @@ def cni_configuration(folder: Path, bridge: str, subnet: str) -> Path:
 
 
 @contextmanager
-def daemon_process(argv: list[Any], namespace: str, endpoint: str, log: Path, **environ: str) -> Iterator[None]:
-    """Runs a daemon in the namespace until its CRI answers; ends it and all that it made."""
+def daemon_process(argv: list[Any], namespace: str, endpoint: str, log: Path, **environ: str) -> Iterator[int]:
+    """Runs a daemon in the namespace until its CRI answers, and gives its PID; ends it and all that it made."""
     process = subprocess.Popen(
         ["nsenter", f"--net=/run/netns/{namespace}", *map(str, argv)],
         stdout=log.open("w"),
@@ -272,7 +292,7 @@ def daemon_process(argv: list[Any], namespace: str, endpoint: str, log: Path, **
     )
     try:
         asyncio.run(answering(endpoint, process, log))
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -323,12 +343,14 @@ snapshotter = "overlayfs"
 """
     )
     endpoint = f"unix://{folder}/c.sock"
-    with daemon_process(["containerd", "--config", config], namespace, endpoint, folder / "log", STRATA_BENCH="containerd"):
+    with daemon_process(
+        ["containerd", "--config", config], namespace, endpoint, folder / "log", STRATA_BENCH="containerd"
+    ) as pid:
         subprocess.run(
             ["ctr", "--address", folder / "c.sock", "--namespace", "k8s.io", "images", "import", archive],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        yield Daemon(folder, endpoint)
+        yield Daemon(folder, endpoint, pid)
 
 
 @contextmanager
@@ -337,9 +359,9 @@ def highrt(folder: Path, namespace: str, archive: Path) -> Iterator[Daemon]:
     endpoint = f"unix://{folder}/h.sock"
     argv = ["highrt", "serve", "--root", folder / "root", "--state", folder / "state", "--listen", endpoint]
     argv += ["--cni-conf-dir", conf, "--cni-bin-dir", "/usr/lib/cni"]
-    with daemon_process(argv, namespace, endpoint, folder / "log", STRATA_BENCH=str(folder)):
+    with daemon_process(argv, namespace, endpoint, folder / "log", STRATA_BENCH=str(folder)) as pid:
         subprocess.run(["highrt", "--address", endpoint, "load", "-i", archive], check=True, stdout=subprocess.DEVNULL)
-        yield Daemon(folder, endpoint)
+        yield Daemon(folder, endpoint, pid)
 
 
 if __name__ == "__main__":
