@@ -103,9 +103,7 @@ async def measure_with(daemons: dict[str, "Daemon"], clients: dict[str, "Client"
         start = time.perf_counter()
         await asyncio.gather(*(lives(clients[name], f"c{n}", ROUNDS // 3) for n in range(8)))
         print(f"  {name:<11} {8 * (ROUNDS // 3) / (time.perf_counter() - start):6.1f} pods/s")
-    print(
-        f"\nmemory (sum of PSS) added per running pod, over {PODS_FOR_MEMORY} pods; all without pods; the daemon's process with them"
-    )
+    print(f"\nmemory (PSS) added per running pod, over {PODS_FOR_MEMORY}; all without pods; the daemon's process with them")
     for name, daemon in daemons.items():
         await asyncio.sleep(SETTLE_SECONDS)
         alone = pss(daemon.processes())
