@@ -1,4 +1,4 @@
-"""The commands about containers that are there: ps, exec, attach, logs, stop, kill, rm, wait, inspect, stats."""
+"""The commands about containers that are there."""
 
 import asyncio
 import json
@@ -17,7 +17,8 @@ from grpclib.exceptions import GRPCError
 
 from highrt.cli import formats, session, terminal
 from highrt.cli.connection import DaemonError, run
-from highrt.cli.run import environment, failure_of
+from highrt.cli.run import create, environment, failure_of
+from highrt.cli.run import run as run_container
 from highrt.person import loglines
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
@@ -76,6 +77,10 @@ def ps(ctx: click.Context, everything: bool, quiet: bool, every_owner: bool, no_
 def _status(item: api.Container) -> str:
     if item.state == "running":
         return f"Up {formats.ago(item.started_at_ns)}"
+    if item.state == "paused":
+        return f"Up {formats.ago(item.started_at_ns)} (Paused)"
+    if item.state == "restarting":
+        return f"Restarting ({item.exit_code}) {formats.ago(item.finished_at_ns)} ago"
     if item.state == "exited":
         return f"Exited ({item.exit_code}) {formats.ago(item.finished_at_ns)} ago"
     return item.state.capitalize()
@@ -144,23 +149,25 @@ def execute(
 def attach(ctx: click.Context, no_stdin: bool, container: str) -> None:
     """Join a running container's streams; ctrl-p ctrl-q leaves it again."""
 
-    async def work(stub: HighrtStub) -> int:
-        document = json.loads((await stub.Inspect(api.ContainerName(container=container))).json)
-        stdin = document["Config"]["OpenStdin"] and not no_stdin
+    ctx.exit(_detachable(ctx, lambda stub: _attach(stub, container, stdin=not no_stdin, begin=False)))
 
-        async def on_signal(number: int) -> None:
-            await stub.Kill(api.KillRequest(container=container, signal=number))
 
-        return await session.converse(
-            stub.Attach,
-            api.AttachInput,
-            api.AttachStart(container=container, stdin=stdin),
-            stdin=stdin,
-            tty=document["Config"]["Tty"],
-            on_signal=on_signal,
-        )
+async def _attach(stub: HighrtStub, container: str, *, stdin: bool, begin: bool) -> int:
+    """Joins a container's streams until it ends: the exit code. begin: it is started then."""
+    document = json.loads((await stub.Inspect(api.ContainerName(container=container))).json)
+    stdin = stdin and document["Config"]["OpenStdin"]
 
-    ctx.exit(_detachable(ctx, work))
+    async def on_signal(number: int) -> None:
+        await stub.Kill(api.KillRequest(container=container, signal=number))
+
+    return await session.converse(
+        stub.Attach,
+        api.AttachInput,
+        api.AttachStart(container=container, stdin=stdin, start=begin),
+        stdin=stdin,
+        tty=document["Config"]["Tty"],
+        on_signal=on_signal,
+    )
 
 
 def _detachable(ctx: click.Context, work: Callable[[HighrtStub], Awaitable[int]]) -> int:
@@ -239,15 +246,122 @@ def _each(ctx: click.Context, containers: tuple[str, ...], act: Callable[[Highrt
     ctx.exit(run(ctx, work))
 
 
-@click.command()
-@click.option(
+_STOP_TIME = click.option(
     "-t", "--time", "seconds", type=click.IntRange(min=0), default=10, show_default=True, help="Seconds before it is killed."
 )
+
+
+@click.command()
+@_STOP_TIME
 @click.argument("containers", nargs=-1, required=True)
 @click.pass_context
 def stop(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> None:
     """Stop running containers: the stop signal, then, after a while, SIGKILL."""
     _each(ctx, containers, lambda stub, name: stub.Stop(api.StopRequest(container=name, timeout_seconds=seconds)))
+
+
+@click.command()
+@click.option("-a", "--attach", "attached", is_flag=True, help="Join its streams, from its first byte on.")
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on.")
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def start(ctx: click.Context, attached: bool, interactive: bool, containers: tuple[str, ...]) -> None:
+    """Start containers that were made, or have ended; they keep what they have written."""
+    if not attached and not interactive:
+        _each(ctx, containers, lambda stub, name: stub.Start(api.ContainerName(container=name)))
+        return
+    if len(containers) != 1:
+        raise click.UsageError("only one container's streams can be joined at once")
+    ctx.exit(_detachable(ctx, lambda stub: _attach(stub, containers[0], stdin=interactive, begin=True)))
+
+
+@click.command()
+@_STOP_TIME
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def restart(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> None:
+    """Stop containers, if they run, and start them again."""
+    _each(ctx, containers, lambda stub, name: stub.Restart(api.StopRequest(container=name, timeout_seconds=seconds)))
+
+
+@click.command()
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def pause(ctx: click.Context, containers: tuple[str, ...]) -> None:
+    """Have all processes of containers stand still."""
+    _each(ctx, containers, lambda stub, name: stub.Pause(api.ContainerName(container=name)))
+
+
+@click.command()
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def unpause(ctx: click.Context, containers: tuple[str, ...]) -> None:
+    """Have the processes of paused containers go on."""
+    _each(ctx, containers, lambda stub, name: stub.Unpause(api.ContainerName(container=name)))
+
+
+@click.command()
+@click.argument("container")
+@click.argument("name")
+@click.pass_context
+def rename(ctx: click.Context, container: str, name: str) -> None:
+    """Give a container another name."""
+    run(ctx, lambda stub: stub.Rename(api.RenameRequest(container=container, name=name)))
+
+
+@click.command()
+@click.argument("container")
+@click.argument("port", required=False, metavar="[PORT[/PROTOCOL]]")
+@click.pass_context
+def port(ctx: click.Context, container: str, port: str | None) -> None:
+    """Print where a container's ports are published."""
+
+    async def work(stub: HighrtStub) -> api.Container:
+        document = json.loads((await stub.Inspect(api.ContainerName(container=container))).json)
+        found = (await stub.List(api.ListRequest(all=True, every_owner=True))).containers
+        return next(item for item in found if item.id == document["Id"])
+
+    wanted = port and (port if "/" in port else f"{port}/tcp")
+    published = [(f"{item.container_port}/{item.protocol}", item) for item in run(ctx, work).ports if item.host_port]
+    if wanted and wanted not in dict(published):
+        raise DaemonError(f"no public port {wanted} of {container}")
+    for inside, item in published:
+        outside = f"{item.host_ip or '0.0.0.0'}:{item.host_port}"
+        if not wanted:
+            click.echo(f"{inside} -> {outside}")
+        elif inside == wanted:
+            click.echo(outside)
+
+
+@click.command()
+@click.argument("container")
+@click.pass_context
+def top(ctx: click.Context, container: str) -> None:
+    """Show the processes of a container, by the host's PIDs."""
+
+    async def work(stub: HighrtStub) -> list[api.Process]:
+        return list((await stub.Top(api.ContainerName(container=container))).processes)
+
+    rows = []
+    for item in run(ctx, work):
+        started = datetime.fromtimestamp(item.started_at_ns / 1e9)
+        seconds = int(item.cpu_seconds)
+        spent = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        rows.append([item.user, str(item.pid), str(item.ppid), f"{started:%H:%M}", item.tty, spent, item.command])
+    click.echo(formats.table(["UID", "PID", "PPID", "STIME", "TTY", "TIME", "CMD"], rows))
+
+
+@click.command()
+@click.argument("container")
+@click.pass_context
+def diff(ctx: click.Context, container: str) -> None:
+    """Print which files a container has added (A), changed (C) and deleted (D)."""
+
+    async def work(stub: HighrtStub) -> list[api.Change]:
+        return list((await stub.Diff(api.ContainerName(container=container))).changes)
+
+    for change in run(ctx, work):
+        terminal.write_all(1, change.kind.encode() + b" " + change.path + b"\n")
 
 
 @click.command()
@@ -362,4 +476,33 @@ async def _stats(stub: HighrtStub, containers: tuple[str, ...], *, once: bool) -
             return
 
 
-COMMANDS = (ps, execute, logs, attach, stop, kill, rm, wait, inspect, stats)
+@click.group()
+def container() -> None:
+    """Manage containers: the same commands, and prune."""
+
+
+@container.command()
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.pass_context
+def prune(ctx: click.Context, force: bool) -> None:
+    """Remove all containers that do not run."""
+    if not force:
+        click.confirm("All containers that do not run are removed. Go on?", abort=True)
+
+    async def work(stub: HighrtStub) -> list[str]:
+        found = (await stub.List(api.ListRequest(all=True))).containers
+        ended = [item.id for item in found if item.state in ("created", "exited", "unknown")]
+        for identifier in ended:
+            await stub.Remove(api.RemoveRequest(container=identifier))
+        return ended
+
+    for identifier in run(ctx, work):
+        click.echo(identifier)
+
+
+COMMANDS = (
+    ps, execute, logs, attach, start, stop, restart, kill, rm, wait, pause, unpause, inspect, stats, top, port, diff, rename,
+)  # fmt: skip
+for command in (run_container, create, *COMMANDS):
+    container.add_command(command)
+container.add_command(ps, "ls")

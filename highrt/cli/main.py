@@ -3,7 +3,7 @@
 import click
 
 from highrt.cli import containers, images, system
-from highrt.cli.run import run
+from highrt.cli.run import create, run
 from highrt.cli.serve import serve
 from highrt.defaults import DEFAULT_ADDRESS
 
@@ -26,7 +26,7 @@ def main(address: str) -> None:
     """
 
 
-for command in (run, *containers.COMMANDS, *images.COMMANDS, *system.COMMANDS, serve):
+for command in (run, create, *containers.COMMANDS, containers.container, *images.COMMANDS, *system.COMMANDS, serve):
     main.add_command(command)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,43 +129,58 @@ def labels(items: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in (item.partition("=") for item in items)}
 
 
+_OPTIONS = (
+    click.option("--rm", "auto_remove", is_flag=True, help="Remove the container when it ends."),
+    click.option("-i", "--interactive", is_flag=True, help="Pass standard input on."),
+    click.option("-t", "--tty", is_flag=True, help="Give the container a terminal."),
+    click.option("--name", default="", help="A name for the container."),
+    click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable."),
+    click.option("--env-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Read variables from a file."),
+    click.option("-v", "--volume", "volumes", multiple=True, metavar="SOURCE:TARGET[:ro]", help="Mount a host path or a volume."),
+    click.option("--mount", "mounts", multiple=True, metavar="type=bind,source=…,target=…", help="Mount, in the long form."),
+    click.option("-w", "--workdir", default="", help="Working folder inside the container."),
+    click.option("-u", "--user", default="", metavar="NAME|UID[:GID]", help="Who the process is."),
+    click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port on the host."),
+    click.option("--network", "--net", default="", metavar="bridge|host|none", help="Which network it joins."),
+    click.option("-h", "--hostname", default="", help="Its host name."),
+    click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's."),
+    click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 512m."),
+    click.option("--cpus", type=click.FloatRange(min=0.01), help="CPU limit, like 1.5."),
+    click.option("-c", "--cpu-shares", type=click.IntRange(min=2), default=None, help="Weight against other containers."),
+    click.option("--pids-limit", type=int, default=0, help="Most processes it may have."),
+    click.option("--privileged", is_flag=True, help="All capabilities and devices: as good as root on the host."),
+    click.option("--cap-add", multiple=True, metavar="NAME", help="Give a capability, or ALL."),
+    click.option("--cap-drop", multiple=True, metavar="NAME", help="Take a capability, or ALL."),
+    click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, or seccomp=unconfined."),
+    click.option("--device", "devices", multiple=True, metavar="HOST[:CONTAINER[:rwm]]", help="Give a device of the host's."),
+    click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter of its namespaces."),
+    click.option("--pid", default="", metavar="host", help="Share the host's processes."),
+    click.option("--ipc", default="", metavar="host", help="Share the host's IPC."),
+    click.option("--read-only", is_flag=True, help="Its root cannot be written."),
+    click.option("--entrypoint", default=None, help="In place of the image's entry point."),
+    click.option("-l", "--label", multiple=True, metavar="NAME=VALUE", help="Note something on it."),
+    click.option(
+        "--restart", default="no", show_default=True, metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]."
+    ),
+    click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True),
+    click.option("--platform", default="", metavar="OS/ARCH", help="Which of an image's platforms to pull."),
+    click.option("--runtime", default="", metavar="NAME", help="A runtime handler of the daemon's configuration."),
+)
+"""What `run` and `create` have in common."""
+
+
+def _makes_containers(command: Callable[..., None]) -> Callable[..., None]:
+    """The options and arguments that a container is made from."""
+    command = click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND [ARG]…]")(command)
+    command = click.argument("image")(command)
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("-d", "--detach", is_flag=True, help="Print the container's ID and leave it running.")
-@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on.")
-@click.option("-t", "--tty", is_flag=True, help="Give the container a terminal.")
-@click.option("--rm", "auto_remove", is_flag=True, help="Remove the container when it ends.")
-@click.option("--name", default="", help="A name for the container.")
-@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable.")
-@click.option("--env-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Read variables from a file.")
-@click.option("-v", "--volume", "volumes", multiple=True, metavar="SOURCE:TARGET[:ro]", help="Mount a host path or a volume.")
-@click.option("--mount", "mounts", multiple=True, metavar="type=bind,source=…,target=…", help="Mount, in the long form.")
-@click.option("-w", "--workdir", default="", help="Working folder inside the container.")
-@click.option("-u", "--user", default="", metavar="NAME|UID[:GID]", help="Who the process is.")
-@click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port on the host.")
-@click.option("--network", "--net", default="", metavar="bridge|host|none", help="Which network it joins.")
-@click.option("-h", "--hostname", default="", help="Its host name.")
-@click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's.")
-@click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 512m.")
-@click.option("--cpus", type=click.FloatRange(min=0.01), help="CPU limit, like 1.5.")
-@click.option("-c", "--cpu-shares", type=click.IntRange(min=2), default=None, help="Weight against other containers.")
-@click.option("--pids-limit", type=int, default=0, help="Most processes it may have.")
-@click.option("--privileged", is_flag=True, help="All capabilities and devices: as good as root on the host.")
-@click.option("--cap-add", multiple=True, metavar="NAME", help="Give a capability, or ALL.")
-@click.option("--cap-drop", multiple=True, metavar="NAME", help="Take a capability, or ALL.")
-@click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, or seccomp=unconfined.")
-@click.option("--device", "devices", multiple=True, metavar="HOST[:CONTAINER[:rwm]]", help="Give a device of the host's.")
-@click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter of its namespaces.")
-@click.option("--pid", default="", metavar="host", help="Share the host's processes.")
-@click.option("--ipc", default="", metavar="host", help="Share the host's IPC.")
-@click.option("--read-only", is_flag=True, help="Its root cannot be written.")
-@click.option("--entrypoint", default=None, help="In place of the image's entry point.")
-@click.option("-l", "--label", multiple=True, metavar="NAME=VALUE", help="Note something on it.")
-@click.option("--restart", type=click.Choice(["no"]), default="no", help="Containers are not started again by themselves.")
-@click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True)
-@click.option("--platform", default="", metavar="OS/ARCH", help="Which of an image's platforms to pull.")
-@click.option("--runtime", default="", metavar="NAME", help="A runtime handler of the daemon's configuration.")
-@click.argument("image")
-@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND [ARG]…]")
+@_makes_containers
 @click.pass_context
 def run(ctx: click.Context, /, image: str, args: tuple[str, ...], **options: Any) -> None:
     """Run a command in a new container.
@@ -176,6 +192,16 @@ def run(ctx: click.Context, /, image: str, args: tuple[str, ...], **options: Any
     tty, interactive, detach = options["tty"], options["interactive"], options["detach"]
     if tty and interactive and not detach and not os.isatty(0):
         raise _ProgramError("the input is not a terminal: leave -t out, or give it one", 1)
+    request = _request(image, args, options)
+    try:
+        code = call(ctx, lambda stub: _run(stub, request, options))
+    except DaemonError as error:
+        raise _ProgramError(error.message, _DAEMON_FAILED) from error
+    ctx.exit(code)
+
+
+def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.CreateRequest:
+    """What the command line asks for. Raises click.BadParameter."""
     request = api.CreateRequest(
         image=image,
         args=args,
@@ -183,8 +209,8 @@ def run(ctx: click.Context, /, image: str, args: tuple[str, ...], **options: Any
         env=environment(options["env"], options["env_file"]),
         working_dir=options["workdir"],
         user=options["user"],
-        tty=tty,
-        stdin=interactive,
+        tty=options["tty"],
+        stdin=options["interactive"],
         mounts=[*map(volume, options["volumes"]), *map(mount, options["mounts"])],
         ports=[*map(port, options["publish"])],
         network=options["network"],
@@ -205,6 +231,7 @@ def run(ctx: click.Context, /, image: str, args: tuple[str, ...], **options: Any
         auto_remove=options["auto_remove"],
         handler=options["runtime"],
         labels=labels(options["label"]),
+        restart=options["restart"],
     )
     for option in options["security_opt"]:
         if option.partition(":")[0] == "no-new-privileges" or option.partition("=")[0] == "no-new-privileges":
@@ -216,11 +243,24 @@ def run(ctx: click.Context, /, image: str, args: tuple[str, ...], **options: Any
     if options["entrypoint"] is not None:
         request.entrypoint.argv.extend([options["entrypoint"]] if options["entrypoint"] else [])
         request.entrypoint.SetInParent()
-    try:
-        code = call(ctx, lambda stub: _run(stub, request, options))
-    except DaemonError as error:
-        raise _ProgramError(error.message, _DAEMON_FAILED) from error
-    ctx.exit(code)
+    return request
+
+
+@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@_makes_containers
+@click.pass_context
+def create(ctx: click.Context, /, image: str, args: tuple[str, ...], **options: Any) -> None:
+    """Make a container from an image, to be started later; its ID is printed."""
+    request = _request(image, args, options)
+
+    async def work(stub: HighrtStub) -> str:
+        await _need_image(stub, request.image, options["pull"], options["platform"])
+        created = await stub.Create(request)
+        for warning in created.warnings:
+            click.echo(f"highrt: {warning}", err=True)
+        return created.id
+
+    click.echo(call(ctx, work))
 
 
 async def _run(stub: HighrtStub, request: api.CreateRequest, options: dict[str, Any]) -> int:

@@ -1,18 +1,21 @@
-"""A person's containers over the pod manager: names, making, ending, and what happens when one has ended."""
+"""A person's containers over the pod manager: names, making, starting, ending, and what happens when one has ended."""
 
 import asyncio
+import signal
 import uuid
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from highrt.images.errors import ImageNotFound
 from highrt.images.service import ImageService
-from highrt.person import flags, names
+from highrt.monitor import record
+from highrt.person import flags, names, restarts
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, ContainerState, Owner, Pod
+from strata.linux import cgroups
 from strata.protocols import highrt_pb2 as api
 from strata.telemetry import logs
 
@@ -31,6 +34,10 @@ class PersonContainers:
         self._root = root
         self._making: set[str] = set()
         self._sessions: dict[str, int] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        # By container ID: who is to start again, and how long the last pause before that was, in seconds.
+        self._pausing: dict[str, asyncio.Task[None]] = {}
+        self._pauses: dict[str, float] = {}
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -38,15 +45,28 @@ class PersonContainers:
         kept = {pod.config.metadata.uid for pod in self._pods.pods(Owner.PERSON)}
         folder = self._root / "person"
         for entry in folder.iterdir() if folder.exists() else ():
-            if entry.name not in kept:
+            if entry.name not in kept and entry.is_dir():
                 flags.PersonFiles(self._root, entry.name).remove()
         self._spawn(self._watch())
         await asyncio.sleep(0)  # it listens from here on: nothing ends unseen
+        rebooted = self._note_boot()
         for pod in self._pods.pods(Owner.PERSON):
             found = self._in(pod)
+            life = self.life(pod)
+            if rebooted and life.policy == restarts.ALWAYS and life.stopped:
+                life.stopped = False
+                life.save(self._files(pod))
             # one that was only created has lost the client that would have started it
             if found is None or found.state is not ContainerState.RUNNING:
                 self._spawn(self._settle(pod.id))
+
+    def _note_boot(self) -> bool:
+        """Whether the machine was started anew since the daemon ran last."""
+        file, now = self._root / "person" / ".boot", record.boot_id()
+        before = file.read_text() if file.exists() else now
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.write_text(now)
+        return before != now
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -72,13 +92,13 @@ class PersonContainers:
     async def create(self, request: api.CreateRequest) -> tuple[Container, list[str]]:
         """Makes a container that can be started; what fails half-way leaves nothing. Returns it with warnings for people."""
         name = request.name or self._free_name()
-        if not flags.NAME.fullmatch(name):
-            raise InvalidArgument(f"--name {name!r}: letters, digits, '_', '.', '-', the first one a letter or digit")
-        if name in self._making or any(pod.config.metadata.name == name for pod in self._pods.pods(Owner.PERSON)):
-            raise AlreadyExists(f"the container name {name!r} is in use: remove that one (highrt rm {name}) or take another name")
+        self._check_name(name)
         image = self._images.resolve(request.image)
         if image is None:
             raise ImageNotFound(f"image {request.image} is not here: pull it first (highrt pull {request.image})")
+        life = restarts.Life(*restarts.policy(request.restart), pids_limit=request.pids_limit)
+        if life.policy != restarts.NO and request.auto_remove:
+            raise InvalidArgument("--rm and --restart: a container that is removed at its end cannot start again")
         network, warnings = await self._network(request)
         request.name = name
         self._making.add(name)
@@ -88,6 +108,7 @@ class PersonContainers:
         try:
             pod_config = flags.pod_config(request, uid, files, network)
             files.make()
+            life.save(files)
             config = flags.container_config(request, image, self._root / "volumes", network)
             pod = await self._pods.run_pod(pod_config, handler=request.handler, owner=Owner.PERSON)
             return await self._pods.create_container(pod.id, config, pod_config, pids_limit=request.pids_limit), warnings
@@ -99,6 +120,12 @@ class PersonContainers:
             raise
         finally:
             self._making.discard(name)
+
+    def _check_name(self, name: str) -> None:
+        if not flags.NAME.fullmatch(name):
+            raise InvalidArgument(f"name {name!r}: letters, digits, '_', '.', '-', the first one a letter or digit")
+        if name in self._making or any(pod.config.metadata.name == name for pod in self._pods.pods(Owner.PERSON)):
+            raise AlreadyExists(f"the container name {name!r} is in use: remove that one (highrt rm {name}) or take another name")
 
     def _free_name(self) -> str:
         taken = {pod.config.metadata.name for pod in self._pods.pods(Owner.PERSON)} | self._making
@@ -123,17 +150,117 @@ class PersonContainers:
             )
         return "none", [f"loopback only ({message}); --network host shares the host's network"]
 
+    # starting
+
+    @asynccontextmanager
+    async def starting(self, found: Container) -> AsyncIterator[None]:
+        """Makes a container ready to start, also one that has ended, with all that it has written; the block starts it. Raises
+        FailedPrecondition where it runs, PodError."""
+        if found.owner is not Owner.PERSON:
+            yield
+            return
+        async with self._lock(found.pod_id):
+            self._pause_no_more(found.id)
+            pod = self._pods.pod(found.pod_id)
+            life = self.life(pod)
+            life.stopped, life.restarts = False, 0
+            life.save(self._files(pod))
+            await self._make_ready(found)
+            yield
+
+    async def restart(self, found: Container, timeout_seconds: float) -> None:
+        """Stops it, if it runs, and starts it again."""
+        if found.owner is not Owner.PERSON:
+            raise FailedPrecondition(f"container {found.id} is a kubelet's, which starts a new one in its place")
+        async with self._lock(found.pod_id):
+            self._pause_no_more(found.id)
+            await self._thaw(found)
+            await self._pods.stop_container(found.id, timeout_seconds)
+            await self._make_ready(found)
+            await self._pods.start_container(found.id)
+
+    async def _make_ready(self, found: Container) -> None:
+        pod = self._pods.pod(found.pod_id)
+        if found.state is ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {self.name(found)} is running already")
+        if pod.ready and found.state is ContainerState.CREATED:
+            return
+        await self._pods.renew_pod(pod.id)
+        await self._pods.renew_container(found.id, pids_limit=self.life(pod).pids_limit)
+
+    def restarting(self, container_id: str) -> bool:
+        """Whether it has ended, and starts again after a pause."""
+        return container_id in self._pausing
+
     # ending
+
+    async def stop(self, found: Container, timeout_seconds: float) -> None:
+        """Ends it, so that it does not start again by itself."""
+        if found.owner is not Owner.PERSON:
+            await self._pods.stop_container(found.id, timeout_seconds)
+            return
+        async with self._lock(found.pod_id):
+            self._note_stop(found)
+            await self._thaw(found)
+            await self._pods.stop_container(found.id, timeout_seconds)
+        self._spawn(self._settle(found.pod_id))  # it may have been between two runs
+
+    async def signal(self, found: Container, number: int) -> None:
+        """Sends a signal. With one that is to end it, it does not start again by itself."""
+        if found.owner is Owner.PERSON and number in (signal.SIGKILL, found.stop_signal):
+            self._note_stop(found)
+        if number == signal.SIGKILL:
+            await self._thaw(found)
+        await self._pods.signal_container(found.id, number)
+
+    def _note_stop(self, found: Container) -> None:
+        self._pause_no_more(found.id)
+        pod = self._pods.pod(found.pod_id)
+        life = self.life(pod)
+        if life.policy != restarts.NO and not life.stopped:
+            life.stopped = True
+            life.save(self._files(pod))
+
+    async def pause(self, found: Container) -> None:
+        """Has all its processes stand still."""
+        group = cgroups.open_cgroup(found.cgroup)
+        if group.frozen():
+            raise FailedPrecondition(f"container {self.name(found)} is paused already")
+        await asyncio.to_thread(group.freeze)
+
+    async def unpause(self, found: Container) -> None:
+        if not self.paused(found):
+            raise FailedPrecondition(f"container {self.name(found)} is not paused")
+        await self._thaw(found)
+
+    def paused(self, found: Container) -> bool:
+        return found.state is ContainerState.RUNNING and cgroups.open_cgroup(found.cgroup).frozen()
+
+    async def _thaw(self, found: Container) -> None:
+        if self.paused(found):
+            await asyncio.to_thread(cgroups.open_cgroup(found.cgroup).thaw)
+
+    async def rename(self, found: Container, name: str) -> None:
+        """Gives it another name, which nobody else has."""
+        if found.owner is not Owner.PERSON:
+            raise FailedPrecondition(f"container {found.id} is a kubelet's, which names it")
+        self._check_name(name)
+        self._pods.rename_pod(found.pod_id, name)
 
     async def remove(self, found: Container, *, force: bool) -> None:
         if found.state is ContainerState.RUNNING:
             if not force:
                 raise FailedPrecondition(f"container {self.name(found)} is running: stop it first, or remove it with --force")
+            await self._thaw(found)
+        if found.owner is not Owner.PERSON:
             await self._pods.stop_container(found.id, 0)
-        if found.owner is Owner.PERSON:
-            await self._remove_pod(found.pod_id)
-        else:
             await self._pods.remove_container(found.id)
+            return
+        self._note_stop(found)
+        async with self._lock(found.pod_id):
+            await self._pods.stop_container(found.id, 0)
+            await self._remove_pod(found.pod_id)
+        self._locks.pop(found.pod_id, None)
 
     async def _remove_pod(self, pod_id: str) -> None:
         pod = self._pods.pod(pod_id)
@@ -161,12 +288,24 @@ class PersonContainers:
     def name(self, found: Container) -> str:
         return found.config.metadata.name
 
+    def _files(self, pod: Pod) -> flags.PersonFiles:
+        return flags.PersonFiles(self._root, pod.config.metadata.uid)
+
+    def life(self, pod: Pod) -> restarts.Life:
+        """Its policy, and how often it has started by itself."""
+        return restarts.Life.load(self._files(pod))
+
+    def _lock(self, pod_id: str) -> asyncio.Lock:
+        """One at a time starts a container, or settles what it has left."""
+        return self._locks.setdefault(pod_id, asyncio.Lock())
+
     # what happens by itself
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch(self) -> None:
         async for event in self._pods.events():
@@ -176,20 +315,60 @@ class PersonContainers:
                 self._spawn(self._settle(event.pod.id))
 
     async def _settle(self, pod_id: str) -> None:
-        """After a container's end: gives its network back, and removes it where --rm said so."""
+        """After a container's end: removes it where --rm said so, starts it again after a pause, or gives its network back."""
         try:
-            pod = self._pods.pod(pod_id)
-            found = self._in(pod)
-            if found and flags.AUTO_REMOVE not in pod.config.annotations:
-                if found.state in _ENDED:
-                    await self._pods.stop_pod(pod_id)
+            if flags.AUTO_REMOVE in self._pods.pod(pod_id).config.annotations:
+                await self._remove_when_heard(pod_id)
                 return
-            for _ in range(_SESSION_WAIT_SECONDS * 50):
-                if found is None or found.id not in self._sessions:
-                    break
-                await asyncio.sleep(0.02)
-            await self._remove_pod(pod_id)
+            async with self._lock(pod_id):
+                pod = self._pods.pod(pod_id)
+                found = self._in(pod)
+                if found is None or found.state not in _ENDED or found.id in self._pausing:
+                    return
+                # One that could not be started is not tried again: it would fail in the same way.
+                if found.reason != "StartError" and self.life(pod).wants_again(found.exit_code):
+                    self._start_after_a_pause(found, 0.0)
+                else:
+                    await self._pods.stop_pod(pod_id)
         except NotFound:
             return
         except (PodError, OSError) as error:
             log.warning("cannot clean up after a container", pod=pod_id, error=str(error))
+
+    async def _remove_when_heard(self, pod_id: str) -> None:
+        found = self._in(self._pods.pod(pod_id))
+        for _ in range(_SESSION_WAIT_SECONDS * 50):
+            if found is None or found.id not in self._sessions:
+                break
+            await asyncio.sleep(0.02)
+        await self._remove_pod(pod_id)
+
+    def _start_after_a_pause(self, found: Container, before: float) -> None:
+        """before: the last pause, if that was before this run."""
+        ran = max(0, found.finished_at_ns - found.started_at_ns) / 1e9
+        pause = restarts.pause(before or self._pauses.get(found.id, 0.0), ran)
+        self._pauses[found.id] = pause
+        self._pausing[found.id] = self._spawn(self._start_again(found, pause))
+
+    async def _start_again(self, found: Container, pause: float) -> None:
+        await asyncio.sleep(pause)
+        async with self._lock(found.pod_id):
+            if self._pausing.pop(found.id, None) is None:
+                return
+            pod = self._pods.pod(found.pod_id)
+            life = self.life(pod)
+            life.restarts += 1
+            life.save(self._files(pod))
+            try:
+                await self._make_ready(found)
+                await self._pods.start_container(found.id)
+            except (PodError, OSError) as error:
+                log.warning("a container cannot start again", container=found.id, restarts=life.restarts, error=str(error))
+                if found.state in _ENDED and found.reason != "StartError":
+                    self._start_after_a_pause(found, pause)
+
+    def _pause_no_more(self, container_id: str) -> None:
+        """It does not start by itself after the pause that it is in."""
+        self._pauses.pop(container_id, None)
+        if task := self._pausing.pop(container_id, None):
+            task.cancel()

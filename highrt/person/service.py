@@ -18,9 +18,9 @@ from highrt.images.build import build
 from highrt.images.errors import ImageNotFound
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
-from highrt.person import documents, loglines, progress
+from highrt.person import changes, documents, loglines, processes, progress
 from highrt.person.containers import PersonContainers
-from highrt.person.flags import NETWORK
+from highrt.person.flags import AUTO_REMOVE, NETWORK
 from highrt.person.peer import GrpcPeer
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.manager import PodManager
@@ -179,13 +179,46 @@ class PersonService(HighrtBase):
 
     @unary
     async def Start(self, request: api.ContainerName) -> api.StartResponse:
-        await self._pods.start_container(self._containers.find(request.container).id)
+        container = self._containers.find(request.container)
+        if container.state is not ContainerState.RUNNING:
+            async with self._containers.starting(container):
+                await self._pods.start_container(container.id)
         return api.StartResponse()
 
     @unary
     async def Stop(self, request: api.StopRequest) -> api.StopResponse:
-        await self._pods.stop_container(self._containers.find(request.container).id, max(0, request.timeout_seconds))
+        await self._containers.stop(self._containers.find(request.container), max(0, request.timeout_seconds))
         return api.StopResponse()
+
+    @unary
+    async def Restart(self, request: api.StopRequest) -> api.StartResponse:
+        await self._containers.restart(self._containers.find(request.container), max(0, request.timeout_seconds))
+        return api.StartResponse()
+
+    @unary
+    async def Pause(self, request: api.ContainerName) -> api.PauseResponse:
+        await self._containers.pause(self._running(request.container))
+        return api.PauseResponse()
+
+    @unary
+    async def Unpause(self, request: api.ContainerName) -> api.PauseResponse:
+        await self._containers.unpause(self._running(request.container))
+        return api.PauseResponse()
+
+    @unary
+    async def Rename(self, request: api.RenameRequest) -> api.RenameResponse:
+        await self._containers.rename(self._containers.find(request.container), request.name)
+        return api.RenameResponse()
+
+    @unary
+    async def Top(self, request: api.ContainerName) -> api.TopResponse:
+        return api.TopResponse(processes=processes.of(self._running(request.container).cgroup))
+
+    @unary
+    async def Diff(self, request: api.ContainerName) -> api.DiffResponse:
+        rootfs = await self._images.rootfs(self._containers.find(request.container).id)
+        found = await asyncio.to_thread(changes.of, rootfs) if rootfs else []
+        return api.DiffResponse(changes=[api.Change(kind=kind, path=path) for kind, path in found])
 
     @unary
     async def Kill(self, request: api.KillRequest) -> api.KillResponse:
@@ -193,7 +226,7 @@ class PersonService(HighrtBase):
             number = signal.Signals(request.signal)
         except ValueError as error:
             raise InvalidArgument(f"{request.signal} is no signal's number") from error
-        await self._pods.signal_container(self._running(request.container).id, number)
+        await self._containers.signal(self._running(request.container), number)
         return api.KillResponse()
 
     @unary
@@ -210,7 +243,10 @@ class PersonService(HighrtBase):
     @unary
     async def List(self, request: api.ListRequest) -> api.ListResponse:
         containers = self._pods.containers(None if request.every_owner else Owner.PERSON)
-        wanted = [item for item in containers if request.all or item.state is ContainerState.RUNNING]
+        wanted = [
+            item for item in containers
+            if request.all or item.state is ContainerState.RUNNING or self._containers.restarting(item.id)
+        ]  # fmt: skip
         return api.ListResponse(containers=[self._message(item) for item in wanted])
 
     def _message(self, item: Container) -> api.Container:
@@ -225,7 +261,7 @@ class PersonService(HighrtBase):
             image=item.config.image.user_specified_image or item.config.image.image,
             image_id=item.image_id,
             command=command,
-            state=item.state.value,
+            state=self._state(item),
             exit_code=item.exit_code or 0,
             created_at_ns=item.created_at_ns,
             started_at_ns=item.started_at_ns or 0,
@@ -246,13 +282,23 @@ class PersonService(HighrtBase):
             pid=item.pid or 0,
         )
 
+    def _state(self, item: Container) -> str:
+        if self._containers.paused(item):
+            return "paused"
+        return "restarting" if self._containers.restarting(item.id) else item.state.value
+
     @unary
     async def Inspect(self, request: api.ContainerName) -> api.Document:
         container = self._containers.find(request.container)
         pod = self._pods.pod(container.pod_id)
         document = documents.container(container, pod, self._containers.name(container))
         document["HostConfig"]["NetworkMode"] = pod.config.annotations.get(NETWORK, "")
-        document["HostConfig"]["AutoRemove"] = "strata.highrt/auto-remove" in pod.config.annotations
+        document["HostConfig"]["AutoRemove"] = AUTO_REMOVE in pod.config.annotations
+        life = self._containers.life(pod)
+        document["HostConfig"]["RestartPolicy"] = {"Name": life.policy, "MaximumRetryCount": life.most}
+        document["RestartCount"] = life.restarts
+        state = self._state(container)
+        document["State"] |= {"Status": state, "Paused": state == "paused", "Restarting": state == "restarting"}
         return api.Document(json=documents.text(document))
 
     @unary
@@ -331,14 +377,16 @@ class PersonService(HighrtBase):
                 self._running(start.container)
 
             async def begin(stdio: Stdio) -> Running:
-                session = await self._pods.attach(container.id, stdio)
-                if start.start:
+                if not start.start:
+                    return AttachedContainer(await self._pods.attach(container.id, stdio))
+                async with self._containers.starting(container):
+                    session = await self._pods.attach(container.id, stdio)
                     try:
                         await self._pods.start_container(container.id)
                     except BaseException:
                         await session.detach()
                         raise
-                return AttachedContainer(session)
+                    return AttachedContainer(session)
 
             peer = GrpcPeer(stream)
             with suppress(ClientGone), self._containers.session(container.id):

@@ -133,6 +133,33 @@ class Containers:
         # Last, because a folder without it is what a killed daemon left half-made.
         _write_config(folder, built)
 
+    async def renew(self, container_id: str, *, pids_limit: int = 0) -> None:
+        """Makes a container that does not run one that can be started, with all that it has written. Its pod must be ready.
+
+        After an error it stays what it was. Raises NotFound (also the image), FailedPrecondition, PodError.
+        """
+        container = self._registry.container(container_id)
+        pod = self._registry.pod(container.pod_id)
+        async with self._registry.lock(container.id):
+            if container.state == ContainerState.RUNNING or not pod.ready:
+                state = "running" if container.state == ContainerState.RUNNING else "in a pod that is not ready"
+                raise FailedPrecondition(f"container {container.id} is {state}")
+            image = self._images.resolve(container.image_id)
+            if image is None:
+                raise NotFound(f"image {container.image_id} of container {container.id} is not here any more")
+            try:
+                await self._monitors.client(pod.id).request("delete", container=container.id)
+                self.unmount(container)
+                await asyncio.to_thread(shutil.rmtree, self._registry.folder(container), ignore_errors=True)
+                await self._make_container(pod, container, image, pids_limit)
+            except (OSError, ImageError, MonitorError, MonitorGone) as error:
+                self.unmount(container)
+                raise PodError(f"cannot make the container {container.config.metadata.name} anew: {error}") from error
+            self._exited.pop(container.id, None)
+            container.state, container.exit_code, container.reason, container.message = ContainerState.CREATED, 0, "", ""
+            container.started_at_ns = container.finished_at_ns = container.pid = 0
+            self._registry.metadata.save_container(container)
+
     async def start(self, container_id: str) -> None:
         """Has the runtime create and start it. After an error it has exited, with code 128 and the reason StartError.
 

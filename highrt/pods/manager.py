@@ -185,6 +185,19 @@ class PodManager:
         """See `Sandboxes.run`."""
         return await self._sandboxes.run(config, handler=handler, owner=owner)
 
+    async def renew_pod(self, pod_id: str) -> Pod:
+        """See `Sandboxes.renew`."""
+        return await self._sandboxes.renew(pod_id)
+
+    def rename_pod(self, pod_id: str, name: str) -> None:
+        """Gives a pod and its containers another name. It is the caller's to see that it is free. Raises NotFound."""
+        pod = self._registry.pod(pod_id)
+        pod.config.metadata.name = name
+        self._registry.metadata.save_pod(pod)
+        for container in self._registry.members(pod):
+            container.config.metadata.name = name
+            self._registry.metadata.save_container(container)
+
     async def update_pod_resources(
         self, pod_id: str, overhead: LinuxContainerResources | None, resources: LinuxContainerResources | None
     ) -> None:
@@ -204,6 +217,10 @@ class PodManager:
     ) -> Container:
         """See `Containers.create`."""
         return await self._containers.create(pod_id, config, sandbox_config, pids_limit=pids_limit)
+
+    async def renew_container(self, container_id: str, *, pids_limit: int = 0) -> None:
+        """See `Containers.renew`."""
+        await self._containers.renew(container_id, pids_limit=pids_limit)
 
     async def start_container(self, container_id: str) -> None:
         """See `Containers.start`."""

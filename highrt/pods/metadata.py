@@ -94,6 +94,11 @@ class Metadata:
                 (int(pod.ready), json.dumps(pod.ips), pod.netns, pod.config.SerializeToString(), pod.id),
             )
 
+    def renew_pod(self, pod_id: str, boot_id: str) -> None:
+        """Writes down that a pod is being made anew, in this boot."""
+        with self._db:
+            self._db.execute("UPDATE pods SET boot_id = ? WHERE id = ?", (boot_id, pod_id))
+
     def remove_pod(self, pod_id: str) -> None:
         with self._db:
             self._db.execute("DELETE FROM pods WHERE id = ?", (pod_id,))

@@ -44,11 +44,11 @@ class Sandbox:
     def make(self, config: PodSandboxConfig) -> None:
         """The folder, its files and the shared memory. Raises OSError."""
         # For root only: what lies in containers' roots may be set-user-ID.
-        self.folder.mkdir(mode=0o700)
-        self._namespaces.mkdir(mode=0o700)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self._namespaces.mkdir(mode=0o700, exist_ok=True)
         if config.linux.security_context.namespace_options.ipc != NamespaceMode.NODE:
             shm = self.folder / "shm"
-            shm.mkdir()
+            shm.mkdir(exist_ok=True)
             flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
             mounts.mount("shm", str(shm), "tmpfs", flags, f"mode=1777,size={_SHM_BYTES}")
         self._write("resolv.conf", resolv_conf(config.dns_config))

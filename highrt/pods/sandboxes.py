@@ -1,6 +1,7 @@
 """The life of pods: run, stopped, removed; and what happens when a monitor dies."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -118,6 +119,38 @@ class Sandboxes:
         pod.ready = True
         self._registry.metadata.save_pod(pod)
         self._registry.pods[pod.id] = pod
+
+    async def renew(self, pod_id: str) -> Pod:
+        """Makes the namespaces, the network and the monitor of a pod that was stopped anew: its containers can be renewed then.
+        Nothing happens where it is ready. After an error it is stopped, as before. Raises NotFound, FailedPrecondition, PodError.
+        """
+        pod = self._registry.pod(pod_id)
+        handler = self._handlers.get(pod.handler)
+        if handler is None:
+            raise FailedPrecondition(f"pod {pod.id} needs the runtime handler {pod.handler!r}, which is not configured any more")
+        box = self._registry.sandbox(pod.id)
+        async with self._registry.lock(pod.id):
+            if pod.ready:
+                return pod
+            await self._stop(pod)
+            for container in self._registry.members(pod):  # the runtime may know a run of which nobody has seen the end
+                await self._delete_from_runtime(pod, container.id, container.cgroup)
+            pod.freed, pod.netns = False, box.namespaces(pod.config).get("network")
+            self._registry.metadata.renew_pod(pod.id, self._registry.boot)
+            self._registry.making.add(pod.id)
+            with span("renew pod", sandbox=pod.id), self._monitors.spawner.starting_something():
+                try:
+                    await self._make(pod, box, handler)
+                except BaseException as error:
+                    with contextlib.suppress(PodError):
+                        await asyncio.shield(self._stop(pod))
+                    if isinstance(error, OSError | CniError | MonitorError | MonitorGone):
+                        raise PodError(f"cannot make the pod {pod.config.metadata.name} anew: {error}") from error
+                    raise
+                finally:
+                    self._registry.making.discard(pod.id)
+        self._registry.publish(EventKind.STARTED, pod.id, pod)
+        return pod
 
     async def undo(self, pod: Pod) -> None:
         """Takes away all of a pod that could not be made, or was half-made when a daemon died."""
