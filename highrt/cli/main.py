@@ -2,7 +2,7 @@
 
 import click
 
-from highrt.cli import containers, images, system
+from highrt.cli import containers, copy, images, system
 from highrt.cli.run import create, run
 from highrt.cli.serve import serve
 from highrt.defaults import DEFAULT_ADDRESS
@@ -26,7 +26,16 @@ def main(address: str) -> None:
     """
 
 
-for command in (run, create, *containers.COMMANDS, containers.container, *images.COMMANDS, *system.COMMANDS, serve):
+for command in (
+    run,
+    create,
+    *containers.COMMANDS,
+    *copy.COMMANDS,
+    containers.container,
+    *images.COMMANDS,
+    *system.COMMANDS,
+    serve,
+):
     main.add_command(command)
 
 

@@ -1,10 +1,12 @@
 """A person's containers over the pod manager: names, making, starting, ending, and what happens when one has ended."""
 
 import asyncio
+import os
 import signal
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,39 @@ class PersonContainers:
     async def _thaw(self, found: Container) -> None:
         if self.paused(found):
             await asyncio.to_thread(cgroups.open_cgroup(found.cgroup).thaw)
+
+    @asynccontextmanager
+    async def root(self, found: Container) -> AsyncIterator[int]:
+        """The descriptor of its root folder: as its processes see it, with their mounts, or of one that does not run just what it
+        has written and its image. Raises FailedPrecondition where it has none any more."""
+        async with AsyncExitStack() as stack:
+            if found.state is ContainerState.RUNNING:
+                yield self._running_root(found, stack)
+                return
+            await stack.enter_async_context(self._lock(found.pod_id))  # it does not start meanwhile
+            yield await self._root_of(found, stack)
+
+    def _running_root(self, found: Container, stack: AsyncExitStack) -> int:
+        pid = found.pid
+        root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root)
+        if found.state is not ContainerState.RUNNING or found.pid != pid:  # the number may mean another process
+            raise FailedPrecondition(f"container {self.name(found)} has just ended: try again")
+        return root
+
+    async def _root_of(self, found: Container, stack: AsyncExitStack) -> int:
+        place = self._pods.root_of(found.id)
+        if not os.path.ismount(place):  # it is where a container was made and not started
+            rootfs = await self._images.rootfs(found.id)
+            if rootfs is None:
+                raise FailedPrecondition(f"container {self.name(found)} has no files any more")
+            place = tempfile.mkdtemp(dir=self._pods.state)
+            stack.callback(os.rmdir, place)
+            rootfs.mount(place)
+            stack.callback(rootfs.unmount, place)
+        root = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root)
+        return root
 
     async def rename(self, found: Container, name: str) -> None:
         """Gives it another name, which nobody else has."""

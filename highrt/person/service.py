@@ -3,11 +3,11 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -18,7 +18,7 @@ from highrt.images.build import build
 from highrt.images.errors import ImageNotFound
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
-from highrt.person import changes, documents, loglines, processes, progress
+from highrt.person import changes, documents, loglines, processes, progress, transfer
 from highrt.person.containers import PersonContainers
 from highrt.person.flags import AUTO_REMOVE, NETWORK
 from highrt.person.peer import GrpcPeer
@@ -31,6 +31,8 @@ from highrt.streaming.relay import ClientGone, Running, relay
 from strata.protocols import cri_pb2 as cri
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtBase
+
+T = TypeVar("T")
 
 _CHUNK = 256 * 1024
 _PROTOCOL_NAMES = {cri.TCP: "tcp", cri.UDP: "udp", cri.SCTP: "sctp"}
@@ -125,43 +127,15 @@ class PersonService(HighrtBase):
             yield event
 
     async def Load(self, stream: Any) -> None:
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        with os.fdopen(reading, "rb") as source:
-            async with AsyncExitStack() as owned:
-                feeding = asyncio.create_task(_feed(stream, await pipes.writer(writing, owned)))
-                loading = asyncio.create_task(archive.load(self._images, source))
-                try:
-                    with worded():
-                        images = await asyncio.shield(loading)
-                finally:
-                    feeding.cancel()
-                    await asyncio.gather(feeding, return_exceptions=True)
-                    # The loader's thread may be reading: it ends at the pipe's end, and only then its file may be closed.
-                    await owned.aclose()
-                    await asyncio.gather(loading, return_exceptions=True)
+        with worded():
+            images = await _fed(stream, lambda source: archive.load(self._images, source))
         await stream.send_message(api.LoadResponse(images=[_image(image) for image in images]))
 
     @streaming
     async def Save(self, request: api.SaveRequest) -> AsyncGenerator[api.Chunk, None]:
         require(request.images, "save: name an image")
-        async with AsyncExitStack() as owned:
-            reading, writing = os.pipe2(os.O_CLOEXEC)
-            target = os.fdopen(writing, "wb")
-
-            async def work() -> None:
-                with target:
-                    await archive.save(self._images, list(request.images), target)
-
-            task = asyncio.create_task(work())
-            try:
-                source = await pipes.reader(reading, owned)
-                while data := await source.read(_CHUNK):
-                    yield api.Chunk(data=data)
-                await task
-            finally:
-                # The archive's thread may be writing: it ends when the pipe has no reader, and closes its file itself.
-                await owned.aclose()
-                await asyncio.gather(task, return_exceptions=True)
+        async for chunk in _written(lambda target: archive.save(self._images, list(request.images), target)):
+            yield chunk
 
     def _image(self, reference: str) -> Image:
         require(reference, "no image is named")
@@ -204,6 +178,31 @@ class PersonService(HighrtBase):
     async def Unpause(self, request: api.ContainerName) -> api.PauseResponse:
         await self._containers.unpause(self._running(request.container))
         return api.PauseResponse()
+
+    @streaming
+    async def CopyFrom(self, request: api.PathName) -> AsyncGenerator[api.Chunk, None]:
+        container = self._containers.find(request.container)
+        path = os.fsdecode(request.path)
+
+        async def pack(target: BinaryIO) -> None:
+            async with self._containers.root(container) as root:
+                await asyncio.to_thread(transfer.pack, root, path, target)
+
+        async for chunk in _written(pack):
+            yield chunk
+
+    async def CopyInto(self, stream: Any) -> None:
+        start = await _first(stream)
+        with worded():
+            container = self._containers.find(start.to.container)
+            path, owner = os.fsdecode(start.to.path), None if start.archive else (0, 0)
+
+            async def unpack(source: BinaryIO) -> None:
+                async with self._containers.root(container) as root:
+                    await asyncio.to_thread(transfer.unpack, root, path, source, owner=owner)
+
+            await _fed(stream, unpack)
+        await stream.send_message(api.CopyResponse())
 
     @unary
     async def Rename(self, request: api.RenameRequest) -> api.RenameResponse:
@@ -401,11 +400,61 @@ class PersonService(HighrtBase):
         return container
 
 
+_working: set["asyncio.Task[Any]"] = set()
+
+
+def _whole(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Has it done to its end, whatever becomes of the call. What a thread uses must not be closed before the thread ends: a
+    file's close would wait for it, and with it everybody."""
+    task = asyncio.create_task(work)
+    _working.add(task)
+    task.add_done_callback(_working.discard)
+    return task
+
+
+async def _written(write: Callable[[BinaryIO], Awaitable[None]]) -> AsyncGenerator[api.Chunk, None]:
+    """What is written to a file, in chunks. A client that goes breaks the file."""
+    async with AsyncExitStack() as owned:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        source = await pipes.reader(reading, owned)
+
+        async def work() -> None:
+            with os.fdopen(writing, "wb") as target:
+                await write(target)
+
+        task = _whole(work())
+        try:
+            while data := await source.read(_CHUNK):
+                yield api.Chunk(data=data)
+        except BaseException:
+            task.add_done_callback(asyncio.Task.exception)  # nobody hears of it
+            raise
+        await asyncio.shield(task)
+
+
+async def _fed(stream: Any, read: Callable[[BinaryIO], Awaitable[T]]) -> T:
+    """What comes of reading a file that is the data of a client's messages. A client that goes ends the file."""
+    async with AsyncExitStack() as owned:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        feeding = asyncio.create_task(_feed(stream, await pipes.writer(writing, owned)))
+        owned.callback(feeding.cancel)
+
+        async def work() -> T:
+            with os.fdopen(reading, "rb") as source:
+                return await read(source)
+
+        task = _whole(work())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(asyncio.Task.exception)  # nobody hears of it
+            raise
+
+
 async def _feed(stream: Any, pipe: asyncio.StreamWriter) -> None:
-    """Passes an archive's chunks on."""
     with suppress(OSError):
-        while (chunk := await stream.recv_message()) is not None:
-            pipe.write(chunk.data)
+        while (message := await stream.recv_message()) is not None:
+            pipe.write(message.data)
             await pipe.drain()
         pipe.close()
 

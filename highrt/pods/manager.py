@@ -189,6 +189,10 @@ class PodManager:
         """See `Sandboxes.renew`."""
         return await self._sandboxes.renew(pod_id)
 
+    def root_of(self, container_id: str) -> str:
+        """Where a container's root is mounted, while it is. Raises NotFound."""
+        return str(self._registry.folder(self.container(container_id)) / "rootfs")
+
     def rename_pod(self, pod_id: str, name: str) -> None:
         """Gives a pod and its containers another name. It is the caller's to see that it is free. Raises NotFound."""
         pod = self._registry.pod(pod_id)
