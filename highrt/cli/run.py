@@ -125,6 +125,33 @@ def device(text: str) -> api.Device:
     return api.Device(host_path=host, container_path=container or host, permissions=permissions or "rwm")
 
 
+def ulimit(text: str) -> api.Limit:
+    """`nofile=1024` or `nofile=1024:2048`; -1 is without a limit. Raises click.BadParameter."""
+    match = re.fullmatch(r"([a-z]+)=(-1|\d+)(?::(-1|\d+))?", text)
+    if not match:
+        raise click.BadParameter(f"--ulimit {text!r}: write NAME=SOFT or NAME=SOFT:HARD, like nofile=1024:2048")
+    name, soft, hard = match.groups()
+    return api.Limit(name=name, soft=int(soft), hard=int(hard or soft))
+
+
+def _host(text: str) -> tuple[str, str]:
+    name, separator, address = re.split(r"([:=])", text, maxsplit=1) if re.search("[:=]", text) else (text, "", "")
+    if not separator:
+        raise click.BadParameter(f"--add-host {text!r}: write NAME:IP")
+    return name, address.strip("[]")
+
+
+def _take_log_options(request: api.CreateRequest, items: tuple[str, ...]) -> None:
+    for item in items:
+        name, _, value = item.partition("=")
+        if name == "max-size":
+            request.log_bytes = memory_bytes(value)
+        elif name == "max-file" and value.isdigit() and int(value) > 0:
+            request.log_files = int(value)
+        else:
+            raise click.BadParameter(f"--log-opt {item}: use max-size=SIZE and max-file=NUMBER")
+
+
 def labels(items: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in (item.partition("=") for item in items)}
 
@@ -151,13 +178,18 @@ _OPTIONS = (
     click.option("--privileged", is_flag=True, help="All capabilities and devices: as good as root on the host."),
     click.option("--cap-add", multiple=True, metavar="NAME", help="Give a capability, or ALL."),
     click.option("--cap-drop", multiple=True, metavar="NAME", help="Take a capability, or ALL."),
-    click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, or seccomp=unconfined."),
+    click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, seccomp=unconfined, apparmor=NAME."),
     click.option("--device", "devices", multiple=True, metavar="HOST[:CONTAINER[:rwm]]", help="Give a device of the host's."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter of its namespaces."),
     click.option("--pid", default="", metavar="host", help="Share the host's processes."),
     click.option("--ipc", default="", metavar="host", help="Share the host's IPC."),
     click.option("--read-only", is_flag=True, help="Its root cannot be written."),
     click.option("--entrypoint", default=None, help="In place of the image's entry point."),
+    click.option("--init", is_flag=True, help="Have a tiny init run the command, which passes signals on and reaps."),
+    click.option("--tmpfs", "tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="Mount a file system in memory."),
+    click.option("--ulimit", "ulimits", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a limit, like nofile=1024."),
+    click.option("--add-host", "hosts", multiple=True, metavar="NAME:IP", help="Add a line to its /etc/hosts."),
+    click.option("--log-opt", "log_options", multiple=True, metavar="NAME=VALUE", help="max-size=20m and max-file=5."),
     click.option("-l", "--label", multiple=True, metavar="NAME=VALUE", help="Note something on it."),
     click.option(
         "--restart", default="no", show_default=True, metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]."
@@ -232,14 +264,21 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
         handler=options["runtime"],
         labels=labels(options["label"]),
         restart=options["restart"],
+        init=options["init"],
+        tmpfs=dict(item.partition(":")[::2] for item in options["tmpfs"]),
+        ulimits=[*map(ulimit, options["ulimits"])],
+        hosts=dict(_host(item) for item in options["hosts"]),
     )
+    _take_log_options(request, options["log_options"])
     for option in options["security_opt"]:
         if option.partition(":")[0] == "no-new-privileges" or option.partition("=")[0] == "no-new-privileges":
             request.no_new_privileges = not option.endswith("false")
         elif option.replace(":", "=") == "seccomp=unconfined":
             request.seccomp_unconfined = True
-        else:
-            raise click.BadParameter(f"--security-opt {option}: use no-new-privileges or seccomp=unconfined")
+        elif option.replace(":", "=", 1).startswith("apparmor="):
+            request.apparmor = option[len("apparmor=") :]
+        elif not option.startswith("label"):  # SELinux, which other machines have
+            raise click.BadParameter(f"--security-opt {option}: use no-new-privileges, seccomp=unconfined or apparmor=PROFILE")
     if options["entrypoint"] is not None:
         request.entrypoint.argv.extend([options["entrypoint"]] if options["entrypoint"] else [])
         request.entrypoint.SetInParent()

@@ -87,7 +87,7 @@ class Container:
         self._draining: Any = None
         self._asking = False
         self._on_deleted: list[Callable[[], None]] = []
-        self._log = LogFile(request.get("log") or "")
+        self._log = LogFile(request.get("log") or "", request.get("log_bytes") or 0, request.get("log_files") or 1)
 
     # --- life
 

@@ -16,8 +16,10 @@ _KIND, _REGULAR = 0o170000, 0o100000
 class LogFile:
     """Both streams of a container write here. Without a path it swallows all."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, most_bytes: int = 0, files: int = 1) -> None:
+        """most_bytes: when it has grown to that (0: never) it is moved to PATH.1, and so on: so many files are kept in all."""
+        self._path, self._most_bytes, self._files = path, most_bytes, files
+        self._size = 0
         self._descriptor = -1
         self._pending = {b"stdout": b"", b"stderr": b""}
         self._second, self._clock = 0, b""
@@ -34,7 +36,7 @@ class LogFile:
             raise OSError(22, "not a regular file", self._path)
         if self._descriptor >= 0:
             os.close(self._descriptor)
-        self._descriptor = descriptor
+        self._descriptor, self._size = descriptor, os.lseek(descriptor, 0, os.SEEK_END)
 
     def write(self, stream: bytes, data: bytes) -> None:
         """Adds what a container wrote. Raises OSError where the disk does not take it."""
@@ -70,7 +72,22 @@ class LogFile:
     def _put(self, data: bytearray) -> None:
         view = memoryview(data)
         while view:
-            view = view[os.write(self._descriptor, view) :]
+            written = os.write(self._descriptor, view)
+            view, self._size = view[written:], self._size + written
+        if 0 < self._most_bytes <= self._size:
+            self._rotate()
+
+    def _rotate(self) -> None:
+        if self._files == 1:
+            os.ftruncate(self._descriptor, 0)
+            self._size = 0
+            return
+        for number in range(self._files - 1, 0, -1):
+            try:
+                os.rename(f"{self._path}.{number - 1}" if number > 1 else self._path, f"{self._path}.{number}")
+            except FileNotFoundError:
+                pass
+        self.reopen()
 
     def _stamp(self) -> bytes:
         second, fraction = divmod(time.time_ns(), 1_000_000_000)

@@ -98,7 +98,7 @@ class PersonContainers:
         image = self._images.resolve(request.image)
         if image is None:
             raise ImageNotFound(f"image {request.image} is not here: pull it first (highrt pull {request.image})")
-        life = restarts.Life(*restarts.policy(request.restart), pids_limit=request.pids_limit)
+        life = restarts.Life(*restarts.policy(request.restart))
         if life.policy != restarts.NO and request.auto_remove:
             raise InvalidArgument("--rm and --restart: a container that is removed at its end cannot start again")
         network, warnings = await self._network(request)
@@ -113,7 +113,7 @@ class PersonContainers:
             life.save(files)
             config = flags.container_config(request, image, self._root / "volumes", network)
             pod = await self._pods.run_pod(pod_config, handler=request.handler, owner=Owner.PERSON)
-            return await self._pods.create_container(pod.id, config, pod_config, pids_limit=request.pids_limit), warnings
+            return await self._pods.create_container(pod.id, config, pod_config), warnings
         except BaseException:
             if pod is not None:
                 with suppress(PodError):
@@ -188,7 +188,7 @@ class PersonContainers:
         if pod.ready and found.state is ContainerState.CREATED:
             return
         await self._pods.renew_pod(pod.id)
-        await self._pods.renew_container(found.id, pids_limit=self.life(pod).pids_limit)
+        await self._pods.renew_container(found.id)
 
     def restarting(self, container_id: str) -> bool:
         """Whether it has ended, and starts again after a pause."""

@@ -1,12 +1,15 @@
 """From the flags of `highrt run` to what the pod manager takes: CRI's PodSandboxConfig and ContainerConfig."""
 
+import ipaddress
 import os
 import re
 import shutil
 from pathlib import Path
 
 from highrt.images.model import Image
+from highrt.pods import extras
 from highrt.pods.errors import InvalidArgument
+from strata.linux.rlimits import NUMBERS
 from strata.protocols import cri_pb2 as cri
 from strata.protocols import highrt_pb2 as api
 
@@ -16,6 +19,10 @@ AUTO_REMOVE = "strata.highrt/auto-remove"
 NETWORK = "strata.highrt/network"
 
 _LOG_FILE = "container.log"
+_LOG_BYTES, _LOG_FILES = 20 << 20, 5
+"""A log is bounded unless somebody says otherwise: disks that fill up are what people remember of those that are not."""
+_NO_LIMIT = 2**64 - 1
+_TMPFS_OPTION = re.compile(r"rw|ro|(no)?(exec|suid|dev|atime|diratime)|(size|nr_inodes)=\d+[kKmMgG%]?|mode=[0-7]+|[ug]id=\d+")
 _CPU_PERIOD_US = 100_000
 _PROPAGATION = {
     "": cri.PROPAGATION_PRIVATE,
@@ -28,6 +35,7 @@ _PROPAGATION = {
 }
 # CRI has no word for a network with loopback only: CONTAINER, "one for each", is what it means for this daemon.
 _NETWORKS = {"host": cri.NODE, "none": cri.CONTAINER}
+_PROFILES = {"unconfined": cri.SecurityProfile.Unconfined, "default": cri.SecurityProfile.RuntimeDefault}
 _PROTOCOLS = {"": cri.TCP, "tcp": cri.TCP, "udp": cri.UDP, "sctp": cri.SCTP}
 
 
@@ -51,7 +59,7 @@ def pod_config(request: api.CreateRequest, uid: str, files: PersonFiles, network
         hostname=(request.hostname or uid[:12]) if network != "host" else request.hostname,
         log_directory=str(files.folder),
         labels=request.labels,
-        annotations={NETWORK: network},
+        annotations={NETWORK: network, extras.ANNOTATION: _extras(request).text()},
     )
     if request.auto_remove:
         config.annotations[AUTO_REMOVE] = "true"
@@ -82,6 +90,7 @@ def container_config(request: api.CreateRequest, image: Image, volumes: Path, ne
         image=cri.ImageSpec(image=image.id, user_specified_image=request.image),
         working_dir=request.working_dir,
         labels=request.labels,
+        annotations={extras.ANNOTATION: _extras(request).text()},
         log_path=_LOG_FILE,
         stdin=request.stdin,
         stdin_once=request.stdin,
@@ -117,6 +126,10 @@ def container_config(request: api.CreateRequest, image: Image, volumes: Path, ne
     _user(security, request.user)
     _namespaces(security.namespace_options, request, network)
     security.seccomp.profile_type = _seccomp(request)
+    if request.apparmor:
+        security.apparmor.profile_type = _PROFILES.get(request.apparmor, cri.SecurityProfile.Localhost)
+        if security.apparmor.profile_type == cri.SecurityProfile.Localhost:
+            security.apparmor.localhost_ref = request.apparmor
     resources = config.linux.resources
     resources.memory_limit_in_bytes = request.memory_bytes
     resources.cpu_shares = request.cpu_shares
@@ -124,6 +137,39 @@ def container_config(request: api.CreateRequest, image: Image, volumes: Path, ne
         resources.cpu_period = _CPU_PERIOD_US
         resources.cpu_quota = max(1000, request.cpu_millis * _CPU_PERIOD_US // 1000)
     return config
+
+
+def _extras(request: api.CreateRequest) -> extras.Extras:
+    rlimits = {}
+    for limit in request.ulimits:
+        kind = f"RLIMIT_{limit.name.upper()}"
+        if kind not in NUMBERS:
+            raise InvalidArgument(f"--ulimit {limit.name}: there is none of that name; use one like nofile or nproc")
+        soft, hard = (_NO_LIMIT if value < 0 else value for value in (limit.soft, limit.hard))
+        if soft > hard:
+            raise InvalidArgument(f"--ulimit {limit.name}: the soft limit {limit.soft} is above the hard one, {limit.hard}")
+        rlimits[kind] = (soft, hard)
+    for where, options in request.tmpfs.items():
+        if not where.startswith("/") or os.path.normpath(where) == "/":
+            raise InvalidArgument(f"--tmpfs {where}: the place in the container must be an absolute path other than /")
+        if bad := [option for option in options.split(",") if option and not _TMPFS_OPTION.fullmatch(option)]:
+            raise InvalidArgument(f"--tmpfs {where}: the option {bad[0]!r} is not known; use ro, exec, size=, mode= and the like")
+    for name, address in request.hosts.items():
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise InvalidArgument(f"--add-host {name}: {address!r} is no address") from None
+        if not NAME.fullmatch(name):
+            raise InvalidArgument(f"--add-host {name!r}: not a host's name")
+    return extras.Extras(
+        pids_limit=request.pids_limit,
+        log_bytes=request.log_bytes or _LOG_BYTES,
+        log_files=request.log_files or _LOG_FILES,
+        tmpfs=dict(request.tmpfs),
+        rlimits=rlimits,
+        hosts=dict(request.hosts),
+        init=request.init,
+    )
 
 
 def _namespaces(options: cri.NamespaceOption, request: api.CreateRequest, network: str) -> None:

@@ -53,11 +53,20 @@ async def read(
     follow: while it returns true the log is waited for to grow (also across a rotation); None ends at the file's end.
     tail: only the last so many lines. since_ns: only lines from this time on.
     """
+    files = await asyncio.to_thread(_files, path)
+    offset = 0
+    if tail is not None:
+        files, offset = await asyncio.to_thread(_last, files, tail)
+    for older in files[:-1]:
+        async for found in _whole(older, offset, since_ns):
+            yield found
+        offset = 0
     file = _open(path)
     try:
-        if file is not None and tail is not None:
-            file.seek(await asyncio.to_thread(_tail_offset, path, tail))
+        if file is not None:
+            file.seek(offset)
         rest = b""
+        replaced = False
         while True:
             # Asked before reading: what is written before the container's end is read after it.
             more = follow is not None and follow()
@@ -68,16 +77,49 @@ async def read(
                     yield line
             if chunk:
                 continue
-            if not more:
-                return
-            await asyncio.sleep(_POLL_SECONDS)
-            if _replaced(file, path):
+            if replaced:  # and read to its end
                 if file is not None:
                     file.close()
-                file, rest = _open(path), b""
+                file, rest, replaced = _open(path), b"", False
+                continue
+            if not more and not _replaced(file, path):
+                return
+            if more:
+                await asyncio.sleep(_POLL_SECONDS)
+            replaced = _replaced(file, path)
     finally:
         if file is not None:
             file.close()
+
+
+async def _whole(path: Path, offset: int, since_ns: int) -> AsyncGenerator[Line, None]:
+    """The lines of a file that does not grow any more."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for number, raw in enumerate(file):
+            if number % 1000 == 0:
+                await asyncio.sleep(0)
+            found = parse(raw.rstrip(b"\n"))
+            if found and found.time_ns >= since_ns:
+                yield found
+
+
+def _files(path: Path) -> list[Path]:
+    """The log's files, those that were moved away first: PATH.N, …, PATH.1, PATH."""
+    moved = sorted((int(other.suffix[1:]), other) for other in path.parent.glob(f"{path.name}.*") if other.suffix[1:].isdigit())
+    return [other for _, other in reversed(moved)] + [path]
+
+
+def _last(files: list[Path], lines: int) -> tuple[list[Path], int]:
+    """Those of the files that have the last so many lines, and where they begin in the first of them."""
+    for number in range(len(files) - 1, -1, -1):
+        if not files[number].exists():
+            continue
+        offset, found = _tail_offset(files[number], lines)
+        if found >= lines or number == 0:
+            return files[number:], offset
+        lines -= found
+    return files[-1:], 0
 
 
 def _open(path: Path) -> BinaryIO | None:
@@ -98,12 +140,12 @@ def _replaced(file: BinaryIO | None, path: Path) -> bool:
     return (then.st_dev, then.st_ino) != (now.st_dev, now.st_ino)
 
 
-def _tail_offset(path: Path, lines: int) -> int:
-    """Where the last so many lines begin. Parts of a long line count as one with its end."""
+def _tail_offset(path: Path, lines: int) -> tuple[int, int]:
+    """Where the last so many lines begin, and how many there are from there on. Parts of a line count as one with its end."""
     with path.open("rb") as file:
         end = position = file.seek(0, os.SEEK_END)
         if lines == 0:
-            return end
+            return end, 0
         data = b""
         while position > 0:
             step = min(_CHUNK, position)
@@ -112,9 +154,9 @@ def _tail_offset(path: Path, lines: int) -> int:
             data = file.read(step) + data
             starts = _line_starts(data, complete=position == 0)
             if len(starts) >= lines:
-                return position + starts[-lines]
+                return position + starts[-lines], lines
         starts = _line_starts(data, complete=True)
-        return position + (starts[-lines] if len(starts) >= lines else 0)
+        return (position + starts[-lines], lines) if len(starts) >= lines else (0, len(starts))
 
 
 def _line_starts(data: bytes, *, complete: bool) -> list[int]:

@@ -16,12 +16,11 @@ _GOOD_RUN_SECONDS = 10.0
 
 @dataclass
 class Life:
-    """policy and most (of on-failure: how often, 0 is for ever): as asked for. pids_limit: so too; CRI's configuration has no
-    place for it. stopped: a person has stopped it. restarts: how often it has started by itself since a person started it."""
+    """policy and most (of on-failure: how often, 0 is for ever): as asked for. stopped: a person has stopped it. restarts: how
+    often it has started by itself since a person started it."""
 
     policy: str = NO
     most: int = 0
-    pids_limit: int = 0
     stopped: bool = False
     restarts: int = 0
 

@@ -14,7 +14,7 @@ from highrt.images.errors import ImageError
 from highrt.images.model import Image
 from highrt.images.snapshots import Rootfs
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import cdi, groups, lsm, sandbox, spec, usage, userns, volumes
+from highrt.pods import cdi, extras, groups, lsm, sandbox, spec, usage, userns, volumes
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
@@ -60,13 +60,10 @@ class Containers:
         self._cdi_folders = cdi_folders
         self._exited: dict[str, asyncio.Event] = {}
 
-    async def create(
-        self, pod_id: str, config: ContainerConfig, sandbox_config: PodSandboxConfig | None = None, *, pids_limit: int = 0
-    ) -> Container:
+    async def create(self, pod_id: str, config: ContainerConfig, sandbox_config: PodSandboxConfig | None = None) -> Container:
         """Makes a container's root and configuration; the runtime hears of it at its start.
 
         sandbox_config: CRI sends the pod's along; its log directory counts. The image must be there (an ID, tag or digest).
-        pids_limit: the most processes that it may have, 0 for no limit (CRI has no field for it).
         Raises NotFound (pod, image), InvalidArgument, AlreadyExists, FailedPrecondition, PodError.
         """
         pod = self._registry.pod(pod_id)
@@ -93,7 +90,7 @@ class Containers:
                 raise AlreadyExists(f"the container {name} of pod {pod.id} exists already, as {taken}") from None
             with span("create container", pod=pod.config.metadata.uid, container=container_id):
                 try:
-                    await self._make_container(pod, container, image, pids_limit)
+                    await self._make_container(pod, container, image)
                 except BaseException as error:
                     await asyncio.shield(self.discard(container))
                     if isinstance(error, OSError | ImageError):
@@ -103,7 +100,7 @@ class Containers:
         self._registry.publish(EventKind.CREATED, container.id, pod)
         return container
 
-    async def _make_container(self, pod: Pod, container: Container, image: Image, pids_limit: int) -> None:
+    async def _make_container(self, pod: Pod, container: Container, image: Image) -> None:
         box = self._registry.sandbox(pod.id)
         folder = box.container(container.id)
         mounted = folder / "rootfs"
@@ -126,14 +123,13 @@ class Containers:
         if devices := cdi.wanted(container.config):
             cdi.apply(built, devices, self._cdi_folders, privileged=context.privileged)
         container.user = spec.user_of(built)
-        if pids_limit > 0:
-            built["linux"].setdefault("resources", {})["pids"] = {"limit": pids_limit}
+        extras.apply(built, extras.of(pod.owner, container.config.annotations))
         if container.log_path:
             os.makedirs(os.path.dirname(container.log_path), exist_ok=True)
         # Last, because a folder without it is what a killed daemon left half-made.
         _write_config(folder, built)
 
-    async def renew(self, container_id: str, *, pids_limit: int = 0) -> None:
+    async def renew(self, container_id: str) -> None:
         """Makes a container that does not run one that can be started, with all that it has written. Its pod must be ready.
 
         After an error it stays what it was. Raises NotFound (also the image), FailedPrecondition, PodError.
@@ -151,7 +147,7 @@ class Containers:
                 await self._monitors.client(pod.id).request("delete", container=container.id)
                 self.unmount(container)
                 await asyncio.to_thread(shutil.rmtree, self._registry.folder(container), ignore_errors=True)
-                await self._make_container(pod, container, image, pids_limit)
+                await self._make_container(pod, container, image)
             except (OSError, ImageError, MonitorError, MonitorGone) as error:
                 self.unmount(container)
                 raise PodError(f"cannot make the container {container.config.metadata.name} anew: {error}") from error
@@ -183,9 +179,11 @@ class Containers:
 
     async def _start(self, pod: Pod, container: Container) -> None:
         client, config = self._monitors.client(pod.id), container.config
+        asked = extras.of(pod.owner, config.annotations)
         created = await client.request(
             "create", container=container.id, bundle=str(self._registry.folder(container)), cgroup=container.cgroup,
-            log=container.log_path, terminal=config.tty, stdin=config.stdin, stdin_once=config.stdin_once,
+            log=container.log_path, log_bytes=asked.log_bytes, log_files=asked.log_files,
+            terminal=config.tty, stdin=config.stdin, stdin_once=config.stdin_once,
             own_pid_namespace=self._registry.pid_path(pod, container) == "",
             console_socket=self._monitors.console_path(container.id),
         )  # fmt: skip

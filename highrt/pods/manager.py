@@ -217,14 +217,14 @@ class PodManager:
         await self._sandboxes.remove(pod_id)
 
     async def create_container(
-        self, pod_id: str, config: ContainerConfig, sandbox_config: PodSandboxConfig | None = None, *, pids_limit: int = 0
+        self, pod_id: str, config: ContainerConfig, sandbox_config: PodSandboxConfig | None = None
     ) -> Container:
         """See `Containers.create`."""
-        return await self._containers.create(pod_id, config, sandbox_config, pids_limit=pids_limit)
+        return await self._containers.create(pod_id, config, sandbox_config)
 
-    async def renew_container(self, container_id: str, *, pids_limit: int = 0) -> None:
+    async def renew_container(self, container_id: str) -> None:
         """See `Containers.renew`."""
-        await self._containers.renew(container_id, pids_limit=pids_limit)
+        await self._containers.renew(container_id)
 
     async def start_container(self, container_id: str) -> None:
         """See `Containers.start`."""

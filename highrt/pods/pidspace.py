@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from highrt.pods import spec, userns
+from highrt.pods import extras, spec, userns
 from highrt.pods.errors import PodError
 from highrt.pods.sandbox import Sandbox
 from strata.linux import mounts, namespaces
 from strata.protocols.cri_pb2 import NamespaceMode, PodSandboxConfig
 
-_BINARY = Path(__file__).parent / "init"
 _NOBODY = 65534
 
 
@@ -25,13 +24,13 @@ def shared(config: PodSandboxConfig) -> bool:
 
 def make_bundle(box: Sandbox, state: Path, config: PodSandboxConfig, cgroup: str) -> Path:
     """The bundle of the first process. Raises PodError where the executable was not built, OSError."""
-    if not _BINARY.exists():
-        raise PodError(f"{_BINARY} is missing, which pods with a shared PID namespace need: run scripts/setup")
+    if not extras.INIT.exists():
+        raise PodError(f"{extras.INIT} is missing, which pods with a shared PID namespace need: run scripts/setup")
     root = state / "init-root"
     for name in ("proc", "dev"):
         (root / name).mkdir(parents=True, exist_ok=True)
     if not (root / "init").exists():
-        shutil.copy2(_BINARY, root / ".init")
+        shutil.copy2(extras.INIT, root / ".init")
         (root / ".init").rename(root / "init")
     bundle = box.folder / "init"
     bundle.mkdir(mode=0o700)

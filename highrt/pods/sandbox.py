@@ -6,6 +6,7 @@ There is no pause container: the namespaces are kept by bind mounts, in the host
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from highrt.pods import userns
@@ -59,15 +60,15 @@ class Sandbox:
             for name in ("shm", "resolv.conf", "hostname", "hosts"):
                 mapping.give(self.folder / name)
 
-    def write_hosts(self, config: PodSandboxConfig, ips: list[str]) -> None:
-        """/etc/hosts for pods whose owner brings none; a kubelet mounts its own."""
+    def write_hosts(self, config: PodSandboxConfig, ips: list[str], more: Mapping[str, str] | None = None) -> None:
+        """/etc/hosts for pods whose owner brings none; a kubelet mounts its own. more: name → address."""
         if config.linux.security_context.namespace_options.network == NamespaceMode.NODE:
             with contextlib.suppress(OSError):
-                self._write("hosts", Path("/etc/hosts").read_text(errors="replace"))
+                self._write("hosts", Path("/etc/hosts").read_text(errors="replace") + "".join(_lines(more or {})))
                 return
         lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
         lines += [f"{ip}\t{hostname(config)}" for ip in ips]
-        self._write("hosts", "\n".join(lines) + "\n")
+        self._write("hosts", "\n".join(lines) + "\n" + "".join(_lines(more or {})))
 
     def release(self) -> None:
         """Takes the namespaces and mounts away; files stay. Raises OSError."""
@@ -84,6 +85,10 @@ class Sandbox:
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
+
+
+def _lines(hosts: Mapping[str, str]) -> list[str]:
+    return [f"{address}\t{name}\n" for name, address in hosts.items()]
 
 
 def hostname(config: PodSandboxConfig) -> str:

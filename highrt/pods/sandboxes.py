@@ -10,7 +10,7 @@ from highrt.cni.errors import CniError
 from highrt.cni.network import Attachment, Network, PortMapping
 from highrt.monitor import record
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import groups, pidspace, sandbox, userns
+from highrt.pods import extras, groups, pidspace, sandbox, userns
 from highrt.pods.containers import Containers
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.features import Known
@@ -108,7 +108,8 @@ class Sandboxes:
         # CONTAINER, a network of its own: loopback and nothing else (CRI leaves its meaning for pods open)
         if pod.netns and pod.config.linux.security_context.namespace_options.network != NamespaceMode.CONTAINER:
             pod.ips = await self._network.add(attachment(pod))
-            box.write_hosts(pod.config, pod.ips)
+        if pod.ips or pod.owner is Owner.PERSON:
+            box.write_hosts(pod.config, pod.ips, extras.of(pod.owner, pod.config.annotations).hosts)
         if pidspace.shared(pod.config):
             parent = self._registry.cgroup_parent(pod)
             bundle = pidspace.make_bundle(box, self._registry.state, pod.config, groups.cgroups_path(parent, pod.id))
