@@ -229,7 +229,7 @@ def since_ns(text: str) -> int:
         raise click.BadParameter(f"--since {text!r}: write a time like 2026-01-31T12:00:00Z, or a duration like 1h30m") from error
 
 
-def _each(ctx: click.Context, containers: tuple[str, ...], act: Callable[[HighrtStub, str], Awaitable[Any]]) -> None:
+def each(ctx: click.Context, containers: tuple[str, ...], act: Callable[[HighrtStub, str], Awaitable[Any]]) -> None:
     """Does it for each container, in one connection; prints the names that went well, and fails where one did not."""
 
     async def work(stub: HighrtStub) -> int:
@@ -257,7 +257,7 @@ _STOP_TIME = click.option(
 @click.pass_context
 def stop(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> None:
     """Stop running containers: the stop signal, then, after a while, SIGKILL."""
-    _each(ctx, containers, lambda stub, name: stub.Stop(api.StopRequest(container=name, timeout_seconds=seconds)))
+    each(ctx, containers, lambda stub, name: stub.Stop(api.StopRequest(container=name, timeout_seconds=seconds)))
 
 
 @click.command()
@@ -268,7 +268,7 @@ def stop(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> None:
 def start(ctx: click.Context, attached: bool, interactive: bool, containers: tuple[str, ...]) -> None:
     """Start containers that were made, or have ended; they keep what they have written."""
     if not attached and not interactive:
-        _each(ctx, containers, lambda stub, name: stub.Start(api.ContainerName(container=name)))
+        each(ctx, containers, lambda stub, name: stub.Start(api.ContainerName(container=name)))
         return
     if len(containers) != 1:
         raise click.UsageError("only one container's streams can be joined at once")
@@ -281,7 +281,7 @@ def start(ctx: click.Context, attached: bool, interactive: bool, containers: tup
 @click.pass_context
 def restart(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> None:
     """Stop containers, if they run, and start them again."""
-    _each(ctx, containers, lambda stub, name: stub.Restart(api.StopRequest(container=name, timeout_seconds=seconds)))
+    each(ctx, containers, lambda stub, name: stub.Restart(api.StopRequest(container=name, timeout_seconds=seconds)))
 
 
 @click.command()
@@ -289,7 +289,7 @@ def restart(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> No
 @click.pass_context
 def pause(ctx: click.Context, containers: tuple[str, ...]) -> None:
     """Have all processes of containers stand still."""
-    _each(ctx, containers, lambda stub, name: stub.Pause(api.ContainerName(container=name)))
+    each(ctx, containers, lambda stub, name: stub.Pause(api.ContainerName(container=name)))
 
 
 @click.command()
@@ -297,7 +297,7 @@ def pause(ctx: click.Context, containers: tuple[str, ...]) -> None:
 @click.pass_context
 def unpause(ctx: click.Context, containers: tuple[str, ...]) -> None:
     """Have the processes of paused containers go on."""
-    _each(ctx, containers, lambda stub, name: stub.Unpause(api.ContainerName(container=name)))
+    each(ctx, containers, lambda stub, name: stub.Unpause(api.ContainerName(container=name)))
 
 
 @click.command()
@@ -371,7 +371,7 @@ def diff(ctx: click.Context, container: str) -> None:
 def kill(ctx: click.Context, name: str, containers: tuple[str, ...]) -> None:
     """Send a signal to running containers."""
     number = signal_number(name)
-    _each(ctx, containers, lambda stub, container: stub.Kill(api.KillRequest(container=container, signal=number)))
+    each(ctx, containers, lambda stub, container: stub.Kill(api.KillRequest(container=container, signal=number)))
 
 
 def signal_number(text: str) -> int:
@@ -398,7 +398,7 @@ def rm(ctx: click.Context, force: bool, containers: tuple[str, ...]) -> None:
             if not (force and error.status is Status.NOT_FOUND):
                 raise
 
-    _each(ctx, containers, act)
+    each(ctx, containers, act)
 
 
 @click.command()
@@ -489,15 +489,18 @@ def prune(ctx: click.Context, force: bool) -> None:
     if not force:
         click.confirm("All containers that do not run are removed. Go on?", abort=True)
 
-    async def work(stub: HighrtStub) -> list[str]:
-        found = (await stub.List(api.ListRequest(all=True))).containers
-        ended = [item.id for item in found if item.state in ("created", "exited", "unknown")]
-        for identifier in ended:
+    async def work(stub: HighrtStub) -> None:
+        for identifier in await ended(stub):
             await stub.Remove(api.RemoveRequest(container=identifier))
-        return ended
+            click.echo(identifier)
 
-    for identifier in run(ctx, work):
-        click.echo(identifier)
+    run(ctx, work)
+
+
+async def ended(stub: HighrtStub) -> list[str]:
+    """The IDs of a person's containers that do not run."""
+    found = (await stub.List(api.ListRequest(all=True))).containers
+    return [item.id for item in found if item.state in ("created", "exited", "unknown")]
 
 
 COMMANDS = (

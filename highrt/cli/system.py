@@ -1,4 +1,4 @@
-"""`highrt system`: about the daemon itself."""
+"""`highrt system`, `info` and `volume`: about the daemon itself, and what it keeps."""
 
 import json
 
@@ -6,16 +6,30 @@ import click
 from google.protobuf.json_format import MessageToDict
 
 from highrt.cli import formats
-from highrt.cli.connection import run
+from highrt.cli.connection import DaemonError, run
+from highrt.cli.containers import each, ended
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
+
+
+@click.group(invoke_without_command=True)
+@click.option("--format", "template", default="", help="json, or a template.")
+@click.pass_context
+def system(ctx: click.Context, template: str) -> None:
+    """Show the daemon, or, with a command, what it keeps on the disk."""
+    if ctx.invoked_subcommand is None:
+        _show(ctx, template)
 
 
 @click.command()
 @click.option("--format", "template", default="", help="json, or a template.")
 @click.pass_context
-def system(ctx: click.Context, template: str) -> None:
+def info(ctx: click.Context, template: str) -> None:
     """Show the daemon: version, folders, runtimes, network, and how much there is."""
+    _show(ctx, template)
+
+
+def _show(ctx: click.Context, template: str) -> None:
 
     async def work(stub: HighrtStub) -> api.SystemResponse:
         return await stub.System(api.SystemRequest())
@@ -40,4 +54,109 @@ def system(ctx: click.Context, template: str) -> None:
         click.echo(f"{name + ':':12}{value}")
 
 
-COMMANDS = (system,)
+@system.command()
+@click.pass_context
+def df(ctx: click.Context) -> None:
+    """Show what images, containers and volumes take on the disk, and how much of it nothing uses."""
+
+    async def work(stub: HighrtStub) -> list[api.DiskUsage]:
+        return list((await stub.DiskUsage(api.SystemRequest())).kinds)
+
+    rows = []
+    for kind in run(ctx, work):
+        share = f" ({100 * kind.reclaimable_bytes // kind.bytes}%)" if kind.bytes else ""
+        free = formats.size(kind.reclaimable_bytes) + share
+        rows.append([kind.kind, str(kind.total), str(kind.active), formats.size(kind.bytes), free])
+    click.echo(formats.table(["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"], rows))
+
+
+@system.command()
+@click.option("-a", "--all", "every", is_flag=True, help="Also images that have names, if no container uses them.")
+@click.option("--volumes", is_flag=True, help="Also volumes that no container uses.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.pass_context
+def prune(ctx: click.Context, every: bool, volumes: bool, force: bool) -> None:
+    """Remove containers that do not run, and images that nothing uses."""
+    if not force:
+        also = " and volumes" if volumes else ""
+        click.confirm(f"All containers that do not run, and the images{also} that nothing uses, are removed. Go on?", abort=True)
+
+    async def work(stub: HighrtStub) -> None:
+        for container in await ended(stub):
+            await stub.Remove(api.RemoveRequest(container=container))
+            click.echo(f"removed container {container}")
+        used = {item.image_id for item in (await stub.List(api.ListRequest(all=True, every_owner=True))).containers}
+        for image in (await stub.Images(api.ImagesRequest())).images:
+            if image.id not in used and (every or not image.tags):
+                await stub.RemoveImage(api.ImageName(image=image.id))
+                click.echo(f"removed image {', '.join(image.tags) or image.id}")
+        for volume in (await stub.Volumes(api.VolumesRequest())).volumes if volumes else ():
+            if not volume.users:
+                await stub.RemoveVolume(api.VolumeName(name=volume.name))
+                click.echo(f"removed volume {volume.name}")
+
+    run(ctx, work)
+
+
+@click.group()
+def volume() -> None:
+    """Manage volumes, which outlive containers."""
+
+
+@volume.command("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Print names only.")
+@click.pass_context
+def list_volumes(ctx: click.Context, quiet: bool) -> None:
+    """List volumes."""
+
+    async def work(stub: HighrtStub) -> list[api.Volume]:
+        return list((await stub.Volumes(api.VolumesRequest())).volumes)
+
+    found = run(ctx, work)
+    if quiet:
+        for item in found:
+            click.echo(item.name)
+    else:
+        click.echo(formats.table(["DRIVER", "VOLUME NAME"], (["local", item.name] for item in found)))
+
+
+@volume.command()
+@click.argument("name", required=False, default="")
+@click.pass_context
+def create(ctx: click.Context, name: str) -> None:
+    """Make a volume; its name is printed."""
+
+    async def work(stub: HighrtStub) -> str:
+        return (await stub.CreateVolume(api.VolumeName(name=name))).name
+
+    click.echo(run(ctx, work))
+
+
+@volume.command()
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def inspect(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Print all about volumes, as JSON."""
+
+    async def work(stub: HighrtStub) -> list[api.Volume]:
+        return list((await stub.Volumes(api.VolumesRequest())).volumes)
+
+    known = {item.name: item for item in run(ctx, work)}
+    if missing := [name for name in names if name not in known]:
+        raise DaemonError(f"there is no volume {missing[0]} (highrt volume ls lists them)")
+    documents = [
+        {"Name": item.name, "Driver": "local", "Mountpoint": item.path, "Scope": "local", "UsedBy": [*item.users]}
+        for item in (known[name] for name in names)
+    ]
+    click.echo(json.dumps(documents, indent=4))
+
+
+@volume.command()
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def rm(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Remove volumes, with all that is in them."""
+    each(ctx, names, lambda stub, name: stub.RemoveVolume(api.VolumeName(name=name)))
+
+
+COMMANDS = (system, info, volume)

@@ -2,20 +2,23 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from highrt.images.snapshots import Rootfs
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
+_PLACES = ("/dev", "/proc", "/sys", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
+"""Where every container has a mount, for which the runtime makes a folder or file."""
 
 
-def of(rootfs: Rootfs) -> list[tuple[str, bytes]]:
-    """(kind, absolute path), sorted by path."""
+def of(rootfs: Rootfs, mounted: Iterable[str]) -> list[tuple[str, bytes]]:
+    """(kind, absolute path), sorted by path. mounted: where the container has mounts; what was made for those is not its work."""
+    places = {os.fsencode(os.path.normpath(path)) for path in (*_PLACES, *mounted)}
     lower = [os.fsencode(path) for path in rootfs.lower]
-    return sorted(_below(os.fsencode(rootfs.upper), b"", lower), key=lambda change: change[1])
+    return sorted(_below(os.fsencode(rootfs.upper), b"", lower, places), key=lambda change: change[1])
 
 
-def _below(upper: bytes, path: bytes, lower: list[bytes]) -> Iterator[tuple[str, bytes]]:
+def _below(upper: bytes, path: bytes, lower: list[bytes], places: set[bytes]) -> Iterator[tuple[str, bytes]]:
     with os.scandir(upper + path) as entries:
         for entry in entries:
             place = path + b"/" + entry.name
@@ -24,10 +27,23 @@ def _below(upper: bytes, path: bytes, lower: list[bytes]) -> Iterator[tuple[str,
                 yield DELETED, place
                 continue
             below = _with(lower, place)
-            yield CHANGED if below else ADDED, place
+            inside: list[tuple[str, bytes]] = []
             if entry.is_dir(follow_symlinks=False):
-                opaque = _is_opaque(upper + place)
-                yield from _below(upper, place, [] if opaque else below)
+                inside = list(_below(upper, place, [] if _is_opaque(upper + place) else below, places))
+            made_for_a_mount = place in places and (entry.is_dir(follow_symlinks=False) or status.st_size == 0)
+            if not below and (inside or not made_for_a_mount):
+                yield ADDED, place
+            elif below and (inside or not _is_same_folder(status, below[0] + place)):
+                yield CHANGED, place
+            yield from inside
+
+
+def _is_same_folder(status: os.stat_result, below: bytes) -> bool:
+    """Whether it is a folder as it was, which overlayfs has copied for the sake of what was made in it."""
+    before = os.lstat(below)
+    return stat.S_ISDIR(status.st_mode) and (status.st_mode, status.st_uid, status.st_gid) == (
+        before.st_mode, before.st_uid, before.st_gid,
+    )  # fmt: skip
 
 
 def _with(lower: list[bytes], place: bytes) -> list[bytes]:

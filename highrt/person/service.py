@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from highrt.person import changes, documents, loglines, processes, progress, tra
 from highrt.person.containers import PersonContainers
 from highrt.person.flags import AUTO_REMOVE, NETWORK
 from highrt.person.peer import GrpcPeer
+from highrt.person.volumes import Volumes, size
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, ContainerState, Owner, Stdio
@@ -46,6 +48,7 @@ class PersonService(HighrtBase):
         self._images = images
         self._containers = containers
         self._about = about
+        self._volumes = Volumes(Path(about["root"]) / "volumes")
 
     @unary
     async def System(self, request: api.SystemRequest) -> api.SystemResponse:
@@ -62,6 +65,59 @@ class PersonService(HighrtBase):
             pid=os.getpid(),
             **self._about,
         )
+
+    @unary
+    async def DiskUsage(self, request: api.SystemRequest) -> api.DiskUsageResponse:
+        containers = self._pods.containers()
+        used = {item.image_id for item in containers}
+        images = self._images.list()
+        response = api.DiskUsageResponse()
+        response.kinds.add(
+            kind="Images",
+            total=len(images),
+            active=sum(image.id in used for image in images),
+            bytes=self._images.usage().bytes,
+            reclaimable_bytes=sum(image.size_bytes for image in images if image.id not in used),
+        )
+        layers = {item.id: await self._images.rootfs(item.id) for item in containers}
+        sizes = {key: await asyncio.to_thread(size, rootfs.upper) if rootfs else 0 for key, rootfs in layers.items()}
+        running = {item.id for item in containers if item.state is ContainerState.RUNNING}
+        response.kinds.add(
+            kind="Containers",
+            total=len(containers),
+            active=len(running),
+            bytes=sum(sizes.values()),
+            reclaimable_bytes=sum(found for key, found in sizes.items() if key not in running),
+        )
+        volumes = {path: await asyncio.to_thread(size, path) for path in self._volumes.all()}
+        free = [path for path in volumes if not self._volumes.users(path, containers)]
+        response.kinds.add(
+            kind="Local Volumes",
+            total=len(volumes),
+            active=len(volumes) - len(free),
+            bytes=sum(volumes.values()),
+            reclaimable_bytes=sum(volumes[path] for path in free),
+        )
+        return response
+
+    # volumes
+
+    @unary
+    async def Volumes(self, request: api.VolumesRequest) -> api.VolumesResponse:
+        return api.VolumesResponse(volumes=[self._volume(path) for path in self._volumes.all()])
+
+    @unary
+    async def CreateVolume(self, request: api.VolumeName) -> api.Volume:
+        return self._volume(self._volumes.create(request.name or uuid.uuid4().hex))
+
+    @unary
+    async def RemoveVolume(self, request: api.VolumeName) -> api.RemoveVolumeResponse:
+        await asyncio.to_thread(self._volumes.remove, request.name, self._pods.containers())
+        return api.RemoveVolumeResponse()
+
+    def _volume(self, path: Path) -> api.Volume:
+        users = [item.config.metadata.name for item in self._volumes.users(path, self._pods.containers())]
+        return api.Volume(name=path.name, path=str(path), created_at_ns=path.stat().st_mtime_ns, users=users)
 
     # images
 
@@ -215,8 +271,10 @@ class PersonService(HighrtBase):
 
     @unary
     async def Diff(self, request: api.ContainerName) -> api.DiffResponse:
-        rootfs = await self._images.rootfs(self._containers.find(request.container).id)
-        found = await asyncio.to_thread(changes.of, rootfs) if rootfs else []
+        container = self._containers.find(request.container)
+        rootfs = await self._images.rootfs(container.id)
+        mounted = [mount.container_path for mount in container.config.mounts]
+        found = await asyncio.to_thread(changes.of, rootfs, mounted) if rootfs else []
         return api.DiffResponse(changes=[api.Change(kind=kind, path=path) for kind, path in found])
 
     @unary

@@ -42,6 +42,14 @@ STEPS = ("RunPodSandbox", "CreateContainer", "StartContainer", "Stop and remove"
 
 
 def main() -> None:
+    with both() as (folder, namespace, daemons):
+        asyncio.run(measure(daemons))
+        bare(folder, namespace)
+
+
+@contextmanager
+def both() -> Iterator[tuple[Path, str, dict[str, "Daemon"]]]:
+    """A folder on a tmpfs, with `image` in it, a network namespace, and both daemons in them."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         namespace = stack.enter_context(network_namespace())
@@ -51,8 +59,7 @@ def main() -> None:
             "highrt": stack.enter_context(highrt(folder / "highrt", namespace, archive)),
         }
         stack.callback(remove_cgroups)
-        asyncio.run(measure(daemons))
-        bare(folder, namespace)
+        yield folder, namespace, daemons
 
 
 def bare(folder: Path, namespace: str) -> None:

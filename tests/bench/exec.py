@@ -10,19 +10,17 @@ import base64
 import os
 import socket
 import statistics
-import tempfile
 import threading
 import time
 from collections import defaultdict
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from strata.linux import namespaces, syscalls
 from strata.protocols import grpc, spdy
 from tests.bench import milliseconds
-from tests.bench.cri import Client, Daemon, containerd, highrt, image_archive, pss, remove_cgroups
-from tests.conftest import network_namespace
+from tests.bench.cri import Client, Daemon, both, pss
 
 ROUNDS = 40
 CONTAINERS = 500
@@ -35,15 +33,7 @@ WRITE = ["/bin/busybox", "head", "-c", str(STREAMED), "/dev/zero"]
 
 
 def main() -> None:
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
-        namespace = stack.enter_context(network_namespace())
-        archive = image_archive(folder)
-        daemons = {
-            "containerd": stack.enter_context(containerd(folder / "containerd", namespace, archive)),
-            "highrt": stack.enter_context(highrt(folder / "highrt", namespace, archive)),
-        }
-        stack.callback(remove_cgroups)
+    with both() as (_, namespace, daemons):
         asyncio.run(measure(daemons, namespace))
 
 

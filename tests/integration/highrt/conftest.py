@@ -1,6 +1,7 @@
 """A daemon of its own for each module: `highrt serve` with its own folders, socket and cgroups, and the image `hello`."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from grpclib.client import Channel
 
 from strata.linux import cgroups, mounts
 from strata.protocols.grpc import channel
-from tests.conftest import wait_for
+from tests.conftest import network_namespace, wait_for
 
 PROJECT = Path(__file__).parents[3]
 IMAGE = "hello:test"
@@ -137,6 +138,22 @@ def started(prefix: Sequence[str] = (), options: Sequence[str | Path] = ()) -> I
         yield daemon
     finally:
         daemon.close()
+
+
+@contextlib.contextmanager
+def networked() -> Iterator[tuple[Daemon, str]]:
+    """The same in a network namespace of its own, with a CNI bridge and published ports; and the namespace's name."""
+    # not `ip netns exec`: it mounts a /sys without the cgroups
+    with network_namespace() as namespace, started(["nsenter", f"--net=/run/netns/{namespace}"]) as daemon:
+        subnet = {"subnet": "10.231.9.0/24"}
+        ipam = {"type": "host-local", "ranges": [[subnet]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": f"{daemon.folder}/ipam"}
+        bridge = {"type": "bridge", "bridge": "hrt0", "isGateway": True, "ipam": ipam}
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        conflist = {"cniVersion": "1.0.0", "name": "person", "plugins": [bridge, portmap]}
+        (daemon.folder / "cni").mkdir()
+        (daemon.folder / "cni" / "10-person.conflist").write_text(json.dumps(conflist))
+        wait_for(lambda: daemon.out("system", "--format", "{{.networkReady}}") == "true", what="the network to be seen")
+        yield daemon, namespace
 
 
 @pytest.fixture

@@ -1,36 +1,30 @@
 """A person's containers on a CNI bridge, with published ports: a daemon in a network namespace of its own."""
 
-import json
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import network_namespace, wait_for
-from tests.integration.highrt.conftest import IMAGE, Daemon, started
+from tests.conftest import wait_for
+from tests.integration.highrt.conftest import IMAGE, Daemon, networked
 
 SERVER = "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"
 
 
 @pytest.fixture(scope="module")
-def namespace() -> Iterator[str]:
-    with network_namespace() as name:
-        yield name
+def both() -> Iterator[tuple[Daemon, str]]:
+    with networked() as both:
+        yield both
 
 
 @pytest.fixture(scope="module")
-def daemon(namespace: str) -> Iterator[Daemon]:
-    # not `ip netns exec`: it mounts a /sys without the cgroups
-    with started(["nsenter", f"--net=/run/netns/{namespace}"]) as daemon:
-        subnet = {"subnet": "10.231.9.0/24"}
-        ipam = {"type": "host-local", "ranges": [[subnet]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": f"{daemon.folder}/ipam"}
-        bridge = {"type": "bridge", "bridge": "hrt0", "isGateway": True, "ipam": ipam}
-        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        conflist = {"cniVersion": "1.0.0", "name": "person", "plugins": [bridge, portmap]}
-        (daemon.folder / "cni").mkdir()
-        (daemon.folder / "cni" / "10-person.conflist").write_text(json.dumps(conflist))
-        wait_for(lambda: daemon.out("system", "--format", "{{.networkReady}}") == "true", what="the network to be seen")
-        yield daemon
+def daemon(both: tuple[Daemon, str]) -> Daemon:
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def namespace(both: tuple[Daemon, str]) -> str:
+    return both[1]
 
 
 def get(namespace: str, url: str) -> str:
