@@ -44,6 +44,7 @@ from strata.telemetry import logs
 
 log = logs.get("highrt.pods")
 
+_RECOVERY_SECONDS = 3.0
 _LAUNCHER = Path(__file__).parents[2] / "lowrt" / "launcher"
 
 
@@ -116,12 +117,25 @@ class PodManager:
         registry.containers.update((container.id, container) for container in registry.metadata.containers())
         found = registry.metadata.pods()
         registry.pods.update((pod.id, pod) for pod, complete, _ in found if complete)
-        await asyncio.gather(*(self._recovery.recover(pod, complete, boot) for pod, complete, boot in found))
-        await self._recovery.remove_strangers()
+        late = await self._recover(found)
+        await self._recovery.remove_strangers(late)
         await self.network.plugins.warm()
         await self.network.collect()
         self._keep(asyncio.create_task(self._recovery.detach_later()))
         log.info("pods found", pods=len(registry.pods), containers=len(registry.containers))
+
+    async def _recover(self, found: list[tuple[Pod, bool, str]]) -> set[str]:
+        """Recovers all pods. Who hangs holds nobody up: the IDs of those that are still to be recovered."""
+        recovering = {asyncio.create_task(self._recovery.recover(*row)): row[0].id for row in found}
+        if not recovering:
+            return set()
+        done, late = await asyncio.wait(recovering, timeout=_RECOVERY_SECONDS)
+        for task in done:
+            task.result()
+        for task in late:
+            log.warning("a monitor does not answer: its pod is as it was written down", sandbox=recovering[task])
+            self._keep(task)
+        return {recovering[task] for task in late}
 
     async def close(self) -> None:
         """Lets go of everything and leaves the pods running."""

@@ -119,9 +119,9 @@ class Recovery:
                 if pod_id not in self._registry.pods:
                     self._registry.forget_lock(pod_id)
 
-    async def remove_strangers(self) -> None:
-        """Folders, monitors and attachments that no row names any more."""
-        known = set(self._registry.pods)
+    async def remove_strangers(self, late: set[str]) -> None:
+        """Folders, monitors and attachments that no row names any more. late: pods that are still being recovered."""
+        known = {*self._registry.pods, *late}
         for name in self._monitors.strangers(known):
             log.warning("ending a monitor of a pod that is not known", sandbox=name)
             await self._monitors.stop(name)
