@@ -1,6 +1,6 @@
 """A daemon with eight clients, which make pods and do all kinds of things with them, until it is killed.
 
-usage: python -m tests.integration.pods.crash_scenario FOLDER NAME SEED. On stdout it says what it has brought about (see `Said` in
+usage: python -m tests.integration.pods.crash_scenario FOLDER NAME SEED. On stdout it says what it has brought about (`Said` in
 test_crash.py), and first the spawner's PID.
 """
 
