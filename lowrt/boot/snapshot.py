@@ -82,6 +82,8 @@ def take(folder: Path) -> None:
 
 def _be_traced() -> None:
     syscalls.call(_PTRACE, _TRACEME, 0, 0, 0)
+    # Who runs this in the background may ignore it, and the interpreter would learn that for good.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _hide_vdso(pid: int) -> None:

@@ -67,7 +67,7 @@ def test_an_init_reaps_passes_signals_on_and_ends_as_the_command(daemon: Daemon)
 
 
 def test_a_log_is_bounded_and_can_be_read_whole(daemon: Daemon) -> None:
-    script = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); done"
+    script = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); [ $((i % 20)) != 0 ] || sleep 0.05; done"
     options = ("--log-opt", "max-size=4k", "--log-opt", "max-file=3")
     name = daemon.out("run", "-d", "--network", "none", *options, IMAGE, "sh", "-c", script)
     try:

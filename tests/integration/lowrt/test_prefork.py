@@ -73,7 +73,8 @@ def test_it_makes_containers_in_pid_namespaces_of_their_own(
     change(runtime.config)
     runtime.config["process"]["args"] = ["sh", "-c", "echo done"]
     runtime.write()
-    made = [line for line in clones(tmp_path, runtime) if "CLONE_NEWNS" in line]
+    played = "CLONE_VFORK|CLONE_NEWNS"  # see lowrt.rehearsal
+    made = [line for line in clones(tmp_path, runtime) if "CLONE_NEWNS" in line and played not in line]
     assert {"CLONE_VM" in line for line in made} == {ahead}
 
 
