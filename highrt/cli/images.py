@@ -168,11 +168,17 @@ def _familiar(repository: str) -> str:
 
 @click.command()
 @click.option("-t", "--tag", "tags", multiple=True, help="A name for the image (more than one may be given).")
-@click.option("-f", "--file", default="", help="The Containerfile; by default Containerfile or Dockerfile in the context.")
+@click.option(
+    "-f", "--file", default="", help="The Containerfile (- is standard input); by default Containerfile or Dockerfile in CONTEXT."
+)
 @click.option("--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="A value for ARG.")
 @click.option("--build-context", multiple=True, metavar="NAME=PATH", help="One more folder, for COPY --from=NAME.")
+@click.option("--secret", "secrets", multiple=True, metavar="id=ID,src=FILE", help="A secret for RUN --mount=type=secret.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="One more label of the image.")
 @click.option("--target", default="", help="The stage to stop at.")
 @click.option("--no-cache", is_flag=True, help="Run all steps anew.")
+@click.option("--pull", is_flag=True, help="Ask the registries for newer base images.")
+@click.option("--iidfile", type=click.File("w"), help="Write the image's ID to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the image's ID only.")
 @click.argument("context", type=click.Path(exists=True, file_okay=False))
 @click.pass_context
@@ -182,18 +188,26 @@ def build(
     file: str,
     build_args: tuple[str, ...],
     build_context: tuple[str, ...],
+    secrets: tuple[str, ...],
+    labels: tuple[str, ...],
     target: str,
     no_cache: bool,
+    pull: bool,
+    iidfile: Any,
     quiet: bool,
     context: str,
 ) -> None:
     """Build an image from a Containerfile and the files of CONTEXT."""
     request = api.BuildRequest(
         context=os.path.abspath(context),
-        file=os.path.abspath(file) if file else "",
+        file=os.path.abspath(file) if file not in ("", "-") else "",
+        containerfile=sys.stdin.read() if file == "-" else None,
         tags=tags,
+        secrets=dict(_secret(item) for item in secrets),
+        labels=dict(item.partition("=")[::2] for item in labels),
         target=target,
         no_cache=no_cache,
+        pull=pull,
     )
     for item in build_args:
         name, equals, value = item.partition("=")
@@ -216,7 +230,31 @@ def build(
                     click.echo(event.line, err=True)
         return image_id
 
-    click.echo(run(ctx, work))
+    image_id = run(ctx, work)
+    if iidfile:
+        iidfile.write(image_id)
+    click.echo(image_id)
+
+
+def _secret(text: str) -> tuple[str, bytes]:
+    """`id=ID,src=FILE`, `id=ID,env=NAME`, or `id=ID`, which is the variable ID or else the file ID."""
+    values = dict(item.partition("=")[::2] for item in text.split(","))
+    if unknown := set(values) - {"id", "src", "source", "env", "type"}:
+        raise click.BadParameter(f"--secret {text}: it has no option {', '.join(sorted(unknown))}")
+    identity = values.get("id", "")
+    if not identity:
+        raise click.BadParameter(f"--secret {text}: write id=ID,src=FILE or id=ID,env=NAME")
+    file, variable = values.get("src") or values.get("source"), values.get("env")
+    if not file and not variable:
+        file, variable = (None, identity) if identity in os.environ else (identity, None)
+    if variable:
+        if variable not in os.environ:
+            raise click.BadParameter(f"--secret {text}: the variable {variable} is not set")
+        return identity, os.environb[variable.encode()]
+    try:
+        return identity, Path(str(file)).expanduser().read_bytes()
+    except OSError as error:
+        raise click.BadParameter(f"--secret {text}: {error}") from None
 
 
 @click.command()

@@ -1,8 +1,9 @@
 """Builds: a Containerfile and a context to an image, a layer for each instruction that changes files.
 
-Stages are built when something needs them. An instruction's layer is found again by what it stands on, its text and the
-content that it copies (`metadata`, build_cache), so a build of the same things gives the same image. No instruction reaches
-a network; base images come from the store or from their registry.
+Only the stages that the target needs are built, those that do not need each other at the same time. An instruction's layer is
+found again by what it stands on, its text and the content that it copies (`metadata`, build_cache), so a build of the same things
+gives the same image; nothing that a pulled or loaded image says of itself is believed to be such a layer (CVE-2024-24557). No
+instruction reaches a network; base images come from the store or from their registry.
 """
 
 import asyncio
@@ -10,27 +11,41 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from highrt.images import copying
-from highrt.images.containerfile import Instruction, Stage, expand, pairs, parse, words
+from highrt.images import copying, runmounts
+from highrt.images.buildlog import BuildLog, StepLog
+from highrt.images.containerfile import (
+    HereDocument,
+    Instruction,
+    Stage,
+    expand,
+    expand_document,
+    pairs,
+    parse,
+    parse_instruction,
+    words,
+)
 from highrt.images.errors import BuildError, ImageError
 from highrt.images.ignore import Ignore
 from highrt.images.metadata import CachedStep
 from highrt.images.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Image, Platform
 from highrt.images.reference import parse as parse_reference
 from highrt.images.rooted import RootedTree
+from highrt.images.runmounts import RunMount
 from highrt.images.service import ImageService, layers_of
-from highrt.images.snapshots import chain_ids
-from highrt.images.steps import RunStep, runtime_step
+from highrt.images.snapshots import chain_ids, remove_tree
+from highrt.images.steps import RunStep, Step, StepMount, runtime_step
 from highrt.images.users import find_group, find_user
+from strata.linux import mounts, syscalls
 from strata.telemetry.spans import span
 
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -38,8 +53,12 @@ _SHELL = ["/bin/sh", "-c"]
 _EPOCH = "SOURCE_DATE_EPOCH"
 _PREDEFINED = {"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY", _EPOCH}
 _PORT = re.compile(r"[0-9]+(-[0-9]+)?(/(tcp|udp|sctp))?")
-_MOUNT_POINTS = ("proc", "dev", "sys")
-"""What the runtime makes in a root to mount on; a layer must not have them because of that."""
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ns|us|µs|ms|s|m|h))+")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)")
+_NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_SCRIPTS = "/dev/pipes"
+"""Where a script that is written in a here-document lies while it runs, as with BuildKit."""
+_BUILDS_AT_ONCE = os.cpu_count() or 1
 
 
 async def build(
@@ -48,30 +67,37 @@ async def build(
     *,
     tag: str | None = None,
     file: Path | None = None,
+    text: str | None = None,
     build_args: Mapping[str, str] | None = None,
     build_contexts: Mapping[str, Path] | None = None,
+    secrets: Mapping[str, bytes] | None = None,
+    labels: Mapping[str, str] | None = None,
     target: str | None = None,
     no_cache: bool = False,
+    pull: bool = False,
     progress: Callable[[str], None] | None = None,
     run_step: RunStep | None = None,
 ) -> Image:
     """Builds an image, and pins it.
 
-    file: the Containerfile, by default Containerfile or Dockerfile in the context. build_contexts: more folders, by the name
-    that COPY --from calls them. target: the stage to end at. progress: gets lines for people. run_step: executes RUN; by
-    default a container of `lowrt`. Raises BuildError with the line, and what pulls raise.
+    file: the Containerfile, by default Containerfile or Dockerfile in the context; text: its content, where it is no file.
+    build_contexts: more folders, by the name that COPY --from calls them. secrets: what RUN --mount=type=secret gives to a step,
+    by id. labels: are added to the image's own. target: the stage to end at. pull: ask the registries for newer base images.
+    progress: gets lines for people. run_step: executes RUN; by default a container of `lowrt`. Raises BuildError with the line,
+    and what pulls raise.
     """
-    say = progress or (lambda _: None)
+    log = BuildLog(progress or (lambda _: None))
     if not context.is_dir():
         raise BuildError(f"the context {context} is not a folder")
     name = parse_reference(tag) if tag else None
     if name and name.digest:
         raise BuildError(f"an image cannot be built as {tag}: give it a tag, its digest comes out of the build")
-    containerfile = _containerfile(context, file)
-    try:
-        text = containerfile.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BuildError(f"cannot read {containerfile}: {error}") from None
+    if text is None:
+        containerfile = _containerfile(context, file)
+        try:
+            text = containerfile.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BuildError(f"cannot read {containerfile}: {error}") from None
     for other, path in (build_contexts or {}).items():
         if not path.is_dir():
             raise BuildError(f"the build context {other}={path} is not a folder")
@@ -84,14 +110,18 @@ async def build(
                 contexts=dict(build_contexts or {}),
                 stages=stages,
                 build_args=dict(build_args or {}),
-                say=say,
-                run_step=run_step or runtime_step(say, folder=service.steps),
+                secrets=dict(secrets or {}),
+                log=log,
+                run_step=run_step or runtime_step(folder=service.steps),
                 use_cache=not no_cache,
+                pull=pull,
             )
             plan.global_arguments(arguments)
-            result = await plan.stage(_target(stages, target))
+            result = await plan.run(_target(stages, target))
             plan.warn_unused()
-            return result.commit(service, name.stored if name else None, say)
+            if labels:
+                result.config["Labels"] = {**(result.config.get("Labels") or {}), **labels}
+            return result.commit(service, name.stored if name else None, log)
 
 
 def _containerfile(context: Path, file: Path | None) -> Path:
@@ -167,7 +197,7 @@ class _State:
     def note(self, text: str) -> None:
         self.history.append({"created_by": text, "comment": "highrt", "empty_layer": True})
 
-    def commit(self, service: ImageService, name: str | None, say: Callable[[str], None]) -> Image:
+    def commit(self, service: ImageService, name: str | None, log: BuildLog) -> Image:
         """Writes configuration and manifest, and names the image."""
         document: dict[str, Any] = {
             "architecture": self.platform.architecture,
@@ -191,8 +221,22 @@ class _State:
         }
         described = service.content.add(json.dumps(manifest, sort_keys=True).encode(), OCI_MANIFEST)
         image = service.record(config.digest, described, {name: described.digest} if name else {}, pinned=True)
-        say(f"built {name or 'an image without a name'}: {image.id}")
+        log.say(f"built {name or 'an image without a name'}: {image.id}")
         return image
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where COPY and mounts take files from: a folder, or else layers. known_by: tells layers apart."""
+
+    folder: Path | None = None
+    ignore: Ignore = field(default_factory=Ignore)
+    layers: Sequence[Descriptor] = ()
+    diff_ids: Sequence[str] = ()
+
+    @property
+    def known_by(self) -> str:
+        return chain_ids(self.diff_ids)[-1] if self.diff_ids else ""
 
 
 class _Build:
@@ -206,14 +250,18 @@ class _Build:
         contexts: dict[str, Path],
         stages: list[Stage],
         build_args: dict[str, str],
-        say: Callable[[str], None],
+        secrets: dict[str, bytes],
+        log: BuildLog,
         run_step: RunStep,
         use_cache: bool,
+        pull: bool,
     ) -> None:
         self._service, self._context, self._contexts, self._stages = service, context, contexts, stages
-        self._build_args, self._say, self._run_step, self._use_cache = build_args, say, run_step, use_cache
+        self._build_args, self._secrets, self._log, self._run_step = build_args, secrets, log, run_step
+        self._use_cache, self._pull = use_cache, pull
         self._ignore = Ignore.of(context)
-        self._done: dict[int, _State] = {}
+        self._begun: dict[int, asyncio.Task[_State]] = {}
+        self._at_once = asyncio.Semaphore(_BUILDS_AT_ONCE)
         self._globals: dict[str, str] = {}
         self._used: set[str] = set()
         epoch = build_args.get(_EPOCH, "")
@@ -250,35 +298,86 @@ class _Build:
     def warn_unused(self) -> None:
         unused = set(self._build_args) - self._used - _PREDEFINED - {name.lower() for name in _PREDEFINED}
         if unused:
-            self._say(f"warning: no ARG declares the build argument {', '.join(sorted(unused))}")
+            self._log.warn(f"no ARG declares the build argument {', '.join(sorted(unused))}")
 
     # stages
 
-    async def stage(self, number: int) -> _State:
-        """A stage's image, built the first time that it is wanted."""
-        if number not in self._done:
-            stage = self._stages[number]
-            state = await self._base(stage, number)
-            total = len(stage.instructions) + 1
-            for position, instruction in enumerate(stage.instructions, 2):
-                self._say(f"[{stage.name or number} {position}/{total}] {instruction}")
-                await self._execute(instruction, state, number)
-            self._done[number] = state
-        return self._done[number]
+    async def run(self, target: int) -> _State:
+        """Builds a stage and all that it needs. The first failure ends what else is under way."""
+        wanted = self._begin(target)
+        try:
+            while not wanted.done():
+                done, _ = await asyncio.wait(self._begun.values(), return_when=asyncio.FIRST_EXCEPTION, timeout=1)
+                for task in done:
+                    task.result()
+            return wanted.result()
+        finally:
+            for task in self._begun.values():
+                task.cancel()
+            await asyncio.gather(*self._begun.values(), return_exceptions=True)
 
-    async def _base(self, stage: Stage, number: int) -> _State:
+    def _begin(self, number: int) -> "asyncio.Task[_State]":
+        """The task of a stage: begun the first time that it is wanted, after those that it will need."""
+        if number not in self._begun:
+            for needed in sorted(self._needs(number)):
+                self._begin(needed)
+            self._begun[number] = asyncio.create_task(self._build_stage(number))
+        return self._begun[number]
+
+    def _needs(self, number: int) -> set[int]:
+        """The stages that a stage names, as far as its text alone tells."""
+        stage = self._stages[number]
+        names = [_expand(stage.base, stage.base.text.split()[0], self._globals)]
+        for instruction in stage.instructions:
+            names.append(instruction.flag("from"))
+            names += [part[5:] for mount in instruction.all_flags("mount") for part in mount.split(",") if part[:5] == "from="]
+        return {found for name in names if name and (found := self._stage_called(name, number)) is not None}
+
+    async def _stage(self, number: int) -> _State:
+        return await asyncio.shield(self._begin(number))
+
+    async def _build_stage(self, number: int) -> _State:
+        stage = self._stages[number]
+        prefix = f"{stage.name or f'stage-{number}'} " if len(self._stages) > 1 else ""
+        state, triggers = await self._base(stage, number, f"[{prefix}1/{len(stage.instructions) + 1}]")
+        instructions = [*triggers, *stage.instructions]
+        for position, instruction in enumerate(instructions, 2):
+            log = self._log.step(f"[{prefix}{position}/{len(instructions) + 1}] {instruction}")
+            try:
+                await self._execute(instruction, state, number, log)
+            except ImageError as error:
+                log.failed(str(error))
+                raise
+            log.done()
+        return state
+
+    async def _base(self, stage: Stage, number: int, place: str) -> tuple[_State, list[Instruction]]:
+        """What a stage begins with, and the base's triggers (ONBUILD), which come first."""
         base = stage.base
         text = _expand(base, base.text.split()[0], self._globals)
-        total = len(stage.instructions) + 1
-        self._say(f"[{stage.name or number} 1/{total}] FROM {text}")
-        platform = _expand(base, base.flags.get("platform", ""), self._globals) or None
+        platform = _expand(base, base.flag("platform"), self._globals) or None
         if (earlier := self._stage_called(text, number)) is not None:
-            return (await self.stage(earlier)).inherit()
+            state = (await self._stage(earlier)).inherit()
+            self._log.step(f"{place} FROM {text}").done()
+        else:
+            log = self._log.step(f"{place} FROM {text}")
+            try:
+                state = await self._base_image(base, text, platform)
+            except ImageError as error:
+                log.failed(str(error))
+                raise
+            log.done()
+        triggers = state.config.pop("OnBuild", None) or []
+        if shell := state.config.get("Shell"):
+            state.shell = list(shell)
+        return state, [parse_instruction(trigger, base.line) for trigger in triggers]
+
+    async def _base_image(self, base: Instruction, text: str, platform: str | None) -> _State:
         if text == "scratch":
             state = _State(Platform.parse(platform))
             state.env.append(_PATH)
             return state
-        image = await self._image(base, text, platform)
+        image = await self._image(base, text, platform, pull=self._pull)
         document = self._service.content.document(image.id)
         state = _State(
             platform=Platform.parse(image.platform),
@@ -300,52 +399,152 @@ class _Build:
                 return number
         return int(name) if name.isdigit() and int(name) < before else None
 
-    async def _image(self, instruction: Instruction, name: str, platform: str | None) -> Image:
+    async def _image(self, instruction: Instruction, name: str, platform: str | None, *, pull: bool = False) -> Image:
         try:
-            found = None if platform else self._service.resolve(name)
+            found = None if platform or pull else self._service.resolve(name)
             return found or await self._service.pull(name, platform=platform)
         except ImageError as error:
             raise instruction.fail(str(error)) from None
 
     # instructions
 
-    async def _execute(self, instruction: Instruction, state: _State, number: int) -> None:
+    async def _execute(self, instruction: Instruction, state: _State, number: int, log: StepLog) -> None:
         text = str(instruction)
         match instruction.name:
             case "RUN":
-                await self._run(instruction, state)
+                await self._run(instruction, state, number, log)
             case "COPY" | "ADD":
-                await self._copy(instruction, state, number)
+                await self._copy(instruction, state, number, log)
             case "WORKDIR":
-                await self._workdir(instruction, state)
+                await self._workdir(instruction, state, log)
             case "ARG":
                 state.arguments |= self._declared(instruction, state.variables())
                 state.note(text)
-            case "HEALTHCHECK":
-                self._say(f"warning: line {instruction.line}: HEALTHCHECK is left out, OCI images have none (use a pod's probes)")
             case _:
                 _configure(instruction, state)
                 state.note(text)
 
-    async def _run(self, instruction: Instruction, state: _State) -> None:
-        argv = instruction.exec_form() or [*state.shell, instruction.text]
+    async def _run(self, instruction: Instruction, state: _State, number: int, log: StepLog) -> None:
+        argv, script = _command(instruction, state)
         declared = [f"{key}={value}" for key, value in sorted(state.arguments.items())]
         names = {item.partition("=")[0] for item in state.env}
         env = [*state.env, *(item for item in declared if item.partition("=")[0] not in names)]
         cwd, user = state.config.get("WorkingDir", "") or "/", state.config.get("User", "")
+        for flag, allowed in (("network", ("", "default", "none")), ("security", ("", "sandbox"))):
+            if instruction.flag(flag) not in allowed:  # CVE-2024-23653: there is no way to ask for more
+                raise instruction.fail(f"--{flag}={instruction.flag(flag)}: a build reaches no network and has no privileges")
+        try:
+            variables = state.variables()
+            flags = instruction.all_flags("mount")
+            wanted = [runmounts.parse(text, cwd, lambda text: expand(text, variables)) for text in flags]
+        except ValueError as error:
+            raise instruction.fail(str(error)) from None
+        origins = {
+            mount: await self._origin(instruction, mount.origin, number)
+            for mount in wanted
+            if mount.kind == "bind" or mount.origin
+        }
+        known_by: list[Any] = ["RUN", argv, env, cwd, user, script]
+        for text, mount in zip(flags, wanted, strict=True):
+            known_by += [text, await self._content_of(instruction, mount, origins[mount]) if mount.kind == "bind" else ""]
 
         async def act(root: Path) -> None:
-            missing = [root / name for name in _MOUNT_POINTS if not os.path.lexists(root / name)]
-            code = await self._run_step(root, argv, env, cwd, user)
-            for path in missing:
-                if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
-                    path.rmdir()
+            async with AsyncExitStack() as stack:
+                held = [await self._hold(mount, origins.get(mount), stack) for mount in wanted]
+                extra = [item for item in held if isinstance(item, StepMount)]
+                if script:
+                    folder = stack.enter_context(self._folder())
+                    (folder / "script").write_text(script)
+                    (folder / "script").chmod(0o755)
+                    stack.callback((folder / "script").unlink)
+                    extra.append(StepMount(argv[0], folder / "script", read_only=True))
+                given = [item for item in held if isinstance(item, str) and item]
+                code = await self._run_step(Step(root, argv, [*env, *given], cwd, user, log.line, extra))
             if code != 0:
                 raise instruction.fail(f"it ended with exit code {code}")
 
-        await self._layer(instruction, state, ["RUN", argv, env, cwd, user], act)
+        await self._layer(instruction, state, known_by, act, log)
 
-    async def _workdir(self, instruction: Instruction, state: _State) -> None:
+    async def _content_of(self, instruction: Instruction, mount: RunMount, origin: _Origin) -> str:
+        """What the build cache knows a bind mount's content by."""
+        if origin.folder is None:
+            return f"{origin.known_by} {mount.source}"
+        with RootedTree(str(origin.folder)) as tree:
+            try:
+                return await asyncio.to_thread(copying.digest, tree, copying.find(tree, mount.source, origin.ignore))
+            except (BuildError, OSError) as error:
+                raise instruction.fail(str(error)) from None
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """An empty folder to mount things in, for the block. `steps.drop_steps` clears up after a crash."""
+        folder = self._service.steps / f"mounts-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True, mode=0o700)
+        try:
+            yield folder
+        finally:
+            folder.rmdir()  # never its content: that may be a person's files, mounted
+
+    async def _hold(self, mount: RunMount, origin: _Origin | None, stack: AsyncExitStack) -> StepMount | str:
+        """Makes one mount's source, for as long as the stack is open. Returns the variable instead, for a secret that is one."""
+        if mount.kind == "tmpfs":
+            return StepMount(mount.target, None, size=mount.size, mode=0o1777)
+        folder = stack.enter_context(self._folder())
+        if mount.kind == "secret":
+            return self._hold_secret(mount, folder, stack)
+        if mount.kind == "cache":
+            place, new = await stack.enter_async_context(
+                self._service.caches.hold(mount.identity, mount.sharing, mount.mode, mount.uid, mount.gid)
+            )
+            tree = stack.enter_context(RootedTree(str(place)))
+            if origin is not None and new:
+                await self._copy_all(origin, mount.source, tree)
+            # of the cache itself, a source is a path in it; where it was filled, it is all of it
+            inside = "/" if origin is not None else mount.source
+        else:
+            assert origin is not None
+            tree, inside = await self._bound(mount, origin, stack), mount.source
+        # Held by a descriptor and a mount of our own: whoever exchanges the path afterwards, a step of another build that shares
+        # the cache, changes nothing of what the runtime mounts (CVE-2024-23651).
+        descriptor = tree.open(inside, os.O_PATH)
+        try:
+            return StepMount(mount.target, _pin(descriptor, folder, stack, read_only=mount.read_only), mount.read_only)
+        finally:
+            os.close(descriptor)
+
+    async def _bound(self, mount: RunMount, origin: _Origin, stack: AsyncExitStack) -> RootedTree:
+        """The tree that a bind mount shows. A context that is written to, or has files that a build does not see, is a copy."""
+        if origin.folder is None or (mount.read_only and not origin.ignore):
+            return await stack.enter_async_context(self._opened(origin))
+        copy = self._service.steps / f"copy-{uuid.uuid4().hex}"
+        copy.mkdir(parents=True, mode=0o700)
+        stack.callback(remove_tree, copy)
+        tree = stack.enter_context(RootedTree(str(copy)))
+        await self._copy_all(origin, "/", tree)
+        return tree
+
+    async def _copy_all(self, origin: _Origin, path: str, target: RootedTree) -> None:
+        async with self._opened(origin) as tree:
+            sources = copying.find(tree, path, origin.ignore)
+            await asyncio.to_thread(copying.copy, tree, sources, target, "/", copying.Ownership(), unpack_archives=False)
+
+    def _hold_secret(self, mount: RunMount, folder: Path, stack: AsyncExitStack) -> StepMount | str:
+        value = self._secrets.get(mount.identity)
+        if value is None:
+            if mount.required:
+                raise BuildError(f"the secret {mount.identity!r} was not given: build with --secret id={mount.identity},src=FILE")
+            return ""
+        if not mount.target:
+            return f"{mount.env}={value.decode(errors='surrogateescape')}"
+        mounts.mount("tmpfs", str(folder), "tmpfs", mounts.NOSUID | mounts.NODEV | mounts.NOEXEC, "mode=700")  # never on a disk
+        stack.callback(mounts.umount, str(folder), mounts.DETACH)
+        file = folder / "secret"
+        file.write_bytes(value)
+        os.chown(file, mount.uid, mount.gid)
+        file.chmod(mount.mode)
+        return StepMount(mount.target, file, read_only=True)
+
+    async def _workdir(self, instruction: Instruction, state: _State, log: StepLog) -> None:
         path = _expand(instruction, instruction.text, state.variables())
         state.config["WorkingDir"] = path = os.path.normpath(os.path.join("/", state.config.get("WorkingDir", ""), path))
 
@@ -353,33 +552,51 @@ class _Build:
             with RootedTree(str(root)) as tree:
                 copying.make_directory(tree, path)
 
-        await self._layer(instruction, state, ["WORKDIR", path], act, keep_empty=False)
+        await self._layer(instruction, state, ["WORKDIR", path], act, log, keep_empty=False)
 
-    async def _copy(self, instruction: Instruction, state: _State, number: int) -> None:
+    async def _copy(self, instruction: Instruction, state: _State, number: int, log: StepLog) -> None:
         *patterns, destination = self._copied(instruction, state)
+        documents = {document.operator.replace('"', "").replace("'", ""): document for document in instruction.documents}
         for pattern in patterns:
             if "://" in pattern or pattern.startswith("git@"):
                 raise instruction.fail("a build reaches no network: put the file into the context")
         destination = _destination(destination, state.config.get("WorkingDir", ""))
+        origin = await self._origin(instruction, _from(instruction, {**self._globals, **state.variables()}), number)
+        chown = _expand(instruction, instruction.flag("chown"), state.variables())
+        mode = _mode(instruction)
+        # A layer that does not depend on those below it: the names of users are looked up in them, so it needs numbers.
+        alone = instruction.switch("link") and not re.search(r"[^0-9:]", chown)
         async with AsyncExitStack() as stack:
-            context, ignore = await self._source(instruction, state, number, stack)
+            context = await stack.enter_async_context(self._opened(origin))
+            written = stack.enter_context(self._written(instruction, list(documents.values()), state))
             try:
-                sources = [source for pattern in patterns for source in copying.find(context, pattern, ignore)]
-                content = await asyncio.to_thread(copying.digest, context, sources)
+                sources = []
+                for pattern in patterns:
+                    if document := documents.get(pattern):
+                        sources += [(written, source) for source in copying.find(written, document.name, Ignore())]
+                    else:
+                        sources += [(context, source) for source in copying.find(context, pattern, origin.ignore)]
+                digests = [await asyncio.to_thread(copying.digest, tree, [source]) for tree, source in sources]
             except (BuildError, OSError) as error:
                 raise instruction.fail(str(error)) from None
-            chown = _expand(instruction, instruction.flags.get("chown", ""), state.variables())
-            mode = _mode(instruction)
+            content = hashlib.sha256("".join(digests).encode()).hexdigest()
+            made: list[str] = []
 
             def write(root: Path) -> None:
                 with RootedTree(str(root)) as tree:
                     owner = _owner(tree, chown, mode)
-                    copying.copy(context, sources, tree, destination, owner, unpack_archives=instruction.name == "ADD")
+                    unpack = instruction.name == "ADD"
+                    several = len(sources) > 1
+                    for where, source in sources:
+                        made.extend(
+                            copying.copy(where, [source], tree, destination, owner, unpack_archives=unpack, several=several)
+                        )
 
             async def act(root: Path) -> None:
                 await asyncio.to_thread(write, root)
 
-            await self._layer(instruction, state, [instruction.name, content, destination, chown, mode], act)
+            known_by = [instruction.name, content, destination, chown, mode, alone]
+            await self._layer(instruction, state, known_by, act, log, alone=alone, without=made if alone and not chown else ())
 
     def _copied(self, instruction: Instruction, state: _State) -> list[str]:
         listed = instruction.exec_form()
@@ -389,25 +606,47 @@ class _Build:
             raise instruction.fail("write the files, and then where they go")
         return found
 
-    async def _source(
-        self, instruction: Instruction, state: _State, number: int, stack: AsyncExitStack
-    ) -> tuple[RootedTree, Ignore]:
-        """Where COPY takes files from: the context, another one by name, a stage or an image."""
-        name = _expand(instruction, instruction.flags.get("from", ""), {**self._globals, **state.variables()})
+    @contextmanager
+    def _written(self, instruction: Instruction, documents: Sequence[HereDocument], state: _State) -> Iterator[RootedTree]:
+        """A folder with here-documents as files, for the block."""
+        folder = self._service.steps / f"copy-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True, mode=0o700)
+        try:
+            for document in documents:
+                try:
+                    text = expand_document(document.text, state.variables()) if document.expand else document.text
+                except ValueError as error:
+                    raise instruction.fail(str(error)) from None
+                (folder / document.name).write_text(text)
+                (folder / document.name).chmod(0o644)
+            with RootedTree(str(folder)) as tree:
+                yield tree
+        finally:
+            remove_tree(folder)
+
+    async def _origin(self, instruction: Instruction, name: str, number: int) -> _Origin:
+        """What a name stands for: the context, another one, a stage or an image."""
         if not name:
-            return stack.enter_context(RootedTree(str(self._context))), self._ignore
+            return _Origin(self._context, self._ignore)
         if name in self._contexts:
-            return stack.enter_context(RootedTree(str(self._contexts[name]))), Ignore()
+            return _Origin(self._contexts[name])
         earlier = self._stage_called(name, number)
         if earlier is not None:
-            other = await self.stage(earlier)
-            layers, diff_ids = other.layers, other.diff_ids
+            other = await self._stage(earlier)
+            return _Origin(layers=other.layers, diff_ids=other.diff_ids)
+        image = await self._image(instruction, name, None)
+        layers = layers_of(self._service.content.document(image.manifest.digest), name)
+        return _Origin(layers=layers, diff_ids=image.diff_ids)
+
+    @asynccontextmanager
+    async def _opened(self, origin: _Origin) -> AsyncIterator[RootedTree]:
+        if origin.folder is not None:
+            with RootedTree(str(origin.folder)) as tree:
+                yield tree
         else:
-            image = await self._image(instruction, name, None)
-            layers = layers_of(self._service.content.document(image.manifest.digest), name)
-            diff_ids = [*image.diff_ids]
-        root, _ = await stack.enter_async_context(self._service.mounted(layers, diff_ids))
-        return stack.enter_context(RootedTree(str(root))), Ignore()
+            async with self._service.mounted(origin.layers, origin.diff_ids) as (root, _):
+                with RootedTree(str(root)) as tree:
+                    yield tree
 
     async def _layer(
         self,
@@ -415,28 +654,37 @@ class _Build:
         state: _State,
         known_by: Sequence[Any],
         act: Callable[[Path], Awaitable[None]],
+        log: StepLog,
         *,
         keep_empty: bool = True,
+        alone: bool = False,
+        without: Sequence[str] = (),
     ) -> None:
-        """Adds the layer of what `act` does to a mounted root, or the one that it gave before."""
+        """Adds the layer of what `act` does to a mounted root, or the one that it gave before.
+
+        alone: the root is an empty one. without: directories that the layer leaves to those below it; read after `act`.
+        """
         text = str(instruction)
-        material = json.dumps([state.chain, known_by, self._epoch]).encode()
+        layers, diff_ids = ([], []) if alone else (state.layers, state.diff_ids)
+        material = json.dumps(["" if alone else state.chain, known_by, self._epoch]).encode()
         key = hashlib.sha256(material).hexdigest()
         cached = self._service.metadata.cached_step(key) if self._use_cache else None
         if cached and self._service.content.has(cached.layer.digest):
-            self._say("  cached")
+            log.cached()
             state.add(cached, text)
             return
         blob = self._service.content.scratch(uuid.uuid4().hex)
         try:
-            async with self._service.mounted(state.layers, state.diff_ids) as (root, rootfs):
+            async with self._at_once, self._service.mounted(layers, diff_ids) as (root, rootfs):
                 try:
                     await act(root)
                 except BuildError as error:
                     raise error if str(error).startswith("line ") else instruction.fail(str(error)) from None
                 except (ImageError, OSError) as error:
                     raise instruction.fail(str(error)) from None
-                packed = await self._service.workers.pack_layer(rootfs.upper, blob, latest_mtime=self._epoch)
+                packed = await self._service.workers.pack_layer(
+                    rootfs.upper, blob, latest_mtime=self._epoch, without=[path.strip("/") for path in without]
+                )
             if not packed.entries and not keep_empty:
                 state.note(text)
                 return
@@ -449,6 +697,49 @@ class _Build:
         )
         self._service.metadata.cache_step(key, step, {"instruction": text})
         state.add(step, text)
+
+
+def _pin(descriptor: int, folder: Path, stack: AsyncExitStack, *, read_only: bool) -> Path:
+    """Mounts what a descriptor stands for in a folder, until the stack closes. Returns the path."""
+    tree = mounts.copy_tree(descriptor, "", recursive=False)
+    try:
+        flags = mounts.NOSUID | mounts.NODEV | (mounts.RDONLY if read_only else 0)  # MOUNT_ATTR_* have the same numbers
+        syscalls.mount_setattr(tree, recursive=False, set_=flags)
+        place = folder / "source"
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            place.mkdir()
+            stack.callback(place.rmdir)
+        else:
+            place.touch()
+            stack.callback(place.unlink)
+        onto = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        try:
+            mounts.move(tree, onto)
+        finally:
+            os.close(onto)
+        stack.callback(mounts.umount, str(place), mounts.DETACH)
+        return place
+    finally:
+        os.close(tree)
+
+
+def _command(instruction: Instruction, state: _State) -> tuple[list[str], str]:
+    """The command of a RUN, and the script that it runs, where a here-document with a `#!` line is all of it."""
+    listed = instruction.exec_form()
+    if listed is not None:
+        return listed, ""
+    documents = instruction.documents
+    if not documents:
+        return [*state.shell, instruction.text], ""
+    if len(documents) == 1 and instruction.text == documents[0].operator:
+        if documents[0].text.startswith("#!"):
+            return [f"{_SCRIPTS}/{documents[0].name}"], documents[0].text
+        return [*state.shell, documents[0].text], ""
+    return [*state.shell, "\n".join([instruction.text, "".join(document.raw for document in documents)])], ""
+
+
+def _from(instruction: Instruction, variables: Mapping[str, str]) -> str:
+    return _expand(instruction, instruction.flag("from"), variables)
 
 
 def _configure(instruction: Instruction, state: _State) -> None:
@@ -484,11 +775,38 @@ def _configure(instruction: Instruction, state: _State) -> None:
         case "SHELL":
             if not listed:
                 raise instruction.fail('write it as a list, ["/bin/sh", "-c"]')
-            state.shell = listed
+            state.shell = config["Shell"] = listed
+        case "HEALTHCHECK":
+            config["Healthcheck"] = _health_check(instruction, variables)
+        case "ONBUILD":
+            config["OnBuild"] = [*(config.get("OnBuild") or []), instruction.text]
         case "MAINTAINER":
             state.author = instruction.text
         case _:
             raise instruction.fail("it is not supported here")
+
+
+def _health_check(instruction: Instruction, variables: Mapping[str, str]) -> dict[str, Any]:
+    """Docker's extension of an image's configuration; a pod has probes of its own."""
+    kind, _, rest = instruction.text.partition(" ")
+    if kind.upper() == "NONE" and not rest:
+        return {"Test": ["NONE"]}
+    if kind.upper() != "CMD" or not rest.strip():
+        raise instruction.fail("write HEALTHCHECK CMD COMMAND, or HEALTHCHECK NONE")
+    command = parse_instruction(f"CMD {rest.strip()}", instruction.line)
+    listed = command.exec_form()
+    found: dict[str, Any] = {"Test": ["CMD", *listed] if listed is not None else ["CMD-SHELL", command.text]}
+    for flag, key in (("interval", "Interval"), ("timeout", "Timeout"), ("start-period", "StartPeriod"),
+                      ("start-interval", "StartInterval")):  # fmt: skip
+        if text := _expand(instruction, instruction.flag(flag), variables):
+            if not _DURATION.fullmatch(text):
+                raise instruction.fail(f"--{flag}={text} is not a duration, like 30s or 1m30s")
+            found[key] = int(sum(float(number) * _NANOSECONDS[unit] for number, unit in _DURATION_PART.findall(text)))
+    if retries := _expand(instruction, instruction.flag("retries"), variables):
+        if not retries.isdigit():
+            raise instruction.fail(f"--retries={retries} is not a number")
+        found["Retries"] = int(retries)
+    return found
 
 
 def _destination(path: str, working_dir: str) -> str:
@@ -497,7 +815,7 @@ def _destination(path: str, working_dir: str) -> str:
 
 
 def _mode(instruction: Instruction) -> int | None:
-    text = instruction.flags.get("chmod", "")
+    text = instruction.flag("chmod")
     if text and not re.fullmatch(r"0?[0-7]{3,4}", text):
         raise instruction.fail(f"--chmod={text} is not an octal mode, like 755")
     return int(text, 8) if text else None

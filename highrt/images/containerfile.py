@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from highrt.images.errors import BuildError
@@ -10,27 +10,60 @@ from highrt.images.errors import BuildError
 _FLAG = re.compile(r"--([a-z][a-z-]*)(?:=(\S*))?(?:\s+|$)")
 _DIRECTIVE = re.compile(r"#\s*([a-zA-Z]+)\s*=\s*(.*?)\s*$")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_HEREDOC = re.compile(r"<<-?\s*[\"']?[A-Za-z_]")
+_HERE = re.compile(
+    r"""(?P<operator>\d*<<(?P<strip>-?)(?P<quote>["']?)(?P<name>[A-Za-z_][\w.-]*)(?P=quote))"""
+    r"""|"(?:\\.|[^"\\])*"|'[^']*'|\\."""  # what is quoted begins no here-document
+)
+_TAKES_DOCUMENTS = ("RUN", "COPY", "ADD")
 _FLAGS: dict[str, set[str]] = {
     "FROM": {"platform"},
-    "COPY": {"from", "chown", "chmod"},
-    "ADD": {"chown", "chmod"},
-    "RUN": set(),
+    "COPY": {"from", "chown", "chmod", "link"},
+    "ADD": {"chown", "chmod", "link"},
+    "RUN": {"mount", "network", "security"},
+    "HEALTHCHECK": {"interval", "timeout", "start-period", "start-interval", "retries"},
 }
 _KNOWN = {
-    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER", "RUN", "SHELL",
-    "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER", "ONBUILD", "RUN",
+    "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
+class HereDocument:
+    """`<<NAME`, the lines after it and a line NAME. text: those lines, without their leading tabs where it is `<<-NAME`; raw: as
+    they are in the file, with the last line, for a shell to read. expand: the name was not quoted, so variables are replaced."""
+
+    operator: str
+    name: str
+    text: str
+    raw: str
+    expand: bool
+
+
+@dataclass(frozen=True)
 class Instruction:
-    """One instruction. text: what follows its name and flags, continued lines joined."""
+    """One instruction. text: what follows its name and flags, continued lines joined. flags: (name, value) in their order."""
 
     line: int
     name: str
     text: str
-    flags: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[tuple[str, str], ...] = ()
+    documents: tuple[HereDocument, ...] = ()
+
+    def flag(self, name: str) -> str:
+        """The value of a flag, the last one where it is given several times; "" where it is not there."""
+        return next((value for flag, value in reversed(self.flags) if flag == name), "")
+
+    def all_flags(self, name: str) -> list[str]:
+        """The values of a flag that may be repeated."""
+        return [value for flag, value in self.flags if flag == name]
+
+    def switch(self, name: str) -> bool:
+        """Whether a flag is on: `--link` or `--link=true`. Raises BuildError."""
+        value = next((value for flag, value in reversed(self.flags) if flag == name), "false")
+        if value.lower() not in ("", "true", "false", "1", "0"):
+            raise self.fail(f"--{name}={value} is neither true nor false")
+        return value.lower() in ("", "true", "1")
 
     def fail(self, why: str) -> BuildError:
         """An error that names the place."""
@@ -38,7 +71,7 @@ class Instruction:
 
     def __str__(self) -> str:
         """As it is shown to people: on one line."""
-        flags = [f"--{name}={value}" for name, value in self.flags.items()]
+        flags = [f"--{name}={value}" if value else f"--{name}" for name, value in self.flags]
         return " ".join([self.name, *flags, *self.text.split()])
 
     def exec_form(self) -> list[str] | None:
@@ -87,7 +120,8 @@ def _instructions(text: str) -> list[Instruction]:
     found: list[Instruction] = []
     start = 0
     parts: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    lines = iter(enumerate(text.splitlines(), 1))
+    for number, line in lines:
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
             continue  # also between continued lines
@@ -97,11 +131,32 @@ def _instructions(text: str) -> list[Instruction]:
             parts.append((line if parts else line.lstrip()).rstrip()[: -len(escape)])
             continue
         parts.append(line.rstrip() if parts else line.strip())
-        found.append(_instruction(start, "".join(parts)))
+        found.append(parse_instruction("".join(parts), start, lines))
         parts = []
     if parts:
-        found.append(_instruction(start, "".join(parts)))
+        found.append(parse_instruction("".join(parts), start))
     return found
+
+
+def _documents(line: int, text: str, lines: Iterator[tuple[int, str]]) -> tuple[HereDocument, ...]:
+    """Reads the here-documents that a line begins, one after the other, from the lines after it."""
+    found = []
+    for match in _HERE.finditer(text):
+        name = match["name"]
+        if name is None:
+            continue
+        raw: list[str] = []
+        for _, content in lines:
+            if (content.lstrip("\t") if match["strip"] else content) == name:
+                break
+            raw.append(content)
+        else:
+            raise BuildError(f"line {line}: the here-document {name} has no end: a line that says just {name}")
+        kept = [content.lstrip("\t") for content in raw] if match["strip"] else raw
+        whole = "".join(f"{content}\n" for content in kept)
+        ended = "".join(f"{content}\n" for content in (*raw, name))
+        found.append(HereDocument(match["operator"], name, whole, ended, not match["quote"]))
+    return tuple(found)
 
 
 def _escape(text: str) -> str:
@@ -115,7 +170,8 @@ def _escape(text: str) -> str:
     return "\\"
 
 
-def _instruction(line: int, text: str) -> Instruction:
+def parse_instruction(text: str, line: int, lines: Iterator[tuple[int, str]] | None = None) -> Instruction:
+    """The instruction on one (joined) line. lines: those after it, where its here-documents are. Raises BuildError."""
     name, _, rest = text.strip().partition(" ")
     if "\t" in name:
         name, _, rest = text.strip().partition("\t")
@@ -124,16 +180,21 @@ def _instruction(line: int, text: str) -> Instruction:
         raise BuildError(f"line {line}: {name} is not an instruction that highrt builds; it knows {', '.join(sorted(_KNOWN))}")
     if not rest:
         raise BuildError(f"line {line}: {name} needs an argument")
-    if name in ("RUN", "COPY", "ADD") and _HEREDOC.search(rest):
-        raise BuildError(f"line {line}: {name} with a here-document is not supported: put the text into a file and COPY it")
-    flags: dict[str, str] = {}
+    documents = _documents(line, rest, lines or iter(())) if name in _TAKES_DOCUMENTS else ()
+    flags: list[tuple[str, str]] = []
     if name in _FLAGS:
         while match := _FLAG.match(rest):
             if match[1] not in _FLAGS[name]:
                 raise BuildError(f"line {line}: {name} --{match[1]} is not supported")
-            flags[match[1]] = match[2] or ""
+            flags.append((match[1], match[2] or ""))
             rest = rest[match.end() :]
-    return Instruction(line, name, rest, flags)
+    found = Instruction(line, name, rest, tuple(flags), documents)
+    if name == "ONBUILD":
+        trigger = rest.split(None, 1)[0].upper()
+        if trigger in ("ONBUILD", "FROM", "MAINTAINER"):
+            raise found.fail(f"{trigger} cannot be a trigger")
+        parse_instruction(rest, line)
+    return found
 
 
 def words(text: str, variables: Mapping[str, str]) -> list[str]:
@@ -144,6 +205,12 @@ def words(text: str, variables: Mapping[str, str]) -> list[str]:
 def expand(text: str, variables: Mapping[str, str]) -> str:
     """Replaces variables and takes quotes away; blanks stay. Raises ValueError with the reason."""
     return _Lexer(text, variables).word(split=False)
+
+
+def expand_document(text: str, variables: Mapping[str, str]) -> str:
+    """Replaces variables as a shell does in a here-document: quotes are nothing special, and a backslash quotes a dollar sign or
+    another backslash only. Raises ValueError with the reason."""
+    return _Lexer(text, variables).document()
 
 
 def pairs(text: str, variables: Mapping[str, str]) -> dict[str, str]:
@@ -188,6 +255,17 @@ class _Lexer:
             elif character == '"':
                 out.append(self._double_quoted())
             elif character == "\\":
+                out.append(self._next())
+            elif character == "$":
+                out.append(self._variable())
+            else:
+                out.append(character)
+        return "".join(out)
+
+    def document(self) -> str:
+        out = []
+        while character := self._next():
+            if character == "\\" and self._peek() in ("$", "\\"):
                 out.append(self._next())
             elif character == "$":
                 out.append(self._variable())

@@ -140,28 +140,32 @@ def copy(
     owner: Ownership,
     *,
     unpack_archives: bool,
-) -> None:
+    several: bool = False,
+) -> list[str]:
     """Writes sources to a destination, by the rules of COPY: into it where it ends with a slash or is a directory there.
 
-    unpack_archives: as ADD does with a local tar archive. Raises BuildError.
+    unpack_archives: as ADD does with a local tar archive. several: these are not all that is written there. Returns the
+    directories that had to be made on the way. Raises BuildError.
     """
+    made: list[str] = []
     there = root.stat(destination, follow=True)
     into = destination.endswith("/") or (there is not None and stat.S_ISDIR(there.st_mode))
-    if len(sources) > 1 and not into:
+    if (several or len(sources) > 1) and not into:
         raise BuildError(f"several files are copied to {destination!r}: end it with a slash to make it a directory")
     for source in sources:
         if source.is_directory:
             if there is not None and not stat.S_ISDIR(there.st_mode):
                 raise BuildError(f"{destination!r} is a file in the image, a directory cannot be copied to it")
-            _make_directories(root, destination, owner)
+            made += _make_directories(root, destination, owner)
             for entry in source.entries[1:]:
                 _write(context, entry, root, f"{destination}/{entry.name}", owner)
         elif unpack_archives and _unpack(context, source.entries[0], root, destination):
             continue
         else:
             target = f"{destination}/{os.path.basename(source.path)}" if into else destination
-            _make_directories(root, os.path.dirname(target.rstrip("/")), owner)
+            made += _make_directories(root, os.path.dirname(target.rstrip("/")), owner)
             _write(context, source.entries[0], root, target, owner)
+    return made
 
 
 def make_directory(root: RootedTree, path: str) -> bool:
@@ -175,7 +179,9 @@ def make_directory(root: RootedTree, path: str) -> bool:
     return True
 
 
-def _make_directories(root: RootedTree, path: str, owner: Ownership, links: int = _LINKS) -> None:
+def _make_directories(root: RootedTree, path: str, owner: Ownership, links: int = _LINKS) -> list[str]:
+    """Returns those that were not there."""
+    made = []
     parts = [part for part in path.split("/") if part]
     for depth in range(1, len(parts) + 1):
         folder = "/".join(parts[:depth])
@@ -184,12 +190,15 @@ def _make_directories(root: RootedTree, path: str, owner: Ownership, links: int 
             # a link to what is not there: that is made, inside the root
             if not links:
                 raise BuildError(f"/{folder} leads through too many symbolic links")
-            _make_directories(root, os.path.normpath(os.path.join("/", os.path.dirname(folder), link)), owner, links - 1)
+            target = os.path.normpath(os.path.join("/", os.path.dirname(folder), link))
+            made += _make_directories(root, target, owner, links - 1)
         elif found is None:
             root.directory(folder, 0o755)
             root.own(folder, owner.uid, owner.gid)
+            made.append(folder)
         elif not stat.S_ISDIR(found.st_mode):
             raise BuildError(f"/{folder} is a file in the image, and no directory")
+    return made
 
 
 def _write(context: RootedTree, entry: Entry, root: RootedTree, target: str, owner: Ownership) -> None:

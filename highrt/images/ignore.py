@@ -37,6 +37,10 @@ class Ignore:
                 ignored = not keep
         return ignored
 
+    def __bool__(self) -> bool:
+        """Whether there is a pattern at all."""
+        return bool(self._patterns)
+
     @property
     def has_exceptions(self) -> bool:
         """Whether something inside an ignored folder may still be wanted."""

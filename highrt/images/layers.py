@@ -350,13 +350,14 @@ class _Tail:
         self._stream.flush()
 
 
-def pack(folder: str, blob: str, *, latest_mtime: int | None = None) -> Packed:
+def pack(folder: str, blob: str, *, latest_mtime: int | None = None, without: Sequence[str] = ()) -> Packed:
     """Packs what an overlay's upper folder holds as a gzip layer, to a new file.
 
     The same content gives the same bytes: entries are sorted, and user names, gzip's time and the times of directories are
     left out. latest_mtime: no file is younger than that (seconds since the epoch; SOURCE_DATE_EPOCH).
+    without: directories that get no entry of their own, so that they stay as they are in the layers below.
     """
-    entries = 0
+    entries, left_out = 0, {*without}
     with open(blob, "xb") as file:
         out = _Counting(file)
         packer = _Gzip(out)
@@ -364,6 +365,8 @@ def pack(folder: str, blob: str, *, latest_mtime: int | None = None) -> Packed:
         with tarfile.open(fileobj=cast(IO[bytes], tail), mode="w", format=tarfile.PAX_FORMAT) as tar:
             seen: dict[tuple[int, int], str] = {}
             for path in _walk(folder, ""):
+                if path in left_out:
+                    continue
                 entries += _pack_entry(tar, folder, path, seen, latest_mtime)
         tail.flush()
         diff_id = packer.finish()

@@ -39,10 +39,10 @@ class Workers:
         paths = {"blob": str(blob), "folder": str(folder), "below": [str(path) for path in below]}
         return Applied(**await self._ask({"do": "unpack", "diff_id": diff_id, **paths}))
 
-    async def pack_layer(self, folder: Path, blob: Path, *, latest_mtime: int | None) -> Packed:
+    async def pack_layer(self, folder: Path, blob: Path, *, latest_mtime: int | None, without: Sequence[str] = ()) -> Packed:
         """`layers.pack` in another process. Raises ImageError where the file system failed."""
         paths = {"folder": str(folder), "blob": str(blob)}
-        return Packed(**await self._ask({"do": "pack", "latest_mtime": latest_mtime, **paths}))
+        return Packed(**await self._ask({"do": "pack", "latest_mtime": latest_mtime, "without": [*without], **paths}))
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         process = await self._take()

@@ -129,6 +129,23 @@ class RootedTree:
         if name:
             self._clear(parent, name)
 
+    def remove_stub(self, path: str) -> None:
+        """Takes away an empty directory or an empty file; whatever else is there stays."""
+        try:
+            parent, name = self._place(path, make=False)
+            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        self._forget_parents(keep=parent)
+        if stat.S_ISDIR(found.st_mode):
+            try:
+                os.rmdir(name, dir_fd=parent)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+        elif stat.S_ISREG(found.st_mode) and found.st_size == 0:
+            os.unlink(name, dir_fd=parent)
+
     # attributes
 
     def own(self, path: str, uid: int, gid: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from highrt.images.caches import Caches
 from highrt.images.content import ContentStore
 from highrt.images.errors import ImageError, ImageInUse, ImageNotFound, InvalidImage, InvalidReference
 from highrt.images.locks import KeyedLocks
@@ -70,6 +71,7 @@ class ImageService:
         self.registry = Registry(registry_config)
         self.workers = Workers()
         self.steps = root / "steps"
+        self.caches = Caches(root / "caches")
         self._images: dict[str, Image] = {}
         self._pulls: dict[tuple[str, str, Auth], _Pull] = {}
         self._downloads = asyncio.Semaphore(_PARALLEL_DOWNLOADS)

@@ -37,7 +37,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             )
             _sync_file_system(request["folder"])
         else:
-            result = pack(request["folder"], request["blob"], latest_mtime=request["latest_mtime"])
+            result = pack(request["folder"], request["blob"], latest_mtime=request["latest_mtime"], without=request["without"])
         return {"result": dataclasses.asdict(result)}
     except errors.ImageError as error:
         return {"error": type(error).__name__, "message": str(error)}

@@ -171,8 +171,12 @@ class PersonService(HighrtBase):
                 file=Path(request.file) if request.file else None,
                 build_args=dict(request.build_args),
                 build_contexts={name: Path(path) for name, path in request.build_contexts.items()},
+                text=request.containerfile if request.HasField("containerfile") else None,
+                secrets=dict(request.secrets),
+                labels=dict(request.labels),
                 target=request.target or None,
                 no_cache=request.no_cache,
+                pull=request.pull,
                 progress=say,
             )
             for tag in request.tags[1:]:

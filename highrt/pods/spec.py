@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from highrt import seccomp_default
 from highrt.images.model import ImageConfig
-from highrt.pods import identity, mounts, seccomp_default, userns
+from highrt.pods import identity, mounts, userns
 from highrt.pods.errors import InvalidArgument
 from highrt.pods.model import ContainerUser
 from strata.linux import capabilities as kernel

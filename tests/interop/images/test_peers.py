@@ -41,7 +41,7 @@ async def image(service: ImageService, registry: DockerRegistry, tmp_path: Path)
     (context / "Containerfile").write_text(CONTAINERFILE)
     (context / "setuid").write_text("s")
     tag = f"{registry.address}/made:1"
-    step = runtime_step(lambda _: None, runtime="runc")
+    step = runtime_step(runtime="runc")
     image = await build(service, context, tag=tag, build_contexts={"host": Path("/")}, run_step=step)
     await service.push(tag)
     return image

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from highrt import seccomp_default
 from highrt.images.model import ImageConfig
-from highrt.pods import sandbox, sandboxes, seccomp_default, spec
+from highrt.pods import sandbox, sandboxes, spec
 from highrt.pods.errors import InvalidArgument
 from highrt.pods.signals import number, of_number, stop_signal
 from strata.linux import capabilities
