@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from highrt.images.content import MAX_DOCUMENT, parse_document
+from highrt.images.decompress import broken, decompressed
 from highrt.images.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, InvalidReference
-from highrt.images.layers import BROKEN, decompressed
 from highrt.images.model import (
     INDEX_TYPES,
     OCI_CONFIG,
@@ -99,7 +99,7 @@ def _read(archive: IO[bytes], folder: Path) -> dict[str, _Member]:
                     members[name] = _put_aside(source, folder / str(len(members)))
     except tarfile.TarError as error:
         raise InvalidImage(f"this is not an image archive: {error}") from None
-    except BROKEN as error:
+    except broken() as error:
         raise InvalidImage(f"the archive cannot be decompressed: {error}") from None
     for name, target in links.items():
         if target in members:

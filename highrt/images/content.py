@@ -59,7 +59,11 @@ class ContentStore:
     def write(self, digest: str) -> "Ingest":
         """Begins to write a blob, or goes on with one that was cut: `offset` says how much is there already."""
         self.path(digest)
-        return Ingest(self._ingest / digest.replace(":", "-"), digest, self.path(digest))
+        return Ingest(self.partial(digest), digest, self.path(digest))
+
+    def partial(self, digest: str) -> Path:
+        """Where a blob is while it is written."""
+        return self._ingest / digest.replace(":", "-")
 
     def add(self, data: bytes, media_type: str) -> Descriptor:
         """Stores bytes that were made here."""

@@ -10,16 +10,16 @@ import io
 import os
 import re
 import stat
-import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, cast
 
+from highrt.images.decompress import broken, decompressed
 from highrt.images.errors import BuildError
 from highrt.images.ignore import Ignore, translate
-from highrt.images.layers import BROKEN, decompressed, extract
+from highrt.images.layers import extract
 from highrt.images.rooted import RootedTree
+from highrt.images.tarstream import TarError, TarStream
 
 _CHUNK = 1 << 20
 _MAGIC = set("*?[")
@@ -255,17 +255,15 @@ def _unpack(context: RootedTree, entry: Entry, root: RootedTree, destination: st
             return False
         file.seek(0)
         _make_directories(root, destination, Ownership())
-        with tarfile.open(fileobj=cast(IO[bytes], decompressed(file, stack)), mode="r|*") as tar:
-            extract(tar, root, destination)
+        extract(decompressed(file, stack), root, destination)
     return True
 
 
 def _is_archive(file: io.BufferedReader) -> bool:
     with ExitStack() as stack:
         try:
-            tarfile.open(fileobj=cast(IO[bytes], decompressed(file, stack)), mode="r|*").close()
-        except tarfile.TarError:
+            return next(iter(TarStream(decompressed(file, stack))), None) is not None
+        except TarError:
             return False
-        except BROKEN:
+        except broken():
             return False
-        return True

@@ -140,9 +140,13 @@ class Metadata:
             self._db.execute("INSERT INTO snapshots(kind, name, parent, image) VALUES (?, ?, ?, ?)", (kind, name, parent, image))
         return int(self._db.last_insert_rowid())
 
-    def snapshot_ready(self, snapshot: int, size: int = 0, inodes: int = 0) -> None:
+    def snapshot_ready(self, snapshot: int, size: int = 0, inodes: int = 0, parent: int | None = None) -> None:
+        """parent: what a layer turned out to stand on; None leaves it as it is."""
         with self._db:
-            self._db.execute("UPDATE snapshots SET ready = 1, bytes = ?, inodes = ? WHERE id = ?", (size, inodes, snapshot))
+            self._db.execute(
+                "UPDATE snapshots SET ready = 1, bytes = ?, inodes = ?, parent = coalesce(?, parent) WHERE id = ?",
+                (size, inodes, parent, snapshot),
+            )
 
     def snapshot(self, kind: str, name: str) -> SnapshotRow | None:
         """The ready snapshot of a kind and name."""

@@ -69,6 +69,26 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Applied:
+    """What unpacking a layer came to. complete: it describes its root and every directory, and takes nothing from those below."""
+
+    diff_id: str
+    bytes: int
+    inodes: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A layer's blob: of the file itself (digest, size), and of the tar inside (diff_id). entries 0: an empty layer."""
+
+    digest: str
+    size: int
+    diff_id: str
+    entries: int
+
+
+@dataclass(frozen=True)
 class Descriptor:
     """Names content by digest (image-spec, descriptor.md)."""
 

@@ -5,6 +5,7 @@ unpacking a small one.
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import sys
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from highrt.images import errors
-from highrt.images.layers import Applied, Packed
+from highrt.images.layers import Blob
+from highrt.images.model import Applied, Packed
 
 _IDLE_SECONDS = 5.0
 _LINE_LIMIT = 1 << 20
+_AT_ONCE = min(max(os.cpu_count() or 1, 2), 4)
+"""How many layers are unpacked at once: each takes a core and a half, and some 20 MB."""
 
 
 class Workers:
@@ -24,6 +28,7 @@ class Workers:
 
     def __init__(self) -> None:
         self._idle: dict[asyncio.subprocess.Process, asyncio.TimerHandle] = {}
+        self._unpacking = asyncio.Semaphore(_AT_ONCE)
 
     async def close(self) -> None:
         """Ends those that are idle; those at work end with the calls that wait for them."""
@@ -31,20 +36,22 @@ class Workers:
             self._end(process)
             await process.wait()
 
-    async def unpack_layer(self, blob: Path, folder: Path, *, diff_id: str, below: Sequence[Path]) -> Applied:
-        """`layers.unpack` in another process; the files are on disk when it returns.
+    async def unpack_layer(self, blob: Blob, folder: Path, *, diff_id: str) -> Applied:
+        """`layers.unpack` in another process. Raises what that raises, and ImageError where the file system failed."""
+        async with self._unpacking:
+            request = {"do": "unpack", "diff_id": diff_id, "blob": dataclasses.asdict(blob), "folder": str(folder)}
+            return Applied(**await self._ask(request))
 
-        Raises what `layers.unpack` raises, and ImageError where the file system failed.
-        """
-        paths = {"blob": str(blob), "folder": str(folder), "below": [str(path) for path in below]}
-        return Applied(**await self._ask({"do": "unpack", "diff_id": diff_id, **paths}))
+    async def finish_layer(self, folder: Path, *, below: Sequence[Path], root: bool) -> None:
+        """`layers.inherit` in another process; afterwards the layer's files are on disk. Raises as `unpack_layer` does."""
+        await self._ask({"do": "finish", "folder": str(folder), "below": [str(path) for path in below], "root": root})
 
     async def pack_layer(self, folder: Path, blob: Path, *, latest_mtime: int | None, without: Sequence[str] = ()) -> Packed:
         """`layers.pack` in another process. Raises ImageError where the file system failed."""
         paths = {"folder": str(folder), "blob": str(blob)}
         return Packed(**await self._ask({"do": "pack", "latest_mtime": latest_mtime, "without": [*without], **paths}))
 
-    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, request: dict[str, Any]) -> Any:
         process = await self._take()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -66,8 +73,7 @@ class Workers:
         if "error" in answer:
             kind: type[errors.ImageError] = getattr(errors, answer["error"], errors.ImageError)
             raise kind(answer["message"])
-        result: dict[str, Any] = answer["result"]
-        return result
+        return answer["result"]
 
     async def _take(self) -> asyncio.subprocess.Process:
         while self._idle:

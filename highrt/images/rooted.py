@@ -16,22 +16,21 @@ from strata.linux import syscalls
 OPAQUE = "trusted.overlay.opaque"
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _INSIDE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CACHED_PARENTS = 64
 
 
 class RootedTree:
-    """A tree below `root`. below: the folders of the layers underneath, topmost first, whose directories lend mode, owner
-    and extended attributes to those that have to be made on the way to a file."""
+    """A tree below `root`. implied: the directories that had to be made on the way to a file, in that order."""
 
-    def __init__(self, root: str, below: Sequence[str] = ()) -> None:
+    def __init__(self, root: str) -> None:
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._below = [os.open(folder, _DIRECTORY | os.O_CLOEXEC) for folder in below]
         self._parents: dict[str, int] = {}
+        self.implied: dict[str, None] = {}
 
     def close(self) -> None:
         self._forget_parents()
-        for descriptor in (self._root, *self._below):
-            os.close(descriptor)
+        os.close(self._root)
 
     def __enter__(self) -> "RootedTree":
         return self
@@ -79,11 +78,15 @@ class RootedTree:
         parent, name = self._place(path)
         if not name:
             return False
-        covered = self._clear(parent, name, keep_directory=True)
+        covered = False
         try:
             os.mkdir(name, 0o755, dir_fd=parent)
         except FileExistsError:
-            return False
+            covered = self._clear(parent, name, keep_directory=True)
+            try:
+                os.mkdir(name, 0o755, dir_fd=parent)
+            except FileExistsError:
+                return False
         if covered:
             # What the whiteout hid of the layers below must not shine through the directory that takes its place.
             self._with(path, lambda where: os.setxattr(where, OPAQUE, b"y"))
@@ -93,13 +96,20 @@ class RootedTree:
 
     def file(self, path: str) -> int:
         """A new, empty regular file in the place of whatever is there: its descriptor, open for writing."""
-        parent, name = self._clean(path)
-        return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        parent, name = self._place(path)
+        try:
+            return os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
+        except FileExistsError:
+            parent, name = self._clean(path)
+            return os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
 
     def symlink(self, path: str, target: str) -> None:
-        parent, name = self._clean(path)
-        os.symlink(target, name, dir_fd=parent)
-        self._forget_parents()
+        parent, name = self._place(path)
+        try:
+            os.symlink(target, name, dir_fd=parent)
+        except FileExistsError:
+            parent, name = self._clean(path)
+            os.symlink(target, name, dir_fd=parent)
 
     def link(self, path: str, existing: str) -> None:
         """A hard link to a file of this tree. Raises FileNotFoundError."""
@@ -175,6 +185,31 @@ class RootedTree:
         if values:
             self._with(path, apply)
 
+    def be_like(self, folder: str, others: Sequence["RootedTree"]) -> None:
+        """Gives a directory the attributes that it has in the first of some other trees that has it. A whiteout or a file there
+        hides those further on."""
+        here = self.stat(folder)
+        if here is None or not stat.S_ISDIR(here.st_mode):
+            return
+        for other in others:
+            try:
+                source = other.open(folder, os.O_PATH | os.O_NOFOLLOW)
+            except OSError:
+                continue
+            try:
+                like = os.fstat(source)
+                if not stat.S_ISDIR(like.st_mode):
+                    return
+                where = f"/proc/self/fd/{source}"
+                attributes = {name: os.getxattr(where, name) for name in os.listxattr(where)}
+            finally:
+                os.close(source)
+            self.own(folder, like.st_uid, like.st_gid)
+            self.chmod(folder, stat.S_IMODE(like.st_mode))
+            self.set_xattrs(folder, {k: v for k, v in attributes.items() if not k.startswith("trusted.overlay.")})
+            self.touch(folder, like.st_mtime_ns)
+            return
+
     def _with(self, path: str, act: Callable[[str], None]) -> None:
         """Calls with a path that means just this file: setxattr has no form with a directory's descriptor."""
         parent, name = self._place(path, make=False)
@@ -184,6 +219,9 @@ class RootedTree:
 
     def _place(self, path: str, *, make: bool = True) -> tuple[int, str]:
         """A descriptor of the parent directory, made where it is missing, and the last name ("" for the root itself)."""
+        folder, _, name = path.rpartition("/")
+        if name not in ("", ".", "..") and (known := self._parents.get(folder)) is not None:
+            return known, name
         parts = [part for part in path.split("/") if part not in ("", ".")]
         if parts and parts[-1] == "..":
             raise OSError(errno.EINVAL, "a path must not end in '..'", path)
@@ -208,26 +246,7 @@ class RootedTree:
             if (found := self.stat(folder, follow=True)) and stat.S_ISDIR(found.st_mode):
                 continue
             if self.directory(folder, 0o755):
-                self._inherit(folder)
-
-    def _inherit(self, folder: str) -> None:
-        for below in self._below:
-            try:
-                source = syscalls.openat2(below, folder, os.O_RDONLY | os.O_NOFOLLOW, syscalls.RESOLVE_IN_ROOT)
-            except OSError:
-                continue
-            try:
-                like = os.fstat(source)
-                if not stat.S_ISDIR(like.st_mode):
-                    return  # a whiteout or a file hides what is further below
-                attributes = {name: os.getxattr(source, name) for name in os.listxattr(source)}
-            finally:
-                os.close(source)
-            self.own(folder, like.st_uid, like.st_gid)
-            self.chmod(folder, stat.S_IMODE(like.st_mode))
-            self.set_xattrs(folder, {k: v for k, v in attributes.items() if not k.startswith("trusted.overlay.")})
-            self.touch(folder, like.st_mtime_ns)
-            return
+                self.implied[folder] = None
 
     def _clean(self, path: str) -> tuple[int, str]:
         parent, name = self._place(path)

@@ -10,14 +10,15 @@ import contextlib
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from highrt.images.caches import Caches
 from highrt.images.content import ContentStore
-from highrt.images.errors import ImageError, ImageInUse, ImageNotFound, InvalidImage, InvalidReference
+from highrt.images.errors import DigestMismatch, ImageError, ImageInUse, ImageNotFound, InvalidImage, InvalidReference
+from highrt.images.layers import Blob
 from highrt.images.locks import KeyedLocks
 from highrt.images.metadata import Metadata
 from highrt.images.model import (
@@ -25,6 +26,7 @@ from highrt.images.model import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     OCI_MANIFEST,
+    Applied,
     Auth,
     Descriptor,
     Image,
@@ -36,7 +38,7 @@ from highrt.images.model import (
 from highrt.images.offload import Workers
 from highrt.images.reference import Reference, parse, parse_id
 from highrt.images.registry import Manifest, Registry, Repository, checked_manifest
-from highrt.images.snapshots import Rootfs, Snapshots, chain_ids
+from highrt.images.snapshots import Rootfs, Snapshots, chain_ids, remove_tree
 from highrt.images.steps import drop_steps
 from strata.linux import mounts
 from strata.telemetry import logs
@@ -306,32 +308,63 @@ class ImageService:
     async def _layers(
         self, repository: Repository, name: Reference, layers: Sequence[Descriptor], diff_ids: Sequence[str], report: Report
     ) -> None:
-        """Downloads layers side by side, and unpacks each as soon as it and those below it are here."""
+        """Downloads and unpacks layers side by side: each is unpacked while it arrives."""
+        arriving = [asyncio.Event() for _ in layers]
+        renewed: set[int] = set()
 
-        async def download(layer: Descriptor) -> None:
+        async def download(number: int, layer: Descriptor) -> None:
+            reached = 0
+
+            def count(done: int) -> None:
+                nonlocal reached
+                if done < reached:
+                    renewed.add(number)  # the registry could not go on with what was there
+                reached = done
+                arriving[number].set()
+                report(Progress(str(name), layer.digest, done, layer.size, "downloading"))
+
             if any(mark in layer.media_type for mark in FOREIGN_LAYERS) and not self.content.has(layer.digest):
                 raise InvalidImage(f"{name}: layer {layer.digest} may not be distributed ({layer.media_type})")
             report(Progress(str(name), layer.digest, 0, layer.size, "waiting"))
             async with self._downloads:
-                await self._download(
-                    repository,
-                    name,
-                    layer,
-                    lambda done: report(Progress(str(name), layer.digest, done, layer.size, "downloading")),
-                )
+                try:
+                    await self._download(repository, name, layer, count)
+                finally:
+                    arriving[number].set()
+            report(Progress(str(name), layer.digest, layer.size, layer.size, "unpacking"))
 
-        downloads = [asyncio.create_task(download(layer)) for layer in layers]
+        async def bring(number: int, folder: Path) -> Applied:
+            layer, task = layers[number], downloads[number]
+            path = str(self.content.path(layer.digest))
+            await arriving[number].wait()
+            partial = str(self.content.partial(layer.digest))
+            if task.done():
+                await task
+                partial = ""
+            try:
+                done = await self.workers.unpack_layer(Blob(path, partial, layer.size), folder, diff_id=diff_ids[number])
+            except (DigestMismatch, InvalidImage):
+                await task
+                if number not in renewed:
+                    raise
+                remove_tree(folder)  # some of what was read was no part of the blob
+                folder.mkdir()
+                done = await self.workers.unpack_layer(Blob(path), folder, diff_id=diff_ids[number])
+            await task  # whose end says that the digest of the blob is right, too
+            return done
+
+        downloads = [asyncio.create_task(download(number, layer)) for number, layer in enumerate(layers)]
+        unpacking = asyncio.create_task(self._stack(diff_ids, bring))
+        tasks: list[asyncio.Task[Any]] = [*downloads, unpacking]
         try:
-            parent: int | None = None
-            for layer, task, diff_id, chain in zip(layers, downloads, diff_ids, chain_ids(diff_ids), strict=True):
-                await _first_failure(downloads, task)
-                report(Progress(str(name), layer.digest, layer.size, layer.size, "unpacking"))
-                parent = await self.snapshots.unpack(chain, parent, self.content.path(layer.digest), diff_id)
+            for task in tasks:
+                await _first_failure(tasks, task)
+            for layer in layers:
                 report(Progress(str(name), layer.digest, layer.size, layer.size, "done"))
         finally:
-            for task in downloads:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*downloads, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def push(
         self,
@@ -411,10 +444,36 @@ class ImageService:
 
     async def unpack(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> int | None:
         """The snapshot of a chain of layers whose blobs are in the store; None for no layers."""
-        parent: int | None = None
-        for layer, diff_id, chain in zip(layers, diff_ids, chain_ids(diff_ids), strict=True):
-            parent = await self.snapshots.unpack(chain, parent, self.content.path(layer.digest), diff_id)
-        return parent
+
+        async def bring(number: int, folder: Path) -> Applied:
+            blob = Blob(str(self.content.path(layers[number].digest)))
+            return await self.workers.unpack_layer(blob, folder, diff_id=diff_ids[number])
+
+        return await self._stack(diff_ids, bring)
+
+    async def _stack(self, diff_ids: Sequence[str], bring: Callable[[int, Path], Awaitable[Applied]]) -> int | None:
+        """Unpacks the layers of a chain side by side; the first failure ends the others. Returns the topmost snapshot.
+
+        bring: unpacks the layer with a number into a folder.
+        """
+        tasks: list[asyncio.Task[int]] = []
+
+        async def layer(number: int, chain: str) -> int:
+            async def parent() -> int | None:
+                return await asyncio.shield(tasks[number - 1]) if number else None
+
+            return await self.snapshots.unpack(chain, parent, diff_ids[number], lambda folder: bring(number, folder))
+
+        try:
+            for number, chain in enumerate(chain_ids(diff_ids)):
+                tasks.append(asyncio.create_task(layer(number, chain)))
+            for task in tasks:
+                await _first_failure(tasks, task)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return tasks[-1].result() if tasks else None
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -495,7 +554,7 @@ class ImageService:
         await self.snapshots.collect(chains)
 
 
-async def _first_failure(tasks: Sequence[asyncio.Task[None]], wanted: asyncio.Task[None]) -> None:
+async def _first_failure(tasks: Sequence[asyncio.Task[Any]], wanted: asyncio.Task[Any]) -> None:
     """Waits for one of several tasks; a failure of any is raised at once."""
     while not wanted.done():
         await asyncio.wait([task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED)

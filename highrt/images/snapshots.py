@@ -13,13 +13,14 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from highrt.images.errors import ImageError, ImageInUse
 from highrt.images.locks import KeyedLocks
 from highrt.images.metadata import Metadata, SnapshotRow
+from highrt.images.model import Applied
 from highrt.images.offload import Workers
 from strata.linux import mounts, namespaces, syscalls
 from strata.telemetry import logs
@@ -28,6 +29,8 @@ from strata.telemetry.spans import span
 log = logs.get("highrt.snapshots")
 
 _CLONE_FS = 0x200
+Parent = Callable[[], Awaitable[int | None]]
+Bring = Callable[[Path], Awaitable[Applied]]
 _PAGE = 4096
 
 
@@ -173,21 +176,27 @@ class Snapshots:
     def layer(self, chain_id: str) -> SnapshotRow | None:
         return self._metadata.snapshot("layer", chain_id)
 
-    async def unpack(self, chain_id: str, parent: int | None, blob: Path, diff_id: str) -> int:
+    async def unpack(self, chain_id: str, parent: Parent, diff_id: str, bring: Bring) -> int:
         """The snapshot of a chain of layers, unpacked where it is not there. Wanted twice at once, it is done once.
 
-        Raises DigestMismatch, InvalidImage; nothing is left then.
+        parent: gives the snapshot of the chain below, or None; it is asked for when the layer's own files are there, so that
+        layers are unpacked side by side. bring: unpacks into a folder; called where the layer is not here. Raises DigestMismatch,
+        InvalidImage and what the two raise; nothing is left then.
         """
+        # A layer's lock is held while those below it are waited for, never the other way around: there is no circle.
         async with self._locks.hold(chain_id):
             if found := self.layer(chain_id):
                 return found.id
-            below = [self.folder(snapshot) for snapshot in self._metadata.ancestry(parent)] if parent else []
-            snapshot = self._metadata.new_snapshot("layer", chain_id, parent)
+            snapshot = self._metadata.new_snapshot("layer", chain_id, None)
+            folder = self.folder(snapshot)
             try:
                 with span("unpack layer", diff_id=diff_id):
-                    self.folder(snapshot).mkdir(parents=True)
-                    done = await self._workers.unpack_layer(blob, self.folder(snapshot), diff_id=diff_id, below=below)
-                self._metadata.snapshot_ready(snapshot, done.bytes, done.inodes)
+                    folder.mkdir(parents=True)
+                    done = await bring(folder)
+                    below = await parent()
+                    lower = [self.folder(row) for row in self._metadata.ancestry(below)] if below is not None else []
+                    await self._workers.finish_layer(folder, below=lower, root=not done.complete)
+                self._metadata.snapshot_ready(snapshot, done.bytes, done.inodes, parent=below)
             except BaseException:
                 self._metadata.remove_snapshot(snapshot)
                 await asyncio.shield(asyncio.to_thread(remove_tree, self._root / str(snapshot)))

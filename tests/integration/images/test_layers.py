@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from highrt.images.errors import DigestMismatch, InvalidImage
-from highrt.images.layers import pack, unpack
+from highrt.images.layers import Blob, inherit, unpack
+from highrt.images.packing import pack
 from tests.integration.images.conftest import file, header, tar_of, tree
 
 Unpack = Callable[..., Path]
@@ -39,15 +40,11 @@ def apply(tmp_path: Path) -> Unpack:
     """Unpacks a tar into a new folder."""
 
     def apply(tar: bytes, *below: Path, name: str = "layer") -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
+        folder = tmp_path / name / "fs"
+        folder.mkdir(parents=True)
         (tmp_path / "blob").write_bytes(tar)
-        unpack(
-            str(tmp_path / "blob"),
-            str(folder),
-            diff_id="sha256:" + hashlib.sha256(tar).hexdigest(),
-            below=[str(path) for path in below],
-        )
+        done = unpack(Blob(str(tmp_path / "blob")), str(folder), diff_id="sha256:" + hashlib.sha256(tar).hexdigest())
+        inherit(str(folder), [str(path) for path in below], root=not done.complete)
         return folder
 
     return apply
@@ -127,9 +124,9 @@ def test_no_archive_at_all_reaches_outside(entries: list[tuple[str, bytes, str]]
         tar = tar_of(*made)
         (outside / "blob").write_bytes(tar)
         with contextlib.suppress(InvalidImage):
-            unpack(str(outside / "blob"), str(root), diff_id="sha256:" + hashlib.sha256(tar).hexdigest())
+            unpack(Blob(str(outside / "blob")), str(root), diff_id="sha256:" + hashlib.sha256(tar).hexdigest())
         assert sorted(os.listdir(outside)) == ["blob", "canary", "in"]
-        assert os.listdir(outside / "in") == ["root"]
+        assert {*os.listdir(outside / "in")} <= {"root", "implied"}
         found = canary.stat()
         assert (canary.read_text(), found.st_nlink, stat.S_IMODE(found.st_mode)) == ("untouched", 1, 0o644)
 
@@ -215,11 +212,11 @@ def test_the_digest_is_that_of_the_tar(tmp_path: Path, compress: Callable[[bytes
     tar = tar_of(file("f")) + b"\0" * 5000  # padding counts
     (tmp_path / "blob").write_bytes(compress(tar))
     (tmp_path / "d").mkdir()
-    found = unpack(str(tmp_path / "blob"), str(tmp_path / "d"), diff_id="sha256:" + hashlib.sha256(tar).hexdigest())
+    found = unpack(Blob(str(tmp_path / "blob")), str(tmp_path / "d"), diff_id="sha256:" + hashlib.sha256(tar).hexdigest())
     assert (found.bytes, found.inodes) == (4, 1)
     (tmp_path / "e").mkdir()
     with pytest.raises(DigestMismatch, match="refused"):
-        unpack(str(tmp_path / "blob"), str(tmp_path / "e"), diff_id="sha256:" + "0" * 64)
+        unpack(Blob(str(tmp_path / "blob")), str(tmp_path / "e"), diff_id="sha256:" + "0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +233,7 @@ def test_what_is_no_layer_is_refused(tmp_path: Path, blob: bytes) -> None:
     (tmp_path / "blob").write_bytes(blob)
     (tmp_path / "d").mkdir()
     with pytest.raises((InvalidImage, DigestMismatch)):
-        unpack(str(tmp_path / "blob"), str(tmp_path / "d"), diff_id="sha256:" + "0" * 64)
+        unpack(Blob(str(tmp_path / "blob")), str(tmp_path / "d"), diff_id="sha256:" + "0" * 64)
 
 
 def test_packing_and_unpacking_gives_the_same_folder(apply: Unpack, tmp_path: Path) -> None:
@@ -258,7 +255,7 @@ def test_packing_and_unpacking_gives_the_same_folder(apply: Unpack, tmp_path: Pa
     assert again == packed, "the same content gives the same blob"
     second = tmp_path / "second"
     second.mkdir()
-    unpack(str(tmp_path / "packed"), str(second), diff_id=packed.diff_id)
+    unpack(Blob(str(tmp_path / "packed")), str(second), diff_id=packed.diff_id)
     assert tree(second) == tree(first)
     assert packed.size == (tmp_path / "packed").stat().st_size
     for path in tree(first):
