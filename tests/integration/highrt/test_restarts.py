@@ -160,9 +160,14 @@ def test_one_that_ends_while_there_is_no_daemon_starts_with_the_next(daemon: Dae
 
 
 def reboot(daemon: Daemon) -> None:
-    """What a daemon finds after the machine was started anew: no process, no mount, and nothing in its state folder."""
+    """What a daemon finds after the machine was started anew: no process, cgroup or mount, and nothing in its state folder."""
     daemon.kill()
-    cgroups.open_cgroup(f"/strata/{daemon.name}").kill()
+    group = cgroups.open_cgroup(f"/strata/{daemon.name}")
+    group.kill()
+    wait_for(lambda: not group.pids(recursive=True))
+    for hierarchy in group.folders():
+        for folder, _, _ in os.walk(hierarchy, topdown=False):
+            os.rmdir(folder)
     mounts.umount_below(str(daemon.folder / "s"))
     shutil.rmtree(daemon.folder / "s")
     with sqlite3.connect(daemon.folder / "root/pods.db") as database:
