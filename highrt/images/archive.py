@@ -10,7 +10,7 @@ import os
 import shutil
 import tarfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,9 @@ from highrt.images.model import (
 )
 from highrt.images.reference import parse
 from highrt.images.service import ImageService, best_match, diff_ids_of, layers_of
+from highrt.images.tarstream import TarError, TarStream
 
-_CHUNK = 1 << 20
+_MOST_FILES = 10_000
 _REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"
 
@@ -89,15 +90,17 @@ def _read(archive: IO[bytes], folder: Path) -> dict[str, _Member]:
     try:
         with ExitStack() as stack:
             stream = decompressed(_peekable(archive), stack)
-            tar = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|*"))
+            tar = TarStream(stream)
             for entry in tar:
+                if len(members) + len(links) >= _MOST_FILES:
+                    raise InvalidImage(f"the archive has more than {_MOST_FILES} files: no image has so many")
                 name = os.path.normpath(entry.name)
-                if entry.issym() or entry.islnk():
-                    base = os.path.dirname(name) if entry.issym() else ""
-                    links[name] = os.path.normpath(os.path.join(base, entry.linkname))
-                elif entry.isreg() and (source := tar.extractfile(entry)):
-                    members[name] = _put_aside(source, folder / str(len(members)))
-    except tarfile.TarError as error:
+                if entry.kind in "12":
+                    base = os.path.dirname(name) if entry.kind == "2" else ""
+                    links[name] = os.path.normpath(os.path.join(base, entry.link))
+                elif entry.is_file:
+                    members[name] = _put_aside(tar.content(), folder / str(len(members)))
+    except TarError as error:
         raise InvalidImage(f"this is not an image archive: {error}") from None
     except broken() as error:
         raise InvalidImage(f"the archive cannot be decompressed: {error}") from None
@@ -112,10 +115,10 @@ def _peekable(archive: IO[bytes]) -> io.BufferedReader:
     return archive if isinstance(archive, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, archive))
 
 
-def _put_aside(source: IO[bytes], path: Path) -> _Member:
+def _put_aside(source: Iterable[bytes], path: Path) -> _Member:
     whole, size = hashlib.sha256(), 0
     with path.open("xb") as file:
-        while chunk := source.read(_CHUNK):
+        for chunk in source:
             whole.update(chunk)
             size += len(chunk)
             file.write(chunk)

@@ -1,5 +1,6 @@
 """Authentication at a registry: the answer to its WWW-Authenticate challenge (distribution's docs on tokens, RFC 7235)."""
 
+import json
 import re
 import ssl
 import time
@@ -13,6 +14,7 @@ from highrt.images.locks import KeyedLocks
 from highrt.images.model import Auth
 
 _CLIENT_ID = "highrt"
+_LARGEST_ANSWER = 1 << 20
 _MINIMUM_LIFE_SECONDS = 60
 """What a token that does not say is worth (the token specification's own default)."""
 _PARAMETER = re.compile(r'([a-zA-Z_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
@@ -97,8 +99,8 @@ async def _fetch(
                 raise RegistryUnauthorized(f"the token server {realm} refused: {response.status} {response.reason}")
             if response.status != 200:
                 raise RegistryUnavailable(f"the token server {realm} answered {response.status} {response.reason}")
-            answer = await response.json(content_type=None)
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            answer = json.loads(await _read(response, realm))
+    except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
         raise RegistryUnavailable(f"no token from {realm}: {error}") from None
     token = (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else None
     if not isinstance(token, str):
@@ -106,6 +108,15 @@ async def _fetch(
     life = answer.get("expires_in")
     seconds = life if isinstance(life, int | float) and life > 0 else _MINIMUM_LIFE_SECONDS
     return token, time.monotonic() + 0.9 * seconds
+
+
+async def _read(response: aiohttp.ClientResponse, realm: str) -> bytes:
+    data = b""
+    while part := await response.content.read(_LARGEST_ANSWER):
+        data += part
+        if len(data) > _LARGEST_ANSWER:
+            raise RegistryUnavailable(f"the token server {realm} sends more than {_LARGEST_ANSWER} bytes")
+    return data
 
 
 def basic(auth: Auth) -> str:

@@ -171,7 +171,7 @@ def parse_document(data: bytes, what: str) -> dict[str, Any]:
     """The JSON object in some bytes. Raises InvalidImage."""
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidImage(f"{what} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidImage(f"{what} is not a JSON object")

@@ -121,6 +121,12 @@ class Metadata:
     def names(self) -> list[NameRow]:
         return [NameRow(*row) for row in self._db.execute("SELECT reference, target, image FROM names ORDER BY reference")]
 
+    def target(self, reference: str) -> str | None:
+        """The digest that the registry gave for a name."""
+        for row in self._db.execute("SELECT target FROM names WHERE reference = ?", (reference,)):
+            return str(row[0])
+        return None
+
     def remove_names(self, references: list[str]) -> None:
         with self._db:
             for reference in references:

@@ -106,7 +106,7 @@ class Descriptor:
         digest, size, media = value.get("digest"), value.get("size"), value.get("mediaType", "")
         if not isinstance(digest, str) or not is_digest(digest):
             raise InvalidImage(f"{what}: {digest!r} is not a sha256 or sha512 digest")
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
             raise InvalidImage(f"{what}: the size of {digest} must be a number of bytes, not {size!r}")
         if not isinstance(media, str):
             raise InvalidImage(f"{what}: the media type of {digest} must be a text, not {media!r}")

@@ -11,13 +11,13 @@ another host (a registry's storage).
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import random
 import ssl
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -36,16 +36,8 @@ from highrt.images.errors import (
     RegistryUnavailable,
 )
 from highrt.images.hosts import PULL, PUSH, RESOLVE, Host, hosts_for, is_loopback
-from highrt.images.model import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    Auth,
-    Descriptor,
-)
+from highrt.images.manifests import Manifest, checked_manifest
+from highrt.images.model import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Auth, Descriptor
 from highrt.images.reference import Reference
 from strata.telemetry import logs
 
@@ -58,19 +50,12 @@ _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 10.0
 _REDIRECTS = 10
 _REDIRECTED = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 1 << 18
-_CUT = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, ConnectionError)
+_DOCUMENT_SECONDS = 60
+"""How long a manifest may take to arrive: it is small."""
+_CUT = (aiohttp.ClientError, TimeoutError, ConnectionError)
 
 Count = Callable[[int], None]
 """Called with how many bytes of a blob are there."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A manifest or an index as the registry sent it."""
-
-    descriptor: Descriptor
-    data: bytes
-    document: dict[str, Any]
 
 
 class _Again(Exception):
@@ -177,7 +162,7 @@ class Registry:
                 if response.status not in _REDIRECTED or "Location" not in response.headers:
                     yield response
                     return
-                url = response.url.join(URL(response.headers["Location"], encoded=True))
+                url = _target(response)
         raise RegistryUnavailable(f"{host.authority} redirects more than {_REDIRECTS} times")
 
     async def _request(
@@ -247,14 +232,15 @@ class Repository:
 
         return await self._try(read, PULL if ":" in target else RESOLVE, str(self._reference))
 
-    async def check_manifest(self, digest: str) -> None:
-        """Asks whether the registry would give this manifest. Raises ImageNotFound and the registry's errors."""
+    async def look(self, target: str) -> str:
+        """Asks whether the registry would give a manifest, by its tag or digest, and which one that is now: its digest, or ""
+        where the registry does not say. Raises ImageNotFound and the registry's errors."""
 
-        async def look(host: Host) -> None:
-            async with self._send(host, "HEAD", f"manifests/{digest}", headers={"Accept": _ACCEPT}):
-                pass
+        async def look(host: Host) -> str:
+            async with self._send(host, "HEAD", f"manifests/{target}", headers={"Accept": _ACCEPT}) as response:
+                return response.headers.get("Docker-Content-Digest", "")
 
-        await self._try(look, PULL, str(self._reference))
+        return await self._try(look, PULL if ":" in target else RESOLVE, str(self._reference))
 
     async def blob(self, descriptor: Descriptor, content: ContentStore, count: Count) -> None:
         """Downloads a blob into the content store. What an earlier try or a cut connection left is gone on with.
@@ -415,34 +401,15 @@ class Repository:
             await asyncio.sleep(min(asked, _LONGEST_WAIT_SECONDS) if asked is not None else wait)
 
 
-def checked_manifest(data: bytes, media_type: str, digest: str | None, what: str, size: int | None = None) -> Manifest:
-    """A manifest or index whose bytes are those of a digest (None: by tag, whatever came).
-
-    Raises DigestMismatch, InvalidImage.
-    """
-    algorithm = digest.partition(":")[0] if digest else "sha256"
-    found = f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
-    if digest not in (None, found) or size not in (None, len(data)):
-        raise DigestMismatch(f"{what}: the manifest {digest} was refused: what came has the digest {found}, {len(data)} bytes")
-    document = parse_document(data, f"{what}: the manifest")
-    # The document's own word on its type comes first: some registries serve everything as text/plain.
-    media_type = document.get("mediaType") or media_type
-    if media_type not in INDEX_TYPES | MANIFEST_TYPES:
-        if "manifests" in document:
-            media_type = OCI_INDEX
-        elif "layers" in document and "config" in document:
-            media_type = OCI_MANIFEST
-        else:
-            raise InvalidImage(f"{what}: manifests of type {media_type} are not supported (schema 1 images must be pushed anew)")
-    return Manifest(Descriptor(media_type, found, len(data)), data, document)
-
-
 async def _read_document(response: aiohttp.ClientResponse) -> bytes:
     data = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK):
-        data += chunk
-        if len(data) > MAX_DOCUMENT:
-            raise InvalidImage(f"the manifest is larger than {MAX_DOCUMENT} bytes")
+    async with asyncio.timeout(_DOCUMENT_SECONDS):
+        async for chunk in response.content.iter_chunked(_CHUNK):
+            data += chunk
+            if len(data) > MAX_DOCUMENT:
+                raise InvalidImage(
+                    f"{response.url.host} sends a manifest of more than {MAX_DOCUMENT} bytes: no such one is taken"
+                )
     return bytes(data)
 
 
@@ -469,7 +436,19 @@ async def _stream(path: Path, count: Count) -> AsyncIterator[bytes]:
 def _location(response: aiohttp.ClientResponse) -> str:
     if "Location" not in response.headers:
         raise RegistryUnavailable(f"{response.url.host} began an upload without saying where it goes")
-    return str(response.url.join(URL(response.headers["Location"], encoded=True)))
+    return str(_target(response))
+
+
+def _target(response: aiohttp.ClientResponse) -> URL:
+    """Where a Location header leads."""
+    text = response.headers["Location"]
+    try:
+        url = response.url.join(URL(text, encoded=True))
+        if url.scheme in ("http", "https") and url.host:
+            return url
+    except ValueError:
+        pass
+    raise RegistryUnavailable(f"{response.url.host} redirects to {text[:200]!r}, which is no http address")
 
 
 def _for_host(auth: Auth, host: Host) -> Auth:
@@ -501,9 +480,18 @@ async def _check(response: aiohttp.ClientResponse, host: Host) -> None:
     if response.status in (401, 403):
         raise RegistryUnauthorized(text)
     if response.status in (408, 429) or response.status >= 500:
-        after = response.headers.get("Retry-After", "")
-        raise _Again(text, float(after) if after.isdigit() else None)
+        raise _Again(text, _seconds(response.headers.get("Retry-After", "")))
     raise RegistryUnavailable(text)
+
+
+def _seconds(after: str) -> float | None:
+    """What a Retry-After header asks for: a number of seconds or a date (RFC 9110, section 10.2.3); None for neither."""
+    if after.isdigit():
+        return float(after)
+    try:
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 async def _message(response: aiohttp.ClientResponse) -> str:

@@ -13,13 +13,14 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from highrt.images.caches import Caches
 from highrt.images.content import ContentStore
 from highrt.images.errors import DigestMismatch, ImageError, ImageInUse, ImageNotFound, InvalidImage, InvalidReference
 from highrt.images.layers import Blob
 from highrt.images.locks import KeyedLocks
+from highrt.images.manifests import Manifest, checked_manifest
 from highrt.images.metadata import Metadata
 from highrt.images.model import (
     FOREIGN_LAYERS,
@@ -37,12 +38,14 @@ from highrt.images.model import (
 )
 from highrt.images.offload import Workers
 from highrt.images.reference import Reference, parse, parse_id
-from highrt.images.registry import Manifest, Registry, Repository, checked_manifest
 from highrt.images.snapshots import Rootfs, Snapshots, chain_ids, remove_tree
 from highrt.images.steps import drop_steps
 from strata.linux import mounts
 from strata.telemetry import logs
 from strata.telemetry.spans import span
+
+if TYPE_CHECKING:
+    from highrt.images.registry import Registry, Repository
 
 log = logs.get("highrt.images")
 
@@ -50,6 +53,7 @@ __all__ = ["Auth", "Image", "ImageConfig", "ImageService", "Progress", "Rootfs",
 
 Report = Callable[[Progress], None]
 _PARALLEL_DOWNLOADS = 3
+_MOST_LAYERS = 500
 _CUT_DOWNLOAD_SECONDS = 86400
 _TEMPORARY = "temporary-"
 
@@ -70,7 +74,8 @@ class ImageService:
         """root: where content, snapshots and metadata live. registry_config: containerd's certs.d folder."""
         self._root = root
         self.content = ContentStore(root / "content")
-        self.registry = Registry(registry_config)
+        self._registry_config = registry_config
+        self._registry: Registry | None = None
         self.workers = Workers()
         self.steps = root / "steps"
         self.caches = Caches(root / "caches")
@@ -84,6 +89,10 @@ class ImageService:
         """Opens the metadata and removes what a killed process left half-done. Raises InvalidConfiguration, OSError."""
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         self.content.open()
+        # What is setuid in an image must not be within the reach of the host's users (CVE-2021-41103, CVE-2024-25621).
+        for folder in (self._root / "content", self._root / "snapshots"):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o700)
         self.metadata = Metadata(self._root / "images.db")
         self.snapshots = Snapshots(self._root / "snapshots", self.metadata, self.workers)
         self.content.drop_scratch()
@@ -100,9 +109,19 @@ class ImageService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.registry.close()
+        if self._registry:
+            await self._registry.close()
         await self.workers.close()
         self.metadata.close()
+
+    @property
+    def registry(self) -> "Registry":
+        """The client of registries, brought in when it is wanted first: a third of an idle daemon's memory."""
+        if self._registry is None:
+            from highrt.images.registry import Registry
+
+            self._registry = Registry(self._registry_config)
+        return self._registry
 
     # what is here
 
@@ -253,8 +272,9 @@ class ImageService:
             async with self.working():
                 repository = self.registry.repository(name, auth)
                 report(Progress(str(name), "", 0, 0, "resolving"))
-                top = await self._manifest(repository, name.target)
-                manifest = await self._choose(repository, top, platform, str(name))
+                unchanged = await self._unchanged(repository, name)
+                top = unchanged or await self._manifest(repository, name.target)
+                manifest = await self._choose(repository, top, platform, str(name), seen=bool(unchanged))
                 layers = layers_of(manifest.document, str(name))
                 config = Descriptor.from_json(manifest.document.get("config"), f"{name}: config")
                 await self._download(repository, name, config, lambda _: None)
@@ -271,13 +291,28 @@ class ImageService:
             log.info("pulled image", image=str(name), id=image.id)
             return image
 
-    async def _manifest(self, repository: Repository, target: str, size: int | None = None) -> Manifest:
-        """A manifest, from the registry or, by digest, from the store; it is in the store afterwards."""
+    async def _unchanged(self, repository: "Repository", name: Reference) -> Manifest | None:
+        """What a tag or digest stands for, where it is here and the registry says that it still is that."""
+        known = name.digest or self.metadata.target(name.stored)
+        if not known or not self.content.has(known):
+            return None
+        # Asked always, so that a private image's name or digest alone does not open it to those without its credentials.
+        if await repository.look(name.target) not in (known, "" if name.digest else known):
+            return None
+        return self._stored_manifest(known)
+
+    def _stored_manifest(self, digest: str, size: int | None = None) -> Manifest:
+        return checked_manifest(self.content.path(digest).read_bytes(), "", digest, digest, size)
+
+    async def _manifest(self, repository: "Repository", target: str, size: int | None = None, *, seen: bool = False) -> Manifest:
+        """A manifest, from the registry or, by digest, from the store; it is in the store afterwards.
+
+        seen: the registry has just said that it would give the index that names it.
+        """
         if ":" in target and self.content.has(target):
-            # Seen again, so that a private image's digest alone does not open it to those without its credentials.
-            await repository.check_manifest(target)
-            data = self.content.path(target).read_bytes()
-            return checked_manifest(data, "", target, target, size)
+            if not seen:
+                await repository.look(target)
+            return self._stored_manifest(target, size)
         manifest = await repository.manifest(target, size=size)
         with self.content.write(manifest.descriptor.digest) as ingest:
             ingest.restart()
@@ -285,7 +320,7 @@ class ImageService:
             ingest.commit(manifest.descriptor.size)
         return manifest
 
-    async def _choose(self, repository: Repository, top: Manifest, platform: Platform, what: str) -> Manifest:
+    async def _choose(self, repository: "Repository", top: Manifest, platform: Platform, what: str, *, seen: bool) -> Manifest:
         """The manifest for a platform: the thing itself, or the best of an index (which may hold indexes)."""
         for _ in range(3):
             if top.descriptor.media_type in MANIFEST_TYPES:
@@ -298,15 +333,15 @@ class ImageService:
             if best is None:
                 have = sorted({_platform_text(item) for item in offered if item.platform})
                 raise ImageNotFound(f"{what}: there is none for {platform}, only for {', '.join(have) or 'nothing'}")
-            top = await self._manifest(repository, best.digest, best.size)
+            top = await self._manifest(repository, best.digest, best.size, seen=seen)
         raise InvalidImage(f"{what}: indexes within indexes")
 
-    async def _download(self, repository: Repository, name: Reference, blob: Descriptor, count: Callable[[int], None]) -> None:
+    async def _download(self, repository: "Repository", name: Reference, blob: Descriptor, count: Callable[[int], None]) -> None:
         async with self._blobs.hold(blob.digest):
             await repository.blob(blob, self.content, count)
 
     async def _layers(
-        self, repository: Repository, name: Reference, layers: Sequence[Descriptor], diff_ids: Sequence[str], report: Report
+        self, repository: "Repository", name: Reference, layers: Sequence[Descriptor], diff_ids: Sequence[str], report: Report
     ) -> None:
         """Downloads and unpacks layers side by side: each is unpacked while it arrives."""
         arriving = [asyncio.Event() for _ in layers]
@@ -586,6 +621,8 @@ def layers_of(manifest: dict[str, Any], what: str) -> list[Descriptor]:
     layers = manifest.get("layers")
     if not isinstance(layers, list):
         raise InvalidImage(f"{what}: the manifest has no list of layers")
+    if len(layers) > _MOST_LAYERS:
+        raise InvalidImage(f"{what}: the manifest has {len(layers)} layers, more than the {_MOST_LAYERS} that can be mounted")
     return [Descriptor.from_json(layer, f"{what}: layer {number}") for number, layer in enumerate(layers, 1)]
 
 

@@ -9,6 +9,7 @@ import struct
 import tarfile
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from highrt.images.errors import DigestMismatch, InvalidImage
-from highrt.images.layers import Blob, inherit, unpack
+from highrt.images.layers import Blob, Limits, inherit, unpack
 from highrt.images.packing import pack
+from tests.conftest import wait_for
 from tests.integration.images.conftest import file, header, tar_of, tree
 
 Unpack = Callable[..., Path]
@@ -271,3 +273,114 @@ def test_packing_and_unpacking_gives_the_same_folder(apply: Unpack, tmp_path: Pa
             assert os.getxattr(second / path, name, follow_symlinks=False) == os.getxattr(
                 first / path, name, follow_symlinks=False
             )
+
+
+def sparse(name: str, size: int) -> bytes:
+    """A GNU sparse entry without any content."""
+    entry = header(name, tarfile.GNUTYPE_SPARSE)
+    block = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    block[483:495] = b"%011o\0" % size if size < 1 << 33 else b"\x80" + size.to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def test_a_sparse_file_takes_no_more_than_it_has(apply: Unpack) -> None:
+    layer = apply(sparse("holes", 1 << 42) + tar_of(file("after")))
+    assert (layer / "holes").stat().st_size == 1 << 42
+    assert (layer / "holes").stat().st_blocks == 0
+    assert (layer / "after").exists()
+
+
+def packed(tar: bytes, compress: Callable[[bytes], bytes], path: Path) -> tuple[Blob, str]:
+    path.write_bytes(compress(tar))
+    return Blob(str(path)), "sha256:" + hashlib.sha256(tar).hexdigest()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(ratio_from=1 << 20), "more than 200 times its size"),
+        (Limits(size=10 << 20), "more than 10485760 bytes unpacked"),
+    ],
+    ids=["ratio", "size"],
+)
+def test_a_bomb_is_left_before_it_fills_the_disk(
+    tmp_path: Path, compress: Callable[[bytes], bytes], limits: Limits, reason: str
+) -> None:
+    blob, diff_id = packed(tar_of(file("zeros", bytes(100 << 20))), compress, tmp_path / "blob")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(InvalidImage, match=reason):
+        unpack(blob, str(tmp_path / "d"), diff_id=diff_id, limits=limits)
+    assert (tmp_path / "d/zeros").stat().st_blocks * 512 < 20 << 20
+
+
+def test_a_flood_of_entries_is_left(tmp_path: Path) -> None:
+    blob, diff_id = packed(tar_of(*(header(f"d{n}", DIRECTORY) for n in range(200))), gzip.compress, tmp_path / "blob")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(InvalidImage, match="more than 100 entries"):
+        unpack(blob, str(tmp_path / "d"), diff_id=diff_id, limits=Limits(entries=100))
+    assert len(os.listdir(tmp_path / "d")) == 100
+
+
+def test_a_zstd_stream_cannot_ask_for_any_memory(tmp_path: Path) -> None:
+    frame = b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + b"\x01\x00\x00"  # a window of 2 GiB
+    blob, diff_id = packed(frame, lambda data: data, tmp_path / "blob")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(InvalidImage, match="cannot be decompressed"):
+        unpack(blob, str(tmp_path / "d"), diff_id=diff_id)
+
+
+def raw_name(name: bytes) -> bytes:
+    """An entry whose name comes from an extended header, so that it may be anything."""
+    record = b" path=" + name + b"\n"
+    length = len(record) + len(str(len(record) + 3))
+    data = str(length).encode() + record
+    entry = header("pax", tarfile.XHDTYPE)
+    entry.size = len(data)
+    return entry.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512) + header("x").tobuf()
+
+
+def test_names_may_be_any_bytes_but_nul(apply: Unpack) -> None:
+    layer = apply(raw_name(b"line\nbreak\t\x1b[31m\xff"))
+    assert [os.fsencode(name) for name in os.listdir(layer)] == [b"line\nbreak\t\x1b[31m\xff"]
+    with pytest.raises(InvalidImage, match="null byte"):
+        apply(raw_name(b"etc/passwd\0.txt"), name="nul")
+    with pytest.raises(InvalidImage, match="name too long"):
+        apply(raw_name(b"n" * 300), name="long")
+
+
+def test_overlays_other_attributes_are_no_layers_to_set_either(apply: Unpack) -> None:
+    names = ["trusted.overlay.opaque", "trusted.overlay.metacopy", "trusted.overlay.whiteout", "user.overlay.opaque", "user.mine"]
+    layer = apply(tar_of(file("f", pax_headers={f"SCHILY.xattr.{name}": "y" for name in names})))
+    assert os.listxattr(layer / "f") == ["user.mine"]
+
+
+@pytest.mark.parametrize("name", [".wh...", ".wh.", "d/.wh...", ".wh./x", ".wh.a/b", "d/../.wh..wh..opq"])
+def test_a_whiteout_hides_nothing_outside(apply: Unpack, tmp_path: Path, name: str) -> None:
+    (tmp_path / "canary").write_text("x")
+    with contextlib.suppress(InvalidImage):
+        apply(tar_of(header("d", DIRECTORY), file(name, b"")))
+    assert (tmp_path / "canary").read_text() == "x"
+    assert {path.name for path in tmp_path.iterdir()} == {"canary", "layer", "blob"}
+    assert "trusted.overlay.opaque" not in os.listxattr(tmp_path)
+
+
+def test_a_layer_is_unpacked_while_it_arrives(tmp_path: Path) -> None:
+    contents = [os.urandom(200_000) for _ in range(20)]
+    tar = tar_of(*(file(f"f{n}", data) for n, data in enumerate(contents)))
+    data = gzip.compress(tar)
+    partial, folder = tmp_path / "partial", tmp_path / "d"
+    folder.mkdir()
+    partial.touch()
+    blob = Blob(str(tmp_path / "blob"), str(partial), len(data))
+    with ThreadPoolExecutor() as pool, partial.open("ab", buffering=0) as out:
+        done = pool.submit(unpack, blob, str(folder), diff_id="sha256:" + hashlib.sha256(tar).hexdigest())
+        out.write(data[: len(data) // 2])
+        wait_for(lambda: len(os.listdir(folder)) > 3, what="the first files")
+        assert not done.done()
+        out.write(data[len(data) // 2 :])
+        partial.rename(tmp_path / "blob")
+        assert done.result(timeout=30).inodes == 20
+    assert [(folder / f"f{n}").read_bytes() for n in range(20)] == contents

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from highrt.images.errors import DigestMismatch, InvalidImage
+from highrt.images.manifests import checked_manifest
 from highrt.images.model import OCI_INDEX, OCI_MANIFEST, Descriptor, ImageConfig, Platform
-from highrt.images.registry import checked_manifest
 from highrt.images.service import best_match
 from highrt.images.snapshots import chain_ids
 

@@ -1,0 +1,268 @@
+"""Registries that mean harm: whatever they send, a pull ends soon, takes little memory, and names what was wrong."""
+
+import asyncio
+import json
+import resource
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from highrt.images import registry as registry_module
+from highrt.images.errors import (
+    DigestMismatch,
+    ImageError,
+    InvalidImage,
+    RegistryUnavailable,
+)
+from highrt.images.model import Auth
+from highrt.images.service import ImageService
+from tests.interop.images.conftest import Proxy
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DIGEST = "sha256:" + "1" * 64
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_FIRST_WAIT_SECONDS", 0.025)
+
+
+def answers(part: str, **response: Any) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    async def rule(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(**response) if part in request.path else None
+
+    return rule
+
+
+def endless(part: str, **headers: str) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    """Streams zeros until the client leaves."""
+
+    async def rule(request: web.Request) -> web.StreamResponse | None:
+        if part not in request.path:
+            return None
+        response = web.StreamResponse(headers=headers)
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            while True:
+                await response.write(bytes(1 << 20))
+        return response
+
+    return rule
+
+
+async def refused(service: ImageService, proxy: Proxy, kind: type[ImageError], reason: str) -> None:
+    """A pull fails so, in time, and leaves nothing; it does not take much memory either."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with asyncio.timeout(30):
+        with pytest.raises(kind, match=reason):
+            await service.pull(f"{proxy.address}/app:oci")
+    assert service.list() == []
+    assert [row for row in service.metadata.snapshots() if row.ready] == []
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000, "KiB"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": str(1 << 30)}], ids=["endless", "1 GB"])
+async def test_a_manifest_that_does_not_end_is_left(service: ImageService, proxy: Proxy, headers: dict[str, str]) -> None:
+    proxy.rules.append(endless("/manifests/", **headers))
+    await refused(service, proxy, InvalidImage, "a manifest of more than 4194304 bytes")
+
+
+async def test_a_manifest_that_trickles_is_left(service: ImageService, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_DOCUMENT_SECONDS", 0.1)
+
+    async def trickle(request: web.Request) -> web.StreamResponse | None:
+        response = web.StreamResponse()
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            while True:
+                await response.write(b" ")
+                await asyncio.sleep(0.01)
+        return response
+
+    proxy.rules.append(trickle)
+    await refused(service, proxy, RegistryUnavailable, "did not answer in time")
+
+
+async def test_a_layer_that_does_not_end_is_left_at_its_size(service: ImageService, proxy: Proxy) -> None:
+    proxy.rules.append(endless("/blobs/"))
+    await refused(service, proxy, DigestMismatch, "it has more than")
+
+
+async def test_a_length_that_is_a_lie_is_found_out(service: ImageService, proxy: Proxy) -> None:
+    async def short(request: web.Request) -> web.StreamResponse | None:
+        if "/blobs/" not in request.path:
+            return None
+        response = web.StreamResponse(headers={"Content-Length": "100000000"})
+        await response.prepare(request)
+        await response.write(b"short")
+        request.transport.close()  # type: ignore[union-attr]
+        return response
+
+    proxy.rules.append(short)
+    await refused(service, proxy, (RegistryUnavailable), "failed 5 times|refused")
+
+
+async def test_a_circle_of_redirects_ends(service: ImageService, proxy: Proxy) -> None:
+    async def around(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(status=307, headers={"Location": str(request.rel_url)})
+
+    proxy.rules.append(around)
+    await refused(service, proxy, RegistryUnavailable, "redirects more than 10 times")
+    assert len(proxy.seen) == 10
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "gopher://127.0.0.1/", "http://[::1", "http://127.0.0.1:x/"])
+async def test_a_redirect_leads_to_http_only(service: ImageService, proxy: Proxy, location: str) -> None:
+    proxy.rules.append(answers("/v2/", status=307, headers={"Location": location}))
+    await refused(service, proxy, RegistryUnavailable, "which is no http address")
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_what_a_busy_registry_asks_for_is_done(service: ImageService, proxy: Proxy, form: str) -> None:
+    times: list[float] = []
+    wait = {"seconds": "1", "date": format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)}[form]
+
+    async def busy(_: web.Request) -> web.StreamResponse | None:
+        times.append(time.monotonic())
+        return web.Response(status=429, headers={"Retry-After": wait}) if len(times) == 1 else None
+
+    proxy.rules.append(busy)
+    await service.pull(f"{proxy.address}/app:oci")
+    assert times[1] - times[0] >= 0.9
+
+
+async def test_a_busy_registry_cannot_hold_a_pull_for_ever(
+    service: ImageService, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "_LONGEST_WAIT_SECONDS", 0.05)
+    proxy.rules.append(answers("/v2/", status=429, headers={"Retry-After": "86400"}))
+    await refused(service, proxy, RegistryUnavailable, "failed 5 times, at last: .*429")
+
+
+def rewritten(proxy: Proxy, change: Callable[[dict[str, Any]], Any]) -> Callable[[web.Request], Awaitable[web.Response | None]]:
+    """The real manifest with something else in it, under a tag, where no digest protects it."""
+
+    async def rule(request: web.Request) -> web.Response | None:
+        if "/manifests/" not in request.path:
+            return None
+        document = json.loads((await proxy.fetch(request))[2])
+        changed = change(document)
+        body = changed if isinstance(changed, bytes) else json.dumps(document).encode()
+        return web.Response(body=body, content_type=MANIFEST)
+
+    return rule
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "reason"),
+    [
+        (lambda d: d["layers"][0].update(size=10**400), InvalidImage, "JSON|integer|size"),
+        (lambda d: d["layers"][0].update(size=-1), InvalidImage, "the size of"),
+        (lambda d: d["layers"][0].update(size=3), DigestMismatch, "more than 3 bytes"),
+        (lambda d: d["layers"][0].update(digest="md5:1"), InvalidImage, "not a sha256 or sha512 digest"),
+        (lambda d: d["layers"][0].update(digest="sha256:../../../../etc/passwd"), InvalidImage, "not a sha256"),
+        (lambda d: d["layers"].extend(d["layers"] * 300), InvalidImage, "more than the 500"),
+        (lambda d: d.update(layers={}), InvalidImage, "no list of layers"),
+        (lambda d: d["layers"].pop(), InvalidImage, "the manifest has 2 layers, the configuration 3"),
+        (lambda d: d["layers"].reverse(), DigestMismatch, "its content has the digest"),
+        (lambda d: d.update(config=d["layers"][0]), InvalidImage, "JSON"),
+        (lambda d: d.update(manifests=[]), InvalidImage, "both an index and a manifest"),
+        (lambda d: d.pop("config") and None, InvalidImage, "config"),
+        (lambda d: b"[" * 100_000, InvalidImage, "not JSON"),
+        (lambda d: b'{"schemaVersion": 1, "fsLayers": [], "history": []}', InvalidImage, "schema 1, .*push it anew"),
+    ],
+)  # fmt: skip
+async def test_a_manifest_that_lies_is_refused(
+    service: ImageService, proxy: Proxy, change: Callable[[dict[str, Any]], Any], kind: type[ImageError], reason: str
+) -> None:
+    proxy.rules.append(rewritten(proxy, change))
+    await refused(service, proxy, kind, reason)
+
+
+async def test_media_types_are_not_believed(service: ImageService, proxy: Proxy) -> None:
+    def change(document: dict[str, Any]) -> None:
+        for layer in document["layers"]:
+            layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+zstd"  # it is gzip
+
+    proxy.rules.append(rewritten(proxy, change))
+    assert (await service.pull(f"{proxy.address}/app:oci")).id
+
+
+async def test_another_digest_in_the_header_changes_nothing(service: ImageService, proxy: Proxy) -> None:
+    async def lie(request: web.Request) -> web.Response | None:
+        status, headers, data = await proxy.fetch(request)
+        return web.Response(status=status, headers={**headers, "Docker-Content-Digest": DIGEST}, body=data)
+
+    image = await service.pull(f"{proxy.address}/app:oci")
+    proxy.rules.append(lie)
+    again = await service.pull(f"{proxy.address}/app:oci")
+    assert again == image
+    assert not any(DIGEST in name for name in again.digests)
+
+
+async def test_a_tag_that_is_the_same_as_before_costs_one_request(service: ImageService, proxy: Proxy) -> None:
+    image = await service.pull(f"{proxy.address}/app:oci")
+    proxy.seen.clear()
+    assert await service.pull(f"{proxy.address}/app:oci") == image
+    assert [request.method for request in proxy.seen] == ["HEAD"]
+
+
+async def test_cve_2020_15157_credentials_do_not_follow_the_addresses_of_a_manifest(
+    service: ImageService, proxy: Proxy, tmp_path: Path
+) -> None:
+    elsewhere: list[web.Request] = []
+
+    async def listen(request: web.BaseRequest) -> web.Response:
+        elsewhere.append(request)  # type: ignore[arg-type]
+        return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+
+    runner = web.ServerRunner(web.Server(listen))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    address = f"http://127.0.0.1:{runner.addresses[0][1]}/steal"
+
+    def change(document: dict[str, Any]) -> None:
+        document["layers"][0]["urls"] = [address]
+        document["layers"][0]["mediaType"] = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+
+    proxy.rules.append(rewritten(proxy, change))
+    try:
+        with pytest.raises(InvalidImage, match="may not be distributed"):
+            await service.pull(f"{proxy.address}/app:oci", auth=Auth("someone", "secret"))
+        assert elsewhere == []
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_token_server_that_does_not_end_is_left(service: ImageService, proxy: Proxy) -> None:
+    async def challenge(request: web.Request) -> web.StreamResponse | None:
+        if request.path == "/token":
+            return None
+        realm = f'Bearer realm="http://{request.host}/token",service="x"'
+        return web.Response(status=401, headers={"WWW-Authenticate": realm})
+
+    proxy.rules += [challenge, endless("/token")]
+    await refused(service, proxy, RegistryUnavailable, "sends more than 1048576 bytes")
+
+
+async def test_what_speaks_no_http_is_told(service: ImageService) -> None:
+    async def junk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n" * 10)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(junk, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        with pytest.raises(RegistryUnavailable, match="failed"):
+            await service.pull(f"127.0.0.1:{port}/app:1")
+    finally:
+        server.close()
