@@ -51,7 +51,7 @@ class PersonContainers:
                 flags.PersonFiles(self._root, entry.name).remove()
         self._spawn(self._watch())
         await asyncio.sleep(0)  # it listens from here on: nothing ends unseen
-        rebooted = self._note_boot()
+        rebooted = self._boot_file.exists() and self._boot_file.read_text() != record.boot_id()
         for pod in self._pods.pods(Owner.PERSON):
             found = self._in(pod)
             life = self.life(pod)
@@ -61,14 +61,13 @@ class PersonContainers:
             # one that was only created has lost the client that would have started it
             if found is None or found.state is not ContainerState.RUNNING:
                 self._spawn(self._settle(pod.id))
+        self._boot_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._boot_file.write_text(record.boot_id())
 
-    def _note_boot(self) -> bool:
-        """Whether the machine was started anew since the daemon ran last."""
-        file, now = self._root / "person" / ".boot", record.boot_id()
-        before = file.read_text() if file.exists() else now
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file.write_text(now)
-        return before != now
+    @property
+    def _boot_file(self) -> Path:
+        """In which boot of the machine the last daemon ran."""
+        return self._root / "person" / ".boot"
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -215,6 +214,10 @@ class PersonContainers:
             await self._thaw(found)
         await self._pods.signal_container(found.id, number)
 
+    def _check_removable(self, found: Container, *, force: bool) -> None:
+        if found.state is ContainerState.RUNNING and not force:
+            raise FailedPrecondition(f"container {self.name(found)} is running: stop it first, or remove it with --force")
+
     def _note_stop(self, found: Container) -> None:
         self._pause_no_more(found.id)
         pod = self._pods.pod(found.pod_id)
@@ -283,16 +286,15 @@ class PersonContainers:
         self._pods.rename_pod(found.pod_id, name)
 
     async def remove(self, found: Container, *, force: bool) -> None:
-        if found.state is ContainerState.RUNNING:
-            if not force:
-                raise FailedPrecondition(f"container {self.name(found)} is running: stop it first, or remove it with --force")
-            await self._thaw(found)
+        self._check_removable(found, force=force)
+        await self._thaw(found)
         if found.owner is not Owner.PERSON:
             await self._pods.stop_container(found.id, 0)
             await self._pods.remove_container(found.id)
             return
-        self._note_stop(found)
         async with self._lock(found.pod_id):
+            self._check_removable(found, force=force)  # it may have started meanwhile
+            self._note_stop(found)
             await self._pods.stop_container(found.id, 0)
             await self._remove_pod(found.pod_id)
         self._locks.pop(found.pod_id, None)

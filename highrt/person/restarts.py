@@ -38,6 +38,11 @@ class Life:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(files.folder / "life")
+        folder = os.open(files.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
 
     @staticmethod
     def load(files: PersonFiles) -> "Life":

@@ -37,6 +37,8 @@ def pack(root: int, path: str, out: BinaryIO) -> None:
             else:
                 if not _pack(folder, name, name, archive):
                     raise NotFound(f"no such file or directory: {inside}")
+    except RecursionError:
+        raise FailedPrecondition(f"{inside} has folders within folders, more than can be followed") from None
     finally:
         os.close(folder)
 
@@ -130,19 +132,13 @@ def _destination(root: int, inside: str, *, wants_folder: bool) -> tuple[int, st
 
 
 def _unpack(into: int, name: str, entry: tarfile.TarInfo, archive: tarfile.TarFile, owner: tuple[int, int] | None) -> None:
-    parts = [part for part in entry.name.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise InvalidArgument(f"cp: {entry.name!r} leads out of the archive")
-    if name and parts:
-        parts[0] = name
-    elif name:
-        parts = [name]
+    parts = _parts(entry.name, name)
     folder = os.dup(into)
     try:
-        for part in parts[:-1]:
-            folder = _replace(folder, os.open(part, _FOLDER, dir_fd=folder))
-        last = parts[-1] if parts else "."
         uid, gid = owner or (entry.uid, entry.gid)
+        for part in parts[:-1]:  # an archive need not name its folders
+            folder = _replace(folder, _folder(folder, part, uid, gid))
+        last = parts[-1] if parts else "."
         if entry.isdir():
             if last != ".":
                 _make_folder(folder, last)
@@ -155,8 +151,40 @@ def _unpack(into: int, name: str, entry: tarfile.TarInfo, archive: tarfile.TarFi
             os.chown(last, uid, gid, dir_fd=folder, follow_symlinks=False)
         elif entry.isreg():
             _unpack_file(folder, last, entry, archive, uid, gid)
+        elif entry.islnk():
+            _link(into, _parts(entry.linkname, name), folder, last)
     finally:
         os.close(folder)
+
+
+def _parts(stored: str, name: str) -> list[str]:
+    """The names from the destination on to an entry. name: what the first is to be, "" for what it is. Raises InvalidArgument."""
+    parts = [part for part in stored.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise InvalidArgument(f"cp: {stored!r} leads out of the archive")
+    return [name, *parts[1:]] if name else parts
+
+
+def _folder(folder: int, name: str, uid: int, gid: int) -> int:
+    """The descriptor of a folder in a folder, which is made where it is missing."""
+    try:
+        return os.open(name, _FOLDER, dir_fd=folder)
+    except FileNotFoundError:
+        os.mkdir(name, 0o755, dir_fd=folder)
+        os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
+        return os.open(name, _FOLDER, dir_fd=folder)
+
+
+def _link(into: int, target: list[str], folder: int, name: str) -> None:
+    """One more name for a file that the archive had before."""
+    above = os.dup(into)
+    try:
+        for part in target[:-1]:
+            above = _replace(above, os.open(part, _FOLDER, dir_fd=above))
+        _remove(folder, name)
+        os.link(target[-1], name, src_dir_fd=above, dst_dir_fd=folder, follow_symlinks=False)
+    finally:
+        os.close(above)
 
 
 def _unpack_file(folder: int, name: str, entry: tarfile.TarInfo, archive: tarfile.TarFile, uid: int, gid: int) -> None:

@@ -61,6 +61,28 @@ def test_a_tar_archive_on_standard_output_and_input(daemon: Daemon, box: str) ->
     assert shell(daemon, box, "cat /tmp/a/b/c") == "text"
 
 
+def test_an_archive_with_hard_links_and_without_its_folders(daemon: Daemon, box: str) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        file = tarfile.TarInfo("a/b/file")
+        file.size = 4
+        tar.addfile(file, io.BytesIO(b"text"))
+        link = tarfile.TarInfo("a/link")
+        link.type, link.linkname = tarfile.LNKTYPE, "a/b/file"
+        tar.addfile(link)
+    subprocess.run(daemon.argv("cp", "-", f"{box}:/tmp"), input=archive.getvalue(), check=True, timeout=30)
+    assert shell(daemon, box, "cat /tmp/a/link; stat -c %h /tmp/a/b/file") == "text2"
+    for name, target in (("../x", ""), ("x", "../../etc/passwd")):
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = (tarfile.LNKTYPE, target) if target else (tarfile.REGTYPE, "")
+            tar.addfile(entry)
+        argv = daemon.argv("cp", "-", f"{box}:/tmp")
+        done = subprocess.run(argv, input=archive.getvalue(), capture_output=True, check=False, timeout=30)
+        assert b"leads out of the archive" in done.stderr
+
+
 def test_mounts_are_seen_in_one_that_runs(daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     name = daemon.out("run", "-d", "--network", "none", "-v", f"{tmp_path}/shared:/data", IMAGE, "sleep", "300")
