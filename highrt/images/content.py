@@ -154,12 +154,19 @@ class Ingest:
         self._hash.update(data)
         self.offset += len(data)
 
+    def matches(self, size: int) -> bool:
+        """Whether what was written has this size and the digest."""
+        return self.offset == size and self._found == self.digest
+
+    @property
+    def _found(self) -> str:
+        return f"{self._hash.name}:{self._hash.hexdigest()}"
+
     def commit(self, size: int) -> None:
         """Puts the blob in its place. Raises DigestMismatch, and leaves nothing, where it is not what was asked for."""
-        found = f"{self._hash.name}:{self._hash.hexdigest()}"
-        if self.offset != size or found != self.digest:
+        if not self.matches(size):
             self._path.unlink(missing_ok=True)
-            what = f"{self.offset} bytes instead of {size}" if self.offset != size else f"digest {found}"
+            what = f"{self.offset} bytes instead of {size}" if self.offset != size else f"digest {self._found}"
             raise DigestMismatch(f"content {self.digest} was refused: what came has {what}. Nothing of it was kept")
         self._file.flush()
         os.fsync(self._file.fileno())

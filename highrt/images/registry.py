@@ -250,18 +250,15 @@ class Repository:
         if content.has(descriptor.digest):
             count(descriptor.size)
             return
-        resumed = await self._download(descriptor, content, count)
-        if resumed and not content.has(descriptor.digest):
-            log.info("what an earlier download left was wrong, it is begun anew", digest=descriptor.digest)
-            await self._download(descriptor, content, count)
-
-    async def _download(self, descriptor: Descriptor, content: ContentStore, count: Count) -> bool:
-        """Returns whether it went on with an earlier try's bytes; if those were wrong, nothing is kept and none is raised."""
         with content.write(descriptor.digest) as ingest:
             await asyncio.to_thread(ingest.resume)
             if ingest.offset > descriptor.size:
                 ingest.restart()
             resumed = ingest.offset > 0
+
+            def anew() -> None:
+                ingest.restart()
+                count(0)
 
             async def read(host: Host) -> None:
                 if ingest.offset == descriptor.size:
@@ -269,7 +266,7 @@ class Repository:
                 headers = {"Range": f"bytes={ingest.offset}-"} if ingest.offset else {}
                 async with self._send(host, "GET", f"blobs/{descriptor.digest}", headers=headers) as response:
                     if ingest.offset and not _continues(response, ingest.offset):
-                        ingest.restart()
+                        anew()
                         if response.status == 416:
                             raise _Again("the registry cannot go on with a cut download")
                     async for chunk in response.content.iter_chunked(_CHUNK):
@@ -283,13 +280,13 @@ class Repository:
                 if ingest.offset < descriptor.size:
                     raise _Again(f"the connection ended after {ingest.offset} of {descriptor.size} bytes")
 
-            await self._try(read, PULL, f"content {descriptor.digest} of {self._reference}", progress=lambda: ingest.offset)
-            try:
-                await asyncio.to_thread(ingest.commit, descriptor.size)
-            except DigestMismatch:
-                if not resumed:
-                    raise
-        return resumed
+            what = f"content {descriptor.digest} of {self._reference}"
+            await self._try(read, PULL, what, progress=lambda: ingest.offset)
+            if resumed and not ingest.matches(descriptor.size):
+                log.info("what an earlier download left was wrong, it is begun anew", digest=descriptor.digest)
+                anew()
+                await self._try(read, PULL, what, progress=lambda: ingest.offset)
+            await asyncio.to_thread(ingest.commit, descriptor.size)
 
     # writing
 

@@ -280,13 +280,18 @@ async def test_a_pull_that_failed_is_gone_on_with_by_the_next_one(service: Image
     assert any("Range" in request.headers for request in proxy.asked("GET", "/blobs/"))
 
 
-async def test_wrong_bytes_of_an_earlier_download_are_no_hindrance(service: ImageService, proxy: Proxy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["a part", "as many as the whole"])
+async def test_wrong_bytes_of_an_earlier_download_are_no_hindrance(
+    service: ImageService, proxy: Proxy, tmp_path: Path, whole: bool
+) -> None:
     image = await service.pull(f"{proxy.address}/app:oci")
-    layer = service.content.document(image.manifest.digest)["layers"][0]["digest"]
+    layer = service.content.document(image.manifest.digest)["layers"][0]
     await service.remove(image.id)
-    (tmp_path / "images/content/ingest" / layer.replace(":", "-")).write_bytes(b"wrong" * 100)
+    wrong = b"\0" * (layer["size"] if whole else 500)
+    (tmp_path / "images/content/ingest" / layer["digest"].replace(":", "-")).write_bytes(wrong)
     await service.pull(f"{proxy.address}/app:oci")
-    assert [request.headers.get("Range") for request in proxy.asked("GET", layer)] == [None, "bytes=500-", None]
+    asked = [request.headers.get("Range") for request in proxy.asked("GET", layer["digest"])]
+    assert asked == ([None, None] if whole else [None, "bytes=500-", None])
 
 
 async def test_what_a_cut_pull_has_brought_is_still_there_after_a_restart(proxy: Proxy, tmp_path: Path) -> None:
