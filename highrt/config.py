@@ -5,6 +5,7 @@ The file is YAML:
     handlers:
       lowrt: {entry: "lowrt.main:run"}          # called by the monitors, in forked workers
       crun: {path: /usr/bin/crun, args: []}     # run as a process
+      runsc: {args: [--network=host], sandbox: true}  # which puts all containers of a pod into one sandbox (runsc's default)
     default_handler: lowrt
     cgroup_driver: cgroupfs                     # what kubelets are told to use: cgroupfs or systemd
     streaming: {address: 127.0.0.1, port: 0}    # of exec, attach and port-forward; with `cert` and `key` by TLS
@@ -29,6 +30,7 @@ from highrt.streaming.server import Endpoint
 
 _CNI_ENTRY = "nodenet.cni.warm:run"
 _KEYS = {"handlers", "default_handler", "cgroup_driver", "streaming", "cni", "cni_template"}
+_HANDLER_KEYS = ("path", "entry", "args", "root", "sandbox")
 _CNI_TYPES = ("bridge", "host-local", "portmap", "loopback")
 
 
@@ -63,7 +65,7 @@ def load(root: Path, state: Path, file: Path | None) -> Config:
     if unknown := set(content) - _KEYS:
         raise InvalidConfig(f"--config {file}: {', '.join(sorted(unknown))}: not known; there are {', '.join(sorted(_KEYS))}")
     handlers = default_handlers()
-    for name in ("runc", "crun"):
+    for name in ("runc", "crun", "runsc"):
         if shutil.which(name):
             handlers[name] = _handler(name, {}, state)
     for name, value in _is(content.get("handlers", {}), dict, f"--config {file}: handlers", "a mapping").items():
@@ -101,8 +103,8 @@ def _endpoint(value: dict[str, Any]) -> Endpoint:
 
 
 def _handler(name: str, value: dict[str, Any], state: Path) -> Handler:
-    if unknown := set(value) - {"path", "entry", "args", "root"}:
-        raise InvalidConfig(f"handler {name}: {', '.join(sorted(unknown))}: not known; there are path, entry, args, root")
+    if unknown := set(value) - set(_HANDLER_KEYS):
+        raise InvalidConfig(f"handler {name}: {', '.join(sorted(unknown))}: not known; there are {', '.join(_HANDLER_KEYS)}")
     args = _is(value.get("args", []), list, f"handler {name}: args", "a list")
     path = str(value.get("path") or shutil.which(name) or name)
     return Handler(
@@ -111,6 +113,7 @@ def _handler(name: str, value: dict[str, Any], state: Path) -> Handler:
         root=str(value.get("root") or state / "runtimes" / name),
         args=tuple(str(item) for item in args),
         entry=str(value["entry"]) if value.get("entry") else None,
+        sandbox=_is(value.get("sandbox", Path(path).name == "runsc"), bool, f"handler {name}: sandbox", "true or false"),
     )
 
 

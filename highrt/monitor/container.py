@@ -65,6 +65,9 @@ class Attached:
 class Container:
     """Made by `create`; ends in state exited, after its exit record is on disk and the runtime has deleted it."""
 
+    takes_streams_at_start = False
+    """Whether the runtime wants the container's stdin, stdout and stderr at its start, not at its create."""
+
     def __init__(
         self, loop: Loop, workers: Workers, runtime: Runtime, request: "Request", emit: "Emit", boot: str
     ) -> None:  # fmt: skip
@@ -82,6 +85,7 @@ class Container:
         self.exit: dict[str, Any] | None = None
         self.stdin: Sink | None = None
         self._master = -1
+        self._given: list[int] = []  # the ends of the pipes that the container gets
         self._sources: dict[bytes, Source] = {}
         self._attached: dict[str, Attached] = {}
         self._draining: Any = None
@@ -94,7 +98,6 @@ class Container:
     def create(self, environ: "dict[str, str]", done: "Done") -> None:
         """Has the runtime make it. After an error nothing of it is left."""
         console: terminals.ConsoleSocket | None = None
-        theirs: list[int] = []
         try:
             arguments = ["create", "--bundle", self._bundle, "--pid-file", self._pid_file]
             if self._terminal:
@@ -102,22 +105,22 @@ class Container:
                 arguments += ["--console-socket", console.path]
                 fds = None
             else:
-                fds = self._make_pipes(theirs)
+                fds = self._make_pipes()
         except OSError as error:
             self._discard()
             done(f"cannot make the container's streams: {error}")
             return
 
         def created(failure: str | None) -> None:
-            for descriptor in theirs:
-                os.close(descriptor)
+            if failure is not None or not self.takes_streams_at_start:
+                self._close_given()
             try:
                 if failure is None:
                     if console:
                         self._take_terminal(console.take())
                     self.pid = int(files.read(self._pid_file))
                     self.state = "created"
-                    self.loop.on_exit(self.pid, self._ended)
+                    self._await_end()
             except (OSError, ValueError) as error:
                 failure = f"the runtime's create succeeded, but left no usable terminal or PID: {error}"
             finally:
@@ -146,17 +149,21 @@ class Container:
             return
 
         def started(failure: str | None) -> None:
+            self._close_given()
             if failure is None and self.state == "created":
                 self.state = "running"
                 self._emit({"event": "started", "container": self.id, "time": time.time_ns()})
             done(failure)
 
-        self._runtime.call(["start", self.id], self._runtime_log, environ, started, more=more)
+        fds = (self._given[0], self._given[1], self._given[2]) if self._given else None
+        self._runtime.call(["start", self.id], self._runtime_log, environ, started, fds, more=more)
 
     def signal(self, number: int, *, everybody: bool) -> None:
         """Sends a signal to its first process, or to all of its cgroup; nothing where it has ended."""
-        if self.state not in ("created", "running"):
-            return
+        if self.state in ("created", "running"):
+            self._signal(number, everybody=everybody)
+
+    def _signal(self, number: int, *, everybody: bool) -> None:
         if everybody and number == 9:
             self._cgroup.kill()
         elif everybody:
@@ -180,7 +187,11 @@ class Container:
             self._runtime.expect_no_start()
             self.signal(9, everybody=not self._own_pid_namespace)
 
+    def _await_end(self) -> None:
+        self.loop.on_exit(self.pid, self._ended)
+
     def _ended(self, status: int) -> None:
+        """status: as of waitpid(2)."""
         code, number = exit_code(status)
         if not self._own_pid_namespace:
             self._cgroup.kill()
@@ -224,7 +235,7 @@ class Container:
             os.close(self._master)
             self._master = -1
         self._emit({"event": "exited", "container": self.id, **(self.exit or {})})
-        self._runtime.call(["delete", "--force", self.id], self._runtime_log, dict(_ENVIRON), self._deleted)
+        self._runtime.call(["delete", "--force", self.id], self._runtime_log, dict(ENVIRON), self._deleted)
 
     def _deleted(self, failure: str | None) -> None:
         self.state = "deleted"
@@ -240,6 +251,7 @@ class Container:
     def _discard(self) -> None:
         """After a create that failed."""
         self.state = "deleted"
+        self._close_given()
         for source in self._sources.values():
             source.close()
         self._sources.clear()
@@ -275,8 +287,8 @@ class Container:
     def reopen_log(self) -> None:
         self._log.reopen()
 
-    def _make_pipes(self, theirs: list[int]) -> tuple[int, int, int]:
-        ends = []
+    def _make_pipes(self) -> tuple[int, int, int]:
+        theirs = self._given
         if self._wants_stdin:
             read, write = os.pipe2(os.O_CLOEXEC)
             theirs.append(read)
@@ -287,8 +299,11 @@ class Container:
             read, write = os.pipe2(os.O_CLOEXEC)
             theirs.append(write)
             self._listen(name, read)
-        ends = theirs[:3]
-        return ends[0], ends[1], ends[2]
+        return theirs[0], theirs[1], theirs[2]
+
+    def _close_given(self) -> None:
+        while self._given:
+            os.close(self._given.pop())
 
     def _take_terminal(self, master: int) -> None:
         self._master = master
@@ -347,7 +362,7 @@ class Container:
         return f"{self._bundle}/runtime.log"
 
 
-_ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+ENVIRON = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 def _kill(pid: int, number: int) -> None:

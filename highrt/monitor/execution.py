@@ -3,9 +3,10 @@
 import os
 
 from highrt.monitor import files, terminals, wire
-from highrt.monitor.container import Container
+from highrt.monitor.container import ENVIRON, Container
 from highrt.monitor.loop import Loop, Timer, exit_code
 from highrt.monitor.runtime import Runtime
+from highrt.monitor.sandboxed import SandboxedContainer
 from highrt.monitor.streams import Sink, Source, feed
 
 TYPE_CHECKING = False
@@ -33,6 +34,8 @@ class Execution:
         self._console_path: str = request.get("console_socket", "")
         self._stem = f"{request['folder']}/exec-{self.id}"
         self.pid, self._code = 0, 0
+        self._sandboxed = isinstance(container, SandboxedContainer)
+        self._inner_pid = 0
         self._master = -1
         self._source: Source | None = None
         self._stdin: Source | None = None
@@ -42,6 +45,8 @@ class Execution:
     def start(self, environ: "dict[str, str]", done: "Done") -> None:
         console: terminals.ConsoleSocket | None = None
         arguments = ["exec", "--detach", "--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid"]
+        if self._sandboxed:
+            arguments += ["--internal-pid-file", f"{self._stem}.inner"]
         try:
             files.write(f"{self._stem}.json", wire.dumps(self._process), os.O_EXCL)
             if self._terminal:
@@ -60,6 +65,8 @@ class Execution:
                     if console:
                         self._relay(console.take())
                     self.pid = int(files.read(f"{self._stem}.pid"))
+                    if self._sandboxed:
+                        self._inner_pid = int(files.read(f"{self._stem}.inner"))
             except (OSError, ValueError) as error:
                 failure = f"the runtime's exec succeeded, but left no usable terminal or PID: {error}"
             finally:
@@ -80,7 +87,10 @@ class Execution:
         terminals.resize(self._master, width, height)
 
     def signal(self, number: int) -> None:
-        if self.pid:
+        if self.pid and self._sandboxed:  # its PID is that of the runtime's exec, which waits for it
+            arguments = ["kill", "--pid", str(self._inner_pid), self._container.id, str(number)]
+            self._runtime.call(arguments, f"{self._stem}.log", dict(ENVIRON), lambda failure: None)
+        elif self.pid:
             try:
                 os.kill(self.pid, number)
             except ProcessLookupError:
@@ -154,6 +164,7 @@ class Execution:
     def _forget_files(self) -> None:
         files.remove(f"{self._stem}.json")
         files.remove(f"{self._stem}.pid")
+        files.remove(f"{self._stem}.inner")
 
 
 def _forget(code: int) -> None:

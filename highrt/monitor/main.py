@@ -27,9 +27,9 @@ def run(entry: "Entry", connection: int) -> int:
     """Serves one pod until it is stopped; the exit status.
 
     entry: the runtime's entry point, for handlers that name it. connection: a stream socket on which highrt sends the settings
-    as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ, command, options, in_process}. They may
-    come much later: until then as much is done as can be done for any pod. If they are there at once somebody waits, and
-    nothing is. The end of the stream says that there will be none.
+    as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ, command, options, in_process, sandbox}.
+    They may come much later: until then as much is done as can be done for any pod. If they are there at once somebody waits,
+    and nothing is. The end of the stream says that there will be none.
     """
     _detach()
     loop = Loop(lambda error: server.note_fault(error))

@@ -58,6 +58,34 @@ class Runtime:
         except OSError as error:
             ended(-1, error.strerror or "")
 
+    def wait(self, container: str, environ: "dict[str, str]", done: "Callable[[int | None], None]") -> None:
+        """Calls with the exit code of a container's first process when that has ended; None where it cannot be known.
+
+        Only for runtimes that have `wait`, as runsc.
+        """
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = _spawn([*self._command, *self._options, "wait", container], (self._null, write, self._null), environ)
+        except OSError:
+            os.close(read)
+            done(None)
+            return
+        finally:
+            os.close(write)
+
+        def gone(status: int) -> None:
+            try:
+                told = wire.loads(os.read(read, 4096).decode()) if status == 0 else {}
+                code = int(told["exitStatus"]) & 0xFF
+            except (ValueError, KeyError, TypeError):
+                done(None)
+            else:
+                done(code)
+            finally:
+                os.close(read)
+
+        self._loop.on_exit(pid, gone)
+
     def expect_no_start(self) -> None:
         """After a create: the worker is not kept for the start. The end of what it has made is not seen here before its own."""
         self._workers.let_go()

@@ -10,6 +10,7 @@ from highrt.monitor.container import Container
 from highrt.monitor.execution import Execution
 from highrt.monitor.loop import GONE, IN, OUT, Loop
 from highrt.monitor.runtime import Runtime
+from highrt.monitor.sandboxed import SandboxedContainer
 from highrt.monitor.worker import Workers
 from strata.linux import descriptors
 from strata.telemetry import spans
@@ -194,7 +195,9 @@ class Server:
             reply(None, {"pid": known.pid})
             return
         self._join_cgroup()
-        container = Container(self.loop, self._workers, self._runtime, message, self.emit, self._boot)
+        is_in_sandbox = self._settings.get("sandbox") and message["container"] != self._settings["pod"]
+        kind = SandboxedContainer if is_in_sandbox else Container
+        container = kind(self.loop, self._workers, self._runtime, message, self.emit, self._boot)
         self._containers[container.id] = container
 
         def done(error: str | None) -> None:

@@ -333,7 +333,7 @@ class PodManager:
         elif kind == "trouble":
             log.warning("from a monitor", sandbox=pod_id, container=event.get("container"), text=event.get("text"))
         elif kind == "exited" and event["container"] == pod_id:
-            self._sandboxes.lose_pid_namespace(self._registry.pods.get(pod_id))
+            self._sandboxes.lose_first(self._registry.pods.get(pod_id))
         elif container := self._registry.containers.get(event.get("container", "")):
             if kind == "started":
                 self._containers.note_start(container, int(event["time"]))

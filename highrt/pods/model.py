@@ -108,13 +108,15 @@ class ContainerEvent:
 @dataclass(frozen=True)
 class Handler:
     """An OCI runtime. path and args: its command, for runs as a process. entry: the dotted name of a function that the
-    monitors' workers call instead; it takes part only where it is the spawner's. root: the runtime's --root."""
+    monitors' workers call instead; it takes part only where it is the spawner's. root: the runtime's --root. sandbox: it puts a
+    pod's containers into one sandbox, as runsc does, which is the pod's first container's."""
 
     name: str
     path: str
     root: str
     args: tuple[str, ...] = ()
     entry: str | None = None
+    sandbox: bool = False
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class Monitors:
             "command": [handler.path],
             "options": [*handler.args, "--root", handler.root, *options],
             "in_process": handler.entry == self._entry,
+            "sandbox": handler.sandbox,
         }
         try:
             sock = await self.spawner.spawn(settings)

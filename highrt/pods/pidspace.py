@@ -1,6 +1,7 @@
 """A PID namespace that a pod's containers share: it needs a first process, a tiny static one that reaps (`init.c`).
 
 It runs as a container of the pod's under the pod's own ID, without capabilities, in a read-only root that holds nothing else.
+Runtimes that put a pod's containers into one sandbox want such a first container, too.
 """
 
 import json
@@ -25,7 +26,7 @@ def shared(config: PodSandboxConfig) -> bool:
 def make_bundle(box: Sandbox, state: Path, config: PodSandboxConfig, cgroup: str) -> Path:
     """The bundle of the first process. Raises PodError where the executable was not built, OSError."""
     if not extras.INIT.exists():
-        raise PodError(f"{extras.INIT} is missing, which pods with a shared PID namespace need: run scripts/setup")
+        raise PodError(f"{extras.INIT} is missing, which pods with a shared PID namespace or a sandbox need: run scripts/setup")
     root = state / "init-root"
     for name in ("proc", "dev"):
         (root / name).mkdir(parents=True, exist_ok=True)

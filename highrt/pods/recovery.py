@@ -71,7 +71,7 @@ class Recovery:
         """Takes over what happened while this daemon was not there."""
         states = {each["container"]: each for each in known["containers"]}
         if states.get(pod.id, {}).get("exit"):
-            self._sandboxes.lose_pid_namespace(pod)
+            self._sandboxes.lose_first(pod)
         for container in members:
             found = states.get(container.id)
             if container.state == ContainerState.EXITED:

@@ -110,12 +110,13 @@ class Sandboxes:
             pod.ips = await self._network.add(attachment(pod))
         if pod.ips or pod.owner is Owner.PERSON:
             box.write_hosts(pod.config, pod.ips, extras.of(pod.owner, pod.config.annotations).hosts)
-        if pidspace.shared(pod.config):
+        if self._has_first(pod):
             parent = self._registry.cgroup_parent(pod)
             bundle = pidspace.make_bundle(box, self._registry.state, pod.config, groups.cgroups_path(parent, pod.id))
             group = groups.of_container(parent, pod.id)
             created = await client.request("create", container=pod.id, bundle=str(bundle), cgroup=group)
-            pidspace.pin(box, int(created["pid"]))
+            if pidspace.shared(pod.config):
+                pidspace.pin(box, int(created["pid"]))
             await client.request("start", container=pod.id)
         pod.ready = True
         self._registry.metadata.save_pod(pod)
@@ -248,8 +249,6 @@ class Sandboxes:
             self._registry.publish(EventKind.STOPPED, pod.id, pod)
 
     async def _end_without_monitor(self, pod: Pod) -> None:
-        if pidspace.shared(pod.config):
-            await self._delete_from_runtime(pod, pod.id, groups.of_container(self._registry.cgroup_parent(pod), pod.id))
         for container in self._registry.members(pod):
             await self._delete_from_runtime(pod, container.id, container.cgroup)
             if container.state == ContainerState.RUNNING:
@@ -260,6 +259,8 @@ class Sandboxes:
                     self._containers.note_exit(
                         container, 128 + _SIGKILL, "Error", "its pod's monitor died, and it was killed with it"
                     )
+        if self._has_first(pod):
+            await self._delete_from_runtime(pod, pod.id, groups.of_container(self._registry.cgroup_parent(pod), pod.id))
 
     async def _delete_from_runtime(self, pod: Pod, container_id: str, cgroup: str) -> None:
         """Ends a container by its cgroup and the runtime's command, where there is no monitor to do it."""
@@ -279,12 +280,17 @@ class Sandboxes:
         """The runtime's options for a pod."""
         return ["--systemd-cgroup"] if groups.by_systemd(self._registry.cgroup_parent(pod)) else []
 
-    def lose_pid_namespace(self, pod: Pod | None) -> None:
-        """The first process of a shared PID namespace has ended, and the kernel has killed all the others with it."""
+    def _has_first(self, pod: Pod) -> bool:
+        """Whether a container with the pod's ID comes before all others: it holds the shared PID namespace, or the sandbox."""
+        handler = self._handlers.get(pod.handler)
+        return pidspace.shared(pod.config) or bool(handler and handler.sandbox)
+
+    def lose_first(self, pod: Pod | None) -> None:
+        """A pod's first process has ended, and all that it held has died with it."""
         if pod and pod.ready:
             pod.ready = False
             self._registry.metadata.save_pod(pod)
-            log.error("the process that holds the pod's PID namespace has ended", sandbox=pod.id)
+            log.error("the process that holds the pod's PID namespace, or its sandbox, has ended", sandbox=pod.id)
             self._registry.publish(EventKind.STOPPED, pod.id, pod)
 
 

@@ -20,7 +20,14 @@ def test_what_the_file_says_takes_the_place_of_what_is_built_in(tmp_path: Path) 
     found = _load(tmp_path, text)
     assert (found.default_handler, found.cgroup_driver) == ("other", "systemd")
     assert found.handlers["other"].path == "/bin/other"
+    assert not found.handlers["other"].sandbox
     assert "bridge" not in found.cni_entries
+
+
+@pytest.mark.parametrize("handler", ["runsc: {args: [--network=host]}", "g: {path: /opt/runsc}", "g: {sandbox: true}"])
+def test_gvisor_puts_pods_into_sandboxes(tmp_path: Path, handler: str) -> None:
+    found = _load(tmp_path, f"handlers: {{{handler}}}").handlers[handler.partition(":")[0]]
+    assert found.sandbox
 
 
 @pytest.mark.parametrize(
@@ -32,6 +39,8 @@ def test_what_the_file_says_takes_the_place_of_what_is_built_in(tmp_path: Path) 
         ("streaming: {address: 0.0.0.0}", "can be reached from outside: give cert and key"),
         ("streaming: {address: localhost}", "must be an IP address"),
         ("streaming: {cert: /c}", "cert and key belong together"),
+        ("handlers: {g: {sandbox: 1}}", "handler g: sandbox must be true or false"),
+        ("handlers: {g: {box: 1}}", "handler g: box: not known; there are path, entry, args, root, sandbox"),
         ("streaming: {port: many}", "streaming: port must be a number"),
         ("[", "--config"),
     ],
