@@ -42,6 +42,15 @@ def delete_table(family: str, table: str) -> None:
     apply(f"add table {family} {table}\ndelete table {family} {table}\n")
 
 
+def delete_element(table: str, name: str, element: str) -> None:
+    """Removes an element of a set; nothing happens where there is none. table: family and name. Raises NftError."""
+    try:
+        apply(f"delete element {table} {name} {{ {element} }}\n")
+    except NftError as error:
+        if not any(text in str(error) for text in ("No such file or directory", "element does not exist")):
+            raise
+
+
 def _run(*arguments: str, script: str | None = None) -> str:
     try:
         done = subprocess.run(["nft", *arguments], input=script, capture_output=True, text=True, timeout=_SECONDS, check=False)

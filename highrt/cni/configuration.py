@@ -45,6 +45,18 @@ def load(folder: Path) -> NetworkConfig:
     raise NotConfigured(f"no network configuration in {folder}{detail}: the node's network writes one there")
 
 
+def named(folder: Path | None, name: str) -> NetworkConfig:
+    """The configuration NAME.conflist. Raises NotConfigured."""
+    if folder is None:
+        raise NotConfigured(f"there is no network {name}")
+    try:
+        return parse(json.loads((folder / f"{name}.conflist").read_text()))
+    except FileNotFoundError:
+        raise NotConfigured(f"there is no network {name}") from None
+    except (OSError, ValueError) as error:
+        raise NotConfigured(f"network {name}: {error}") from None
+
+
 def files(folder: Path) -> list[Path]:
     """What may be a configuration, in the order in which they count."""
     try:

@@ -7,7 +7,7 @@ the configuration has changed, and after a reboot (CNI specification, section 4,
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ class PortMapping:
 
 @dataclass(frozen=True)
 class Attachment:
-    """A pod to attach. netns: the namespace's path, "" in a DEL after it has gone. arguments: CNI_ARGS. bandwidth: by the names
-    of the capability (ingressRate and so on), in bits and bits a second."""
+    """A pod to attach. netns: the namespace's path. arguments: CNI_ARGS. bandwidth: by the names of the capability (ingressRate
+    and so on), in bits and bits a second. network: one of those that have a name, else the node's. interface: only the first
+    one leads to the default route. address: one that is asked for, "" for any."""
 
     container_id: str
     netns: str
@@ -44,6 +45,9 @@ class Attachment:
     port_mappings: Sequence[PortMapping] = ()
     dns: Mapping[str, list[str]] = field(default_factory=dict)
     bandwidth: Mapping[str, int] = field(default_factory=dict)
+    network: str = ""
+    interface: str = INTERFACE
+    address: str = ""
 
     def capabilities(self) -> dict[str, Any]:
         """What plugins may ask for under `runtimeConfig` (CNI conventions, dynamic configuration)."""
@@ -58,6 +62,8 @@ class Attachment:
             found["dns"] = dict(self.dns)
         if self.bandwidth:
             found["bandwidth"] = dict(self.bandwidth)
+        if self.address:
+            found["ips"] = [self.address]
         return found
 
 
@@ -65,11 +71,13 @@ class Network:
     """The node's pod network. `status` says whether it can be used yet."""
 
     def __init__(
-        self, conf_dir: Path, bin_dir: Path, entries: Mapping[str, str], cache_dir: Path, template_file: Path | None = None
-    ) -> None:
+        self, conf_dir: Path, bin_dir: Path, entries: Mapping[str, str], cache_dir: Path, template_file: Path | None = None,
+        named_dir: Path | None = None,
+    ) -> None:  # fmt: skip
         """entries: plugin type → dotted name of a function that takes the executable's place. cache_dir: see above.
-        template_file: what a configuration is made from, see `template`."""
-        self._conf_dir, self._cache_dir, self._template = conf_dir, cache_dir, template_file
+        template_file: what a configuration is made from, see `template`. named_dir: has the configurations of further networks,
+        as NAME.conflist."""
+        self._conf_dir, self._cache_dir, self._named_dir, self._template = conf_dir, cache_dir, named_dir, template_file
         self.plugins = Plugins(bin_dir, entries)
         self._pod_cidrs: list[str] = []
 
@@ -102,21 +110,38 @@ class Network:
         """Has the plugins free what is of no attachment that is known here (GC, from version 1.1 on). What fails is told in the
         log: nothing depends on it."""
         try:
-            config = self._load()
-            if config.disable_gc or not config.at_least("1.1.0"):
-                return
-            kept = [{"containerID": pod, "ifname": INTERFACE} for pod in self.attached() if self._network_of(pod) == config.name]
-            for plugin in config.plugins:
-                request = _request(config, plugin, self._of_the_node(), None) | {"cni.dev/valid-attachments": kept}
-                await self.plugins.run(plugin["type"], {"CNI_COMMAND": "GC"}, request)
+            await self._collect(self._load())
         except NotConfigured:
             return
         except CniError as error:
             log.warning("the network cannot be cleaned up", error=str(error))
 
+    async def collect_named(self, name: str) -> None:
+        """The same for a network with a name: where nobody is attached, all of it goes. Raises CniError."""
+        await self._collect(self._load(name))
+
+    def uses(self, name: str) -> bool:
+        """Whether anybody is attached to a network with a name, also one whose ADD or DEL is going on. Raises NotConfigured."""
+        config = self._load(name)
+        return any(self._network_of(*each) == config.name for each in self._attachments())
+
+    async def _collect(self, config: NetworkConfig) -> None:
+        if config.disable_gc or not config.at_least("1.1.0"):
+            return
+        kept = [
+            {"containerID": pod, "ifname": interface}
+            for pod, interface in self._attachments()
+            if self._network_of(pod, interface) == config.name
+        ]
+        for plugin in config.plugins:
+            request = _request(config, plugin, self._of_the_node(), None) | {"cni.dev/valid-attachments": kept}
+            await self.plugins.run(plugin["type"], {"CNI_COMMAND": "GC"}, request)
+
     async def add(self, attachment: Attachment) -> list[str]:
         """Attaches a pod; its addresses, the primary one first. After an error nothing is left. Raises CniError."""
-        config = self._load()
+        config = self._load(attachment.network)
+        if attachment.interface != INTERFACE:
+            config = _without_default_route(config)
         with span("cni add", network=config.name):
             self._remember(attachment, config, None)
             result: Any = None
@@ -128,7 +153,7 @@ class Network:
                 self._remember(attachment, config, result)
             except BaseException:
                 try:
-                    await self.delete(attachment)
+                    await self.detach(attachment)
                 except CniError as error:
                     log.warning("an attachment that failed cannot be undone now", pod=attachment.container_id, error=str(error))
                 raise
@@ -136,7 +161,7 @@ class Network:
 
     async def check(self, attachment: Attachment) -> None:
         """Whether the pod is still attached as it was. Raises CniError where it is not."""
-        cached = self._recall(attachment.container_id)
+        cached = self._recall(attachment.container_id, attachment.interface)
         if not cached or cached["result"] is None:
             raise CniError(f"pod {attachment.container_id} is not attached")
         config = configuration.parse(cached["config"])
@@ -147,37 +172,54 @@ class Network:
             await self.plugins.run(plugin["type"], _environ("CHECK", attachment), request)
 
     async def delete(self, attachment: Attachment) -> None:
-        """Detaches a pod; nothing happens for one that is not attached. Raises CniError; then it can be tried again."""
-        cached = self._recall(attachment.container_id)
+        """Detaches a pod from all networks; nothing happens for one that is not attached. Raises CniError; then it can be tried
+        again. Of the attachment only the pod and its namespace count, which is "" where it has gone."""
+        for pod, interface in reversed(self._attachments()):
+            if pod == attachment.container_id:
+                await self.detach(replace(attachment, interface=interface))
+
+    async def detach(self, attachment: Attachment) -> None:
+        """Detaches one interface of a pod, as `delete` all."""
+        cached = self._recall(attachment.container_id, attachment.interface)
         if not cached:
             return
         config = configuration.parse(cached["config"])
-        gone = Attachment(attachment.container_id, attachment.netns, cached["arguments"])
+        gone = replace(attachment, arguments=cached["arguments"])
         with span("cni del", network=config.name):
             for plugin in reversed(config.plugins):
                 result = cached["result"] if config.at_least("0.4.0") else None
                 request = _request(config, plugin, cached["capabilities"], result)
                 await self.plugins.run(plugin["type"], _environ("DEL", gone), request)
-        self._cache_file(attachment.container_id).unlink(missing_ok=True)
+        self._cache_file(attachment.container_id, attachment.interface).unlink(missing_ok=True)
 
-    def result(self, container_id: str) -> Any:
+    def result(self, container_id: str, interface: str = INTERFACE) -> Any:
         """What the plugins answered when the pod was attached; None where it is not."""
-        cached = self._recall(container_id)
+        cached = self._recall(container_id, interface)
         return cached["result"] if cached else None
 
+    def addresses(self, container_id: str, interface: str = INTERFACE) -> list[str]:
+        """Those that an interface of a pod has; none where it is not attached."""
+        result = self.result(container_id, interface)
+        return _addresses(result) if result else []
+
     def attached(self) -> list[str]:
-        """The container IDs of all attachments that were not deleted yet."""
-        return sorted(p.name for p in self._cache_dir.iterdir() if p.name[0] != ".") if self._cache_dir.is_dir() else []
+        """The container IDs of all that have attachments which were not deleted yet."""
+        return sorted({pod for pod, _ in self._attachments()})
+
+    def _attachments(self) -> list[tuple[str, str]]:
+        """Container ID and interface of all attachments."""
+        names = sorted(p.name for p in self._cache_dir.iterdir() if p.name[0] != ".") if self._cache_dir.is_dir() else []
+        return [(pod, interface or INTERFACE) for pod, _, interface in (name.partition(".") for name in names)]
 
     def _of_the_node(self) -> dict[str, Any]:
         return {"ipRanges": [[{"subnet": cidr}] for cidr in self._pod_cidrs]} if self._pod_cidrs else {}
 
-    def _network_of(self, container_id: str) -> str:
-        cached = self._recall(container_id) or {}
+    def _network_of(self, container_id: str, interface: str) -> str:
+        cached = self._recall(container_id, interface) or {}
         return str(cached.get("config", {}).get("name", ""))
 
-    def _load(self) -> NetworkConfig:
-        config = configuration.load(self._conf_dir)
+    def _load(self, name: str = "") -> NetworkConfig:
+        config = configuration.named(self._named_dir, name) if name else configuration.load(self._conf_dir)
         for plugin in config.plugins:
             if not self.plugins.has(plugin["type"]):
                 raise NotConfigured(f"network {config.name}: no plugin {plugin['type']} in {self.plugins.bin_dir}")
@@ -189,7 +231,7 @@ class Network:
             "config": config.raw, "result": result, "arguments": dict(attachment.arguments),
             "capabilities": self._of_the_node() | attachment.capabilities(),
         }  # fmt: skip
-        file = self._cache_file(attachment.container_id)
+        file = self._cache_file(attachment.container_id, attachment.interface)
         temporary = file.with_name(f".{file.name}")
         with open(temporary, "w") as out:
             out.write(json.dumps(entry))  # dump() would do without the encoder in C
@@ -197,15 +239,21 @@ class Network:
             os.fsync(out.fileno())
         temporary.rename(file)
 
-    def _recall(self, container_id: str) -> dict[str, Any] | None:
+    def _recall(self, container_id: str, interface: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads(self._cache_file(container_id).read_text())
+            found: dict[str, Any] = json.loads(self._cache_file(container_id, interface).read_text())
             return found
         except FileNotFoundError:
             return None
 
-    def _cache_file(self, container_id: str) -> Path:
-        return self._cache_dir / container_id
+    def _cache_file(self, container_id: str, interface: str) -> Path:
+        return self._cache_dir / (container_id if interface == INTERFACE else f"{container_id}.{interface}")
+
+
+def _without_default_route(config: NetworkConfig) -> NetworkConfig:
+    """The same for a further interface: a pod has one default route, by its first network."""
+    plugins = [{key: value for key, value in plugin.items() if key != "isDefaultGateway"} for plugin in config.plugins]
+    return NetworkConfig(config.name, config.version, plugins, {**config.raw, "plugins": plugins})
 
 
 def _request(config: NetworkConfig, plugin: dict[str, Any], available: Mapping[str, Any], previous: Any) -> dict[str, Any]:
@@ -226,7 +274,7 @@ def _environ(command: str, attachment: Attachment) -> dict[str, str]:
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": attachment.container_id,
         "CNI_NETNS": attachment.netns,
-        "CNI_IFNAME": INTERFACE,
+        "CNI_IFNAME": attachment.interface,
         "CNI_ARGS": ";".join(f"{key}={value}" for key, value in arguments.items()),
     }
 

@@ -14,6 +14,7 @@ from highrt.images.errors import ImageNotFound
 from highrt.images.service import ImageService
 from highrt.monitor import record
 from highrt.person import flags, names, restarts
+from highrt.person.networks import BUILT_IN, Networks
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, ContainerState, Owner, Pod
@@ -34,6 +35,7 @@ class PersonContainers:
         self._pods = pods
         self._images = images
         self._root = root
+        self.networks = Networks(root, pods)
         self._making: set[str] = set()
         self._sessions: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -61,6 +63,7 @@ class PersonContainers:
             # one that was only created has lost the client that would have started it
             if found is None or found.state is not ContainerState.RUNNING:
                 self._spawn(self._settle(pod.id))
+        self.networks.tell_names(*(network.name for network in self.networks.all()))
         self._boot_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._boot_file.write_text(record.boot_id())
 
@@ -101,18 +104,24 @@ class PersonContainers:
         if life.policy != restarts.NO and request.auto_remove:
             raise InvalidArgument("--rm and --restart: a container that is removed at its end cannot start again")
         network, warnings = await self._network(request)
+        named = [request.network, *request.more_networks]
+        chosen = None
+        if request.more_networks or request.network not in ("", *BUILT_IN):
+            chosen = self.networks.choose(named, request.network_address, request.network_aliases)
         request.name = name
         self._making.add(name)
         uid = uuid.uuid4().hex
         files = flags.PersonFiles(self._root, uid)
         pod: Pod | None = None
         try:
-            pod_config = flags.pod_config(request, uid, files, network)
+            pod_config = flags.pod_config(request, uid, files, network, chosen)
             files.make()
             life.save(files)
             config = flags.container_config(request, image, self._root / "volumes", network)
             pod = await self._pods.run_pod(pod_config, handler=request.handler, owner=Owner.PERSON)
-            return await self._pods.create_container(pod.id, config, pod_config), warnings
+            container = await self._pods.create_container(pod.id, config, pod_config)
+            self.networks.tell_names_of(pod)
+            return container, warnings
         except BaseException:
             if pod is not None:
                 with suppress(PodError):
@@ -136,8 +145,10 @@ class PersonContainers:
         return name
 
     async def _network(self, request: api.CreateRequest) -> tuple[str, list[str]]:
-        if request.network not in ("", "bridge", "host", "none"):
-            raise InvalidArgument(f"--network {request.network}: use bridge, host or none")
+        if request.network not in ("", *BUILT_IN):
+            return request.network, []  # whether there is one is seen later
+        if request.network_address or request.network_aliases:
+            raise InvalidArgument("--ip and --network-alias are for networks that you made (highrt network create)")
         if request.network in ("host", "none"):
             if request.ports:
                 raise InvalidArgument(f"-p needs a bridge network: with --network {request.network} there is no port to map")
@@ -188,6 +199,7 @@ class PersonContainers:
             return
         await self._pods.renew_pod(pod.id)
         await self._pods.renew_container(found.id)
+        self.networks.tell_names_of(pod)
 
     def restarting(self, container_id: str) -> bool:
         """Whether it has ended, and starts again after a pause."""
@@ -284,6 +296,7 @@ class PersonContainers:
             raise FailedPrecondition(f"container {found.id} is a kubelet's, which names it")
         self._check_name(name)
         self._pods.rename_pod(found.pod_id, name)
+        self.networks.tell_names_of(self._pods.pod(found.pod_id))
 
     async def remove(self, found: Container, *, force: bool) -> None:
         self._check_removable(found, force=force)
@@ -302,6 +315,7 @@ class PersonContainers:
     async def _remove_pod(self, pod_id: str) -> None:
         pod = self._pods.pod(pod_id)
         await self._pods.remove_pod(pod_id)
+        self.networks.tell_names_of(pod)
         flags.PersonFiles(self._root, pod.config.metadata.uid).remove()
 
     async def exit_code(self, container_id: str) -> int:
@@ -367,6 +381,7 @@ class PersonContainers:
                     self._start_after_a_pause(found, 0.0)
                 else:
                     await self._pods.stop_pod(pod_id)
+                    self.networks.tell_names_of(pod)
         except NotFound:
             return
         except (PodError, OSError) as error:

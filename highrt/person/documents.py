@@ -6,6 +6,7 @@ from typing import Any
 
 from highrt.images.model import Image
 from highrt.pods.model import Container, ContainerState, Pod
+from strata.protocols import highrt_pb2 as api
 
 
 def image(found: Image) -> dict[str, Any]:
@@ -77,6 +78,31 @@ def container(found: Container, pod: Pod, name: str) -> dict[str, Any]:
         "NetworkSettings": {"IPAddress": pod.ips[0] if pod.ips else "", "IPAddresses": [*pod.ips]},
         "LogPath": found.log_path or "",
         "Pod": {"Id": pod.id, "Owner": pod.owner.value, "Handler": pod.handler},
+    }
+
+
+def network(found: api.Network) -> dict[str, Any]:
+    pairs = zip(found.subnets, found.gateways, strict=True)
+    return {
+        "Name": found.name,
+        "Id": found.id,
+        "Created": time_text(found.created_at_ns),
+        "Scope": "local",
+        "Driver": found.driver,
+        "EnableIPv6": any(":" in subnet for subnet in found.subnets),
+        "IPAM": {"Driver": "default", "Config": [{"Subnet": subnet, "Gateway": gateway} for subnet, gateway in pairs]},
+        "Internal": found.internal,
+        "Bridge": found.bridge,
+        "Containers": {
+            member.id: {
+                "Name": member.name,
+                "IPv4Address": next((address for address in member.addresses if ":" not in address), ""),
+                "IPv6Address": next((address for address in member.addresses if ":" in address), ""),
+            }
+            for member in found.members
+            if member.running
+        },
+        "Labels": dict(found.labels),
     }
 
 

@@ -4,6 +4,8 @@ import ipaddress
 import os
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from highrt.images.model import Image
@@ -52,14 +54,17 @@ class PersonFiles:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def pod_config(request: api.CreateRequest, uid: str, files: PersonFiles, network: str) -> cri.PodSandboxConfig:
-    """The pod of a person's container. network: bridge, host or none. Raises InvalidArgument."""
+def pod_config(
+    request: api.CreateRequest, uid: str, files: PersonFiles, network: str, chosen: Sequence[extras.NetworkChoice] | None = None
+) -> cri.PodSandboxConfig:
+    """The pod of a person's container. network: bridge, host, none, or the first of those that are chosen. Raises
+    InvalidArgument."""
     config = cri.PodSandboxConfig(
         metadata=cri.PodSandboxMetadata(name=request.name, uid=uid, namespace=NAMESPACE),
         hostname=(request.hostname or uid[:12]) if network != "host" else request.hostname,
         log_directory=str(files.folder),
         labels=request.labels,
-        annotations={NETWORK: network, extras.ANNOTATION: _extras(request).text()},
+        annotations={NETWORK: network, extras.ANNOTATION: replace(_extras(request), networks=chosen).text()},
     )
     if request.auto_remove:
         config.annotations[AUTO_REMOVE] = "true"

@@ -22,6 +22,7 @@ from highrt.images.service import ImageService
 from highrt.person import changes, documents, loglines, processes, progress, transfer
 from highrt.person.containers import PersonContainers
 from highrt.person.flags import AUTO_REMOVE, NETWORK
+from highrt.person.networks import BUILT_IN, Wish
 from highrt.person.peer import GrpcPeer
 from highrt.person.volumes import Volumes, size
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
@@ -118,6 +119,74 @@ class PersonService(HighrtBase):
     def _volume(self, path: Path) -> api.Volume:
         users = [item.config.metadata.name for item in self._volumes.users(path, self._pods.containers())]
         return api.Volume(name=path.name, path=str(path), created_at_ns=path.stat().st_mtime_ns, users=users)
+
+    # networks
+
+    @unary
+    async def Networks(self, request: api.NetworksRequest) -> api.NetworksResponse:
+        names = [*BUILT_IN, *(record.name for record in self._containers.networks.all())]
+        return api.NetworksResponse(networks=[self._network(name) for name in sorted(names)])
+
+    @unary
+    async def InspectNetwork(self, request: api.NetworkName) -> api.Document:
+        return api.Document(json=documents.text(documents.network(self._network(request.name))))
+
+    @unary
+    async def CreateNetwork(self, request: api.CreateNetworkRequest) -> api.Network:
+        if request.driver not in ("", "bridge"):
+            raise InvalidArgument(f"network driver {request.driver}: there is bridge only")
+        wish = Wish(
+            request.name,
+            [*request.subnets],
+            [*request.gateways],
+            [*request.ranges],
+            internal=request.internal,
+            ipv6=request.ipv6,
+            labels=dict(request.labels),
+            options=dict(request.options),
+        )
+        return self._network((await self._containers.networks.create(wish)).name)
+
+    @unary
+    async def RemoveNetwork(self, request: api.NetworkName) -> api.RemoveNetworkResponse:
+        await self._containers.networks.remove(request.name)
+        return api.RemoveNetworkResponse()
+
+    @unary
+    async def ConnectNetwork(self, request: api.ConnectNetworkRequest) -> api.ConnectNetworkResponse:
+        pod = self._pods.pod(self._containers.find(request.container).pod_id)
+        await self._containers.networks.connect(pod, request.network, request.address, request.aliases)
+        return api.ConnectNetworkResponse()
+
+    @unary
+    async def DisconnectNetwork(self, request: api.ConnectNetworkRequest) -> api.ConnectNetworkResponse:
+        pod = self._pods.pod(self._containers.find(request.container).pod_id)
+        await self._containers.networks.disconnect(pod, request.network)
+        return api.ConnectNetworkResponse()
+
+    def _network(self, name: str) -> api.Network:
+        networks = self._containers.networks
+        found = api.Network(name=name, id=networks.identity(name), members=self._members(name))
+        if name in BUILT_IN:
+            found.driver, found.built_in = BUILT_IN[name], True
+            return found
+        record = networks.find(name)
+        found.driver, found.bridge, found.created_at_ns = "bridge", record.bridge, record.created_at_ns
+        found.internal = record.internal
+        found.subnets.extend(record.subnets)
+        found.gateways.extend(record.gateways)
+        found.labels.update(record.labels)
+        return found
+
+    def _members(self, name: str) -> list[api.NetworkMember]:
+        found = []
+        for pod, choice in self._containers.networks.members(name):
+            addresses = self._pods.network.addresses(pod.id, choice.interface) if pod.ready else []
+            ids = [item.id for item in self._pods.containers(Owner.PERSON) if item.pod_id == pod.id]
+            found.append(
+                api.NetworkMember(id="".join(ids[:1]), name=pod.config.metadata.name, addresses=addresses, running=pod.ready)
+            )
+        return found
 
     # images
 
@@ -354,6 +423,7 @@ class PersonService(HighrtBase):
         pod = self._pods.pod(container.pod_id)
         document = documents.container(container, pod, self._containers.name(container))
         document["HostConfig"]["NetworkMode"] = pod.config.annotations.get(NETWORK, "")
+        document["NetworkSettings"]["Networks"] = self._containers.networks.settings(pod, container)
         document["HostConfig"]["AutoRemove"] = AUTO_REMOVE in pod.config.annotations
         life = self._containers.life(pod)
         document["HostConfig"]["RestartPolicy"] = {"Name": life.policy, "MaximumRetryCount": life.most}

@@ -4,7 +4,7 @@ It is kept in the configurations as an annotation, which is believed of a person
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,21 @@ INIT = Path(__file__).parent / "init"
 
 
 @dataclass(frozen=True)
+class NetworkChoice:
+    """A network that a pod is attached to; the node's has the name "". address: one that is asked for, or "". aliases: further
+    names of its containers there."""
+
+    name: str
+    interface: str = "eth0"
+    address: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Extras:
     """pids_limit: 0 is none. log_bytes: how large a log file grows before it is moved away, 0 for without end; log_files: how
-    many are kept. tmpfs: where → options. rlimits: RLIMIT_… → (soft, hard). hosts: name → address, of the pod. init: a tiny one
-    runs the command, which passes signals on and reaps."""
+    many are kept. tmpfs: where → options. rlimits: RLIMIT_… → (soft, hard). hosts: name → address, of the pod. networks: the
+    pod's, None for the node's. init: a tiny one runs the command, which passes signals on and reaps."""
 
     pids_limit: int = 0
     log_bytes: int = 0
@@ -28,6 +39,7 @@ class Extras:
     tmpfs: Mapping[str, str] = field(default_factory=dict)
     rlimits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     hosts: Mapping[str, str] = field(default_factory=dict)
+    networks: Sequence[NetworkChoice] | None = None
     init: bool = False
 
     def text(self) -> str:
@@ -38,7 +50,12 @@ class Extras:
 def of(owner: Owner, annotations: Mapping[str, str]) -> Extras:
     """Those of a pod's or container's configuration."""
     text = annotations.get(ANNOTATION) if owner is Owner.PERSON else None
-    return Extras(**json.loads(text)) if text else Extras()
+    if not text:
+        return Extras()
+    found = json.loads(text)
+    networks = found.pop("networks", None)
+    chosen = None if networks is None else [NetworkChoice(**{**item, "aliases": tuple(item["aliases"])}) for item in networks]
+    return Extras(**found, networks=chosen)
 
 
 def apply(built: dict[str, Any], extras: Extras) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from highrt.cni.network import Network
-from highrt.pods import cdi, groups, netns, usage
+from highrt.pods import cdi, extras, groups, netns, usage
 from highrt.pods.containers import Containers, Images
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.features import Features, Known
@@ -89,7 +89,7 @@ class PodManager:
             raise InvalidArgument(f"runtime handler {default_handler!r} is not among those of the configuration")
         self._default_handler = default_handler
         entry = next((handler.entry for handler in self._handlers.values() if handler.entry), "lowrt.main:run")
-        self.network = Network(cni_conf_dir, cni_bin_dir, cni_entry or {}, root / "cni", cni_template)
+        self.network = Network(cni_conf_dir, cni_bin_dir, cni_entry or {}, root / "cni", cni_template, root / "networks")
         registry = self._registry = Registry(state, name)
         monitors = self._monitors = Monitors(state, registry.cgroup_root, entry, self._on_event, self._on_death)
         self._streams = Streams(registry, monitors)
@@ -321,6 +321,18 @@ class PodManager:
     async def container_details(self, container_id: str) -> usage.Details:
         """See `Containers.details`."""
         return await self._containers.details(container_id)
+
+    async def connect_pod(self, pod_id: str, choice: extras.NetworkChoice) -> None:
+        """See `Sandboxes.connect`."""
+        await self._sandboxes.connect(pod_id, choice)
+
+    async def disconnect_pod(self, pod_id: str, choice: extras.NetworkChoice) -> None:
+        """See `Sandboxes.disconnect`."""
+        await self._sandboxes.disconnect(pod_id, choice)
+
+    def write_hosts(self, pod_id: str, peers: Sequence[str]) -> None:
+        """See `Sandboxes.write_hosts`."""
+        self._sandboxes.write_hosts(pod_id, peers)
 
     # --- what monitors tell
 

@@ -6,7 +6,7 @@ There is no pause container: the namespaces are kept by bind mounts, in the host
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from highrt.pods import userns
@@ -60,15 +60,18 @@ class Sandbox:
             for name in ("shm", "resolv.conf", "hostname", "hosts"):
                 mapping.give(self.folder / name)
 
-    def write_hosts(self, config: PodSandboxConfig, ips: list[str], more: Mapping[str, str] | None = None) -> None:
-        """/etc/hosts for pods whose owner brings none; a kubelet mounts its own. more: name → address."""
+    def write_hosts(
+        self, config: PodSandboxConfig, ips: list[str], more: Mapping[str, str] | None = None, peers: Sequence[str] = ()
+    ) -> None:
+        """/etc/hosts for pods whose owner brings none; a kubelet mounts its own. more: name → address. peers: further lines."""
+        added = "".join(f"{line}\n" for line in (*(f"{address}\t{name}" for name, address in (more or {}).items()), *peers))
         if config.linux.security_context.namespace_options.network == NamespaceMode.NODE:
             with contextlib.suppress(OSError):
-                self._write("hosts", Path("/etc/hosts").read_text(errors="replace") + "".join(_lines(more or {})))
+                self._write("hosts", Path("/etc/hosts").read_text(errors="replace") + added)
                 return
         lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
         lines += [f"{ip}\t{hostname(config)}" for ip in ips]
-        self._write("hosts", "\n".join(lines) + "\n" + "".join(_lines(more or {})))
+        self._write("hosts", "\n".join(lines) + "\n" + added)
 
     def release(self) -> None:
         """Takes the namespaces and mounts away; files stay. Raises OSError."""
@@ -84,11 +87,14 @@ class Sandbox:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text)
-
-
-def _lines(hosts: Mapping[str, str]) -> list[str]:
-    return [f"{address}\t{name}\n" for name, address in hosts.items()]
+        """In place, as containers have the file mounted, and with one write: who reads meanwhile finds no empty file."""
+        data = text.encode()
+        descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, data)
+            os.ftruncate(descriptor, len(data))
+        finally:
+            os.close(descriptor)
 
 
 def hostname(config: PodSandboxConfig) -> str:

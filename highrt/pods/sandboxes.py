@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from highrt.cni.errors import CniError
-from highrt.cni.network import Attachment, Network, PortMapping
+from highrt.cni.network import INTERFACE, Attachment, Network, PortMapping
 from highrt.monitor import record
 from highrt.monitor.client import MonitorError, MonitorGone
 from highrt.pods import extras, groups, pidspace, sandbox, userns
@@ -107,7 +108,7 @@ class Sandboxes:
         )
         # CONTAINER, a network of its own: loopback and nothing else (CRI leaves its meaning for pods open)
         if pod.netns and pod.config.linux.security_context.namespace_options.network != NamespaceMode.CONTAINER:
-            pod.ips = await self._network.add(attachment(pod))
+            pod.ips = [address for each in networks_of(pod) for address in await self._network.add(_attached_to(pod, each))]
         if pod.ips or pod.owner is Owner.PERSON:
             box.write_hosts(pod.config, pod.ips, extras.of(pod.owner, pod.config.annotations).hosts)
         if self._has_first(pod):
@@ -182,6 +183,41 @@ class Sandboxes:
             if resources is not None:
                 pod.config.linux.resources.CopyFrom(resources)
             self._registry.metadata.save_pod(pod)
+
+    async def connect(self, pod_id: str, choice: extras.NetworkChoice) -> None:
+        """Attaches a person's pod to a further network; one that is stopped, when it is renewed. Raises NotFound, PodError."""
+        pod = self._registry.pod(pod_id)
+        async with self._registry.lock(pod.id):
+            if pod.ready:
+                try:
+                    pod.ips += await self._network.add(_attached_to(pod, choice))
+                except CniError as error:
+                    raise PodError(f"{pod.config.metadata.name} cannot be connected to {choice.name}: {error}") from error
+            self._choose(pod, [*networks_of(pod), choice])
+
+    async def disconnect(self, pod_id: str, choice: extras.NetworkChoice) -> None:
+        """Detaches a person's pod from one of its networks. Raises NotFound, PodError."""
+        pod = self._registry.pod(pod_id)
+        async with self._registry.lock(pod.id):
+            if pod.ready:
+                gone = self._network.addresses(pod.id, choice.interface)
+                try:
+                    await self._network.detach(_attached_to(pod, choice))
+                except CniError as error:
+                    raise PodError(f"{pod.config.metadata.name} cannot be disconnected from {choice.name}: {error}") from error
+                pod.ips = [address for address in pod.ips if address not in gone]
+            self._choose(pod, [each for each in networks_of(pod) if each != choice])
+
+    def _choose(self, pod: Pod, chosen: Sequence[extras.NetworkChoice]) -> None:
+        asked = replace(extras.of(pod.owner, pod.config.annotations), networks=chosen)
+        pod.config.annotations[extras.ANNOTATION] = asked.text()
+        self._registry.metadata.save_pod(pod)
+
+    def write_hosts(self, pod_id: str, peers: Sequence[str]) -> None:
+        """Tells the containers of a person's pod the names of others. peers: lines of hosts(5). Raises NotFound, OSError."""
+        pod = self._registry.pod(pod_id)
+        hosts = extras.of(pod.owner, pod.config.annotations).hosts
+        self._registry.sandbox(pod.id).write_hosts(pod.config, pod.ips, hosts, peers)
 
     async def stop(self, pod_id: str) -> None:
         """Ends a pod's containers and frees its network, namespaces and monitor; its records stay. Idempotent.
@@ -317,6 +353,21 @@ def _check(config: PodSandboxConfig) -> None:
         raise InvalidArgument(f"cgroup_parent {parent!r}: {error}") from None
     sandbox.check_sysctls(config)
     bandwidth(config)
+
+
+def networks_of(pod: Pod) -> Sequence[extras.NetworkChoice]:
+    """What a pod with a network of its own is attached to: the node's, which has no name, or what a person has chosen."""
+    chosen = extras.of(pod.owner, pod.config.annotations).networks
+    return [extras.NetworkChoice("")] if chosen is None else chosen
+
+
+def _attached_to(pod: Pod, choice: extras.NetworkChoice) -> Attachment:
+    """Host ports lead to the first interface."""
+    known = attachment(pod)
+    ports = known.port_mappings if choice.interface == INTERFACE else ()
+    return replace(
+        known, network=choice.name, interface=choice.interface, address=choice.address, port_mappings=ports
+    )  # fmt: skip
 
 
 def attachment(pod: Pod) -> Attachment:

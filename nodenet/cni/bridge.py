@@ -11,10 +11,10 @@ import ipaddress
 from typing import Any
 
 from nodenet import sysctls
-from nodenet.cni import masquerade, netlink
+from nodenet.cni import exclusive, masquerade, netlink
 from nodenet.cni.delegate import Ipam
 from nodenet.cni.errors import CHECK_FAILED, INVALID_CONFIG, CniError
-from nodenet.cni.request import Request, flag, number
+from nodenet.cni.request import Request, flag, number, valid_attachments
 from nodenet.cni.results import Result
 from strata.linux import rtnetlink
 from strata.linux.rtnetlink import Link, Netlink
@@ -41,7 +41,10 @@ class _Settings:
         self.masquerade = flag(config, "ipMasq")
         self.hairpin = flag(config, "hairpinMode")
         self.promiscuous = flag(config, "promiscMode")
+        self.exclusive = flag(config, "exclusive")
         self.mtu = number(config, "mtu")
+        if self.exclusive:
+            exclusive.check_name(self.bridge)
         if self.hairpin and self.promiscuous:
             raise CniError(INVALID_CONFIG, "hairpinMode and promiscMode cannot both be true")
         if flag(config, "vlanFiltering") or number(config, "vlan"):
@@ -132,7 +135,10 @@ class Bridge:
         Ipam(request).status()
 
     def collect(self, request: Request) -> None:
+        settings = _Settings(request)
         Ipam(request).collect()
+        if settings.exclusive and not valid_attachments(request.config):
+            _remove_bridge(settings.bridge)
 
 
 def _bridge(host: Netlink, settings: _Settings, addresses: list[dict[str, Any]]) -> Link:
@@ -165,7 +171,9 @@ def _bridge(host: Netlink, settings: _Settings, addresses: list[dict[str, Any]])
             continue
         # The address comes last: where the bridge has it, all that goes with it is there too, and no ADD has to look again.
         if settings.masquerade:
-            masquerade.ensure([subnet])
+            masquerade.ensure([subnet], exclusive=settings.exclusive)
+        if settings.exclusive:
+            exclusive.ensure(settings.bridge, [subnet])
         sysctls.write("net.ipv4.ip_forward" if subnet.version == 4 else "net.ipv6.conf.all.forwarding", "1")
         try:
             host.add_address(found.index, ipaddress.ip_interface((gateway, subnet.prefixlen)))
@@ -173,6 +181,19 @@ def _bridge(host: Netlink, settings: _Settings, addresses: list[dict[str, Any]])
             if error.errno != errno.EEXIST:
                 raise
     return found
+
+
+def _remove_bridge(name: str) -> None:
+    """A bridge that nobody else uses, with what was made for its subnets."""
+    with netlink.connect() as host:
+        found = host.link(name)
+        if found is None:
+            return
+        subnets = [address.network for address in host.addresses(found.index) if not address.ip.is_link_local]
+        exclusive.forget(name, subnets)
+        masquerade.forget(subnets)
+        # Last: its addresses say what else there is.
+        _remove_link(host, name)
 
 
 def _add_veth(host: Netlink, name: str, peer: str, namespace: int, master: int, mtu: int) -> None:
