@@ -365,6 +365,23 @@ def diff(ctx: click.Context, container: str) -> None:
 
 
 @click.command()
+@click.option("-a", "--author", default="", help="Who made it.")
+@click.option("-m", "--message", default="", help="A word about it, for the image's history.")
+@click.option("-c", "--change", "changes", multiple=True, metavar="INSTRUCTION", help='Like ENV A=B, or CMD ["sh"].')
+@click.option("-p", "--pause/--no-pause", default=True, show_default=True, help="Let the container stand still meanwhile.")
+@click.argument("container")
+@click.argument("image", required=False, default="")
+@click.pass_context
+def commit(ctx: click.Context, /, pause: bool, **asked: Any) -> None:
+    """Make an image of what a container has written; its ID is printed."""
+
+    async def work(stub: HighrtStub) -> str:
+        return (await stub.Commit(api.CommitRequest(no_pause=not pause, **asked))).image
+
+    click.echo(run(ctx, work))
+
+
+@click.command()
 @click.option("-s", "--signal", "name", default="KILL", show_default=True, help="A signal's name or number.")
 @click.argument("containers", nargs=-1, required=True)
 @click.pass_context
@@ -505,6 +522,7 @@ async def ended(stub: HighrtStub) -> list[str]:
 
 COMMANDS = (
     ps, execute, logs, attach, start, stop, restart, kill, rm, wait, pause, unpause, inspect, stats, top, port, diff, rename,
+    commit,
 )  # fmt: skip
 for command in (run_container, create, *COMMANDS):
     container.add_command(command)

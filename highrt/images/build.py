@@ -12,12 +12,10 @@ import json
 import os
 import re
 import stat
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,13 @@ from highrt.images.containerfile import (
     Stage,
     expand,
     expand_document,
-    pairs,
     parse,
     parse_instruction,
-    words,
 )
+from highrt.images.draft import Draft, configure, expanded, pack, words_of
 from highrt.images.errors import BuildError, ImageError
 from highrt.images.ignore import Ignore
-from highrt.images.metadata import CachedStep
-from highrt.images.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Image, Platform
+from highrt.images.model import Descriptor, Image, Platform
 from highrt.images.reference import parse as parse_reference
 from highrt.images.rooted import RootedTree
 from highrt.images.runmounts import RunMount
@@ -48,14 +44,8 @@ from highrt.images.users import find_group, find_user
 from strata.linux import mounts, syscalls
 from strata.telemetry.spans import span
 
-_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_SHELL = ["/bin/sh", "-c"]
 _EPOCH = "SOURCE_DATE_EPOCH"
 _PREDEFINED = {"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY", _EPOCH}
-_PORT = re.compile(r"[0-9]+(-[0-9]+)?(/(tcp|udp|sctp))?")
-_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ns|us|µs|ms|s|m|h))+")
-_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h)")
-_NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _SCRIPTS = "/dev/pipes"
 """Where a script that is written in a here-document lies while it runs, as with BuildKit."""
 _BUILDS_AT_ONCE = os.cpu_count() or 1
@@ -121,7 +111,9 @@ async def build(
             plan.warn_unused()
             if labels:
                 result.config["Labels"] = {**(result.config.get("Labels") or {}), **labels}
-            return result.commit(service, name.stored if name else None, log)
+            image = result.commit(service, name.stored if name else None)
+            log.say(f"built {tag or 'an image without a name'}: {image.id}")
+            return image
 
 
 def _containerfile(context: Path, file: Path | None) -> Path:
@@ -141,88 +133,6 @@ def _target(stages: Sequence[Stage], target: str | None) -> int:
             return number
     have = ", ".join(stage.name for stage in stages if stage.name) or "none with a name"
     raise BuildError(f"there is no stage {target!r}; the stages are: {have}")
-
-
-@dataclass
-class _State:
-    """An image while it is built."""
-
-    platform: Platform
-    config: dict[str, Any] = field(default_factory=dict)
-    layers: list[Descriptor] = field(default_factory=list)
-    diff_ids: list[str] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    arguments: dict[str, str] = field(default_factory=dict)
-    shell: list[str] = field(default_factory=lambda: [*_SHELL])
-    author: str = ""
-    created: str = ""
-    has_command: bool = False
-
-    @property
-    def env(self) -> list[str]:
-        found: list[str] = self.config.setdefault("Env", [])
-        return found
-
-    def variables(self) -> dict[str, str]:
-        """What `$NAME` means: ENV hides an ARG of the same name."""
-        return {**self.arguments, **dict(item.split("=", 1) for item in self.env)}
-
-    def set_env(self, values: Mapping[str, str]) -> None:
-        merged = {**dict(item.split("=", 1) for item in self.env), **values}
-        self.config["Env"] = [f"{key}={value}" for key, value in merged.items()]
-
-    @property
-    def chain(self) -> str:
-        return chain_ids(self.diff_ids)[-1] if self.diff_ids else ""
-
-    def inherit(self) -> "_State":
-        """A stage that begins where this one ended."""
-        return _State(
-            platform=self.platform,
-            config=json.loads(json.dumps(self.config)),
-            layers=[*self.layers],
-            diff_ids=[*self.diff_ids],
-            history=[*self.history],
-            shell=[*self.shell],
-            author=self.author,
-            created=self.created,
-        )
-
-    def add(self, step: CachedStep, text: str) -> None:
-        self.layers.append(step.layer)
-        self.diff_ids.append(step.diff_id)
-        self.history.append({"created": step.created, "created_by": text, "comment": "highrt"})
-        self.created = max(self.created, step.created)
-
-    def note(self, text: str) -> None:
-        self.history.append({"created_by": text, "comment": "highrt", "empty_layer": True})
-
-    def commit(self, service: ImageService, name: str | None, log: BuildLog) -> Image:
-        """Writes configuration and manifest, and names the image."""
-        document: dict[str, Any] = {
-            "architecture": self.platform.architecture,
-            "os": self.platform.os,
-            "config": {key: value for key, value in self.config.items() if value not in ([], {}, "")},
-            "rootfs": {"type": "layers", "diff_ids": self.diff_ids},
-            "history": self.history,
-        }
-        if self.created:
-            document["created"] = self.created
-        if self.author:
-            document["author"] = self.author
-        if self.platform.variant and self.platform.architecture != "arm64":
-            document["variant"] = self.platform.variant
-        config = service.content.add(json.dumps(document, sort_keys=True).encode(), OCI_CONFIG)
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": config.to_json(),
-            "layers": [layer.to_json() for layer in self.layers],
-        }
-        described = service.content.add(json.dumps(manifest, sort_keys=True).encode(), OCI_MANIFEST)
-        image = service.record(config.digest, described, {name: described.digest} if name else {}, pinned=True)
-        log.say(f"built {name or 'an image without a name'}: {image.id}")
-        return image
 
 
 @dataclass(frozen=True)
@@ -260,7 +170,7 @@ class _Build:
         self._build_args, self._secrets, self._log, self._run_step = build_args, secrets, log, run_step
         self._use_cache, self._pull = use_cache, pull
         self._ignore = Ignore.of(context)
-        self._begun: dict[int, asyncio.Task[_State]] = {}
+        self._begun: dict[int, asyncio.Task[Draft]] = {}
         self._at_once = asyncio.Semaphore(_BUILDS_AT_ONCE)
         self._globals: dict[str, str] = {}
         self._used: set[str] = set()
@@ -284,7 +194,7 @@ class _Build:
     def _declared(self, instruction: Instruction, variables: Mapping[str, str]) -> dict[str, str]:
         """The values of an ARG: the caller's, or else its default, or else the global one."""
         found = {}
-        for word in _words(instruction, variables):
+        for word in words_of(instruction, variables):
             name, equals, default = word.partition("=")
             if name in self._build_args:
                 self._used.add(name)
@@ -302,7 +212,7 @@ class _Build:
 
     # stages
 
-    async def run(self, target: int) -> _State:
+    async def run(self, target: int) -> Draft:
         """Builds a stage and all that it needs. The first failure ends what else is under way."""
         wanted = self._begin(target)
         try:
@@ -316,7 +226,7 @@ class _Build:
                 task.cancel()
             await asyncio.gather(*self._begun.values(), return_exceptions=True)
 
-    def _begin(self, number: int) -> "asyncio.Task[_State]":
+    def _begin(self, number: int) -> "asyncio.Task[Draft]":
         """The task of a stage: begun the first time that it is wanted, after those that it will need."""
         if number not in self._begun:
             for needed in sorted(self._needs(number)):
@@ -327,16 +237,16 @@ class _Build:
     def _needs(self, number: int) -> set[int]:
         """The stages that a stage names, as far as its text alone tells."""
         stage = self._stages[number]
-        names = [_expand(stage.base, stage.base.text.split()[0], self._globals)]
+        names = [expanded(stage.base, stage.base.text.split()[0], self._globals)]
         for instruction in stage.instructions:
             names.append(instruction.flag("from"))
             names += [part[5:] for mount in instruction.all_flags("mount") for part in mount.split(",") if part[:5] == "from="]
         return {found for name in names if name and (found := self._stage_called(name, number)) is not None}
 
-    async def _stage(self, number: int) -> _State:
+    async def _stage(self, number: int) -> Draft:
         return await asyncio.shield(self._begin(number))
 
-    async def _build_stage(self, number: int) -> _State:
+    async def _build_stage(self, number: int) -> Draft:
         stage = self._stages[number]
         prefix = f"{stage.name or f'stage-{number}'} " if len(self._stages) > 1 else ""
         state, triggers = await self._base(stage, number, f"[{prefix}1/{len(stage.instructions) + 1}]")
@@ -351,11 +261,11 @@ class _Build:
             log.done()
         return state
 
-    async def _base(self, stage: Stage, number: int, place: str) -> tuple[_State, list[Instruction]]:
+    async def _base(self, stage: Stage, number: int, place: str) -> tuple[Draft, list[Instruction]]:
         """What a stage begins with, and the base's triggers (ONBUILD), which come first."""
         base = stage.base
-        text = _expand(base, base.text.split()[0], self._globals)
-        platform = _expand(base, base.flag("platform"), self._globals) or None
+        text = expanded(base, base.text.split()[0], self._globals)
+        platform = expanded(base, base.flag("platform"), self._globals) or None
         if (earlier := self._stage_called(text, number)) is not None:
             state = (await self._stage(earlier)).inherit()
             self._log.step(f"{place} FROM {text}").done()
@@ -372,26 +282,10 @@ class _Build:
             state.shell = list(shell)
         return state, [parse_instruction(trigger, base.line) for trigger in triggers]
 
-    async def _base_image(self, base: Instruction, text: str, platform: str | None) -> _State:
+    async def _base_image(self, base: Instruction, text: str, platform: str | None) -> Draft:
         if text == "scratch":
-            state = _State(Platform.parse(platform))
-            state.env.append(_PATH)
-            return state
-        image = await self._image(base, text, platform, pull=self._pull)
-        document = self._service.content.document(image.id)
-        state = _State(
-            platform=Platform.parse(image.platform),
-            config={key: value for key, value in (document.get("config") or {}).items() if value is not None},
-            layers=layers_of(self._service.content.document(image.manifest.digest), text),
-            diff_ids=[*image.diff_ids],
-            history=document.get("history") or [],
-            author=str(document.get("author", "")),
-            created=image.created,
-        )
-        state.config.pop("Image", None)
-        if not any(item.startswith("PATH=") for item in state.env):
-            state.env.append(_PATH)
-        return state
+            return Draft.from_scratch(platform)
+        return Draft.of(self._service, await self._image(base, text, platform, pull=self._pull))
 
     def _stage_called(self, name: str, before: int) -> int | None:
         for number, stage in enumerate(self._stages[:before]):
@@ -408,7 +302,7 @@ class _Build:
 
     # instructions
 
-    async def _execute(self, instruction: Instruction, state: _State, number: int, log: StepLog) -> None:
+    async def _execute(self, instruction: Instruction, state: Draft, number: int, log: StepLog) -> None:
         text = str(instruction)
         match instruction.name:
             case "RUN":
@@ -421,10 +315,10 @@ class _Build:
                 state.arguments |= self._declared(instruction, state.variables())
                 state.note(text)
             case _:
-                _configure(instruction, state)
+                configure(instruction, state)
                 state.note(text)
 
-    async def _run(self, instruction: Instruction, state: _State, number: int, log: StepLog) -> None:
+    async def _run(self, instruction: Instruction, state: Draft, number: int, log: StepLog) -> None:
         argv, script = _command(instruction, state)
         declared = [f"{key}={value}" for key, value in sorted(state.arguments.items())]
         names = {item.partition("=")[0] for item in state.env}
@@ -544,8 +438,8 @@ class _Build:
         file.chmod(mount.mode)
         return StepMount(mount.target, file, read_only=True)
 
-    async def _workdir(self, instruction: Instruction, state: _State, log: StepLog) -> None:
-        path = _expand(instruction, instruction.text, state.variables())
+    async def _workdir(self, instruction: Instruction, state: Draft, log: StepLog) -> None:
+        path = expanded(instruction, instruction.text, state.variables())
         state.config["WorkingDir"] = path = os.path.normpath(os.path.join("/", state.config.get("WorkingDir", ""), path))
 
         async def act(root: Path) -> None:
@@ -554,7 +448,7 @@ class _Build:
 
         await self._layer(instruction, state, ["WORKDIR", path], act, log, keep_empty=False)
 
-    async def _copy(self, instruction: Instruction, state: _State, number: int, log: StepLog) -> None:
+    async def _copy(self, instruction: Instruction, state: Draft, number: int, log: StepLog) -> None:
         *patterns, destination = self._copied(instruction, state)
         documents = {document.operator.replace('"', "").replace("'", ""): document for document in instruction.documents}
         for pattern in patterns:
@@ -562,7 +456,7 @@ class _Build:
                 raise instruction.fail("a build reaches no network: put the file into the context")
         destination = _destination(destination, state.config.get("WorkingDir", ""))
         origin = await self._origin(instruction, _from(instruction, {**self._globals, **state.variables()}), number)
-        chown = _expand(instruction, instruction.flag("chown"), state.variables())
+        chown = expanded(instruction, instruction.flag("chown"), state.variables())
         mode = _mode(instruction)
         # A layer that does not depend on those below it: the names of users are looked up in them, so it needs numbers.
         alone = instruction.switch("link") and not re.search(r"[^0-9:]", chown)
@@ -598,16 +492,16 @@ class _Build:
             known_by = [instruction.name, content, destination, chown, mode, alone]
             await self._layer(instruction, state, known_by, act, log, alone=alone, without=made if alone and not chown else ())
 
-    def _copied(self, instruction: Instruction, state: _State) -> list[str]:
+    def _copied(self, instruction: Instruction, state: Draft) -> list[str]:
         listed = instruction.exec_form()
         variables = state.variables()
-        found = [_expand(instruction, item, variables) for item in listed] if listed else _words(instruction, variables)
+        found = [expanded(instruction, item, variables) for item in listed] if listed else words_of(instruction, variables)
         if len(found) < 2:
             raise instruction.fail("write the files, and then where they go")
         return found
 
     @contextmanager
-    def _written(self, instruction: Instruction, documents: Sequence[HereDocument], state: _State) -> Iterator[RootedTree]:
+    def _written(self, instruction: Instruction, documents: Sequence[HereDocument], state: Draft) -> Iterator[RootedTree]:
         """A folder with here-documents as files, for the block."""
         folder = self._service.steps / f"copy-{uuid.uuid4().hex}"
         folder.mkdir(parents=True, mode=0o700)
@@ -651,7 +545,7 @@ class _Build:
     async def _layer(
         self,
         instruction: Instruction,
-        state: _State,
+        state: Draft,
         known_by: Sequence[Any],
         act: Callable[[Path], Awaitable[None]],
         log: StepLog,
@@ -673,28 +567,18 @@ class _Build:
             log.cached()
             state.add(cached, text)
             return
-        blob = self._service.content.scratch(uuid.uuid4().hex)
-        try:
-            async with self._at_once, self._service.mounted(layers, diff_ids) as (root, rootfs):
-                try:
-                    await act(root)
-                except BuildError as error:
-                    raise error if str(error).startswith("line ") else instruction.fail(str(error)) from None
-                except (ImageError, OSError) as error:
-                    raise instruction.fail(str(error)) from None
-                packed = await self._service.workers.pack_layer(
-                    rootfs.upper, blob, latest_mtime=self._epoch, without=[path.strip("/") for path in without]
-                )
-            if not packed.entries and not keep_empty:
-                state.note(text)
-                return
-            await asyncio.to_thread(self._service.content.add_file, blob, packed.digest)
-        finally:
-            blob.unlink(missing_ok=True)
-        created = datetime.fromtimestamp(self._epoch if self._epoch is not None else int(time.time()), UTC)
-        step = CachedStep(
-            Descriptor(f"{OCI_LAYER}+gzip", packed.digest, packed.size), packed.diff_id, created.strftime("%Y-%m-%dT%H:%M:%SZ")
-        )
+        async with self._at_once, self._service.mounted(layers, diff_ids) as (root, rootfs):
+            try:
+                await act(root)
+            except BuildError as error:
+                raise error if str(error).startswith("line ") else instruction.fail(str(error)) from None
+            except (ImageError, OSError) as error:
+                raise instruction.fail(str(error)) from None
+            left_out = [path.strip("/") for path in without]
+            step = await pack(self._service, rootfs.upper, epoch=self._epoch, without=left_out, keep_empty=keep_empty)
+        if step is None:
+            state.note(text)
+            return
         self._service.metadata.cache_step(key, step, {"instruction": text})
         state.add(step, text)
 
@@ -723,7 +607,7 @@ def _pin(descriptor: int, folder: Path, stack: AsyncExitStack, *, read_only: boo
         os.close(tree)
 
 
-def _command(instruction: Instruction, state: _State) -> tuple[list[str], str]:
+def _command(instruction: Instruction, state: Draft) -> tuple[list[str], str]:
     """The command of a RUN, and the script that it runs, where a here-document with a `#!` line is all of it."""
     listed = instruction.exec_form()
     if listed is not None:
@@ -739,74 +623,7 @@ def _command(instruction: Instruction, state: _State) -> tuple[list[str], str]:
 
 
 def _from(instruction: Instruction, variables: Mapping[str, str]) -> str:
-    return _expand(instruction, instruction.flag("from"), variables)
-
-
-def _configure(instruction: Instruction, state: _State) -> None:
-    """The instructions that change nothing but the configuration."""
-    variables = state.variables()
-    config, listed = state.config, instruction.exec_form()
-    match instruction.name:
-        case "ENV":
-            state.set_env(_pairs(instruction, variables))
-        case "LABEL":
-            config["Labels"] = {**(config.get("Labels") or {}), **_pairs(instruction, variables)}
-        case "USER":
-            config["User"] = _expand(instruction, instruction.text, variables)
-        case "CMD":
-            config["Cmd"] = listed if listed is not None else [*state.shell, instruction.text]
-            state.has_command = True
-        case "ENTRYPOINT":
-            config["Entrypoint"] = listed if listed is not None else [*state.shell, instruction.text]
-            if not state.has_command:
-                config.pop("Cmd", None)  # the base's command was meant for the base's entry point
-        case "EXPOSE":
-            ports = _words(instruction, variables)
-            for port in ports:
-                if not _PORT.fullmatch(port):
-                    raise instruction.fail(f"{port!r} is not a port, like 80 or 53/udp")
-            added: dict[str, Any] = {port if "/" in port else f"{port}/tcp": {} for port in ports}
-            config["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **added}
-        case "VOLUME":
-            paths = listed if listed is not None else _words(instruction, variables)
-            config["Volumes"] = {**(config.get("Volumes") or {}), **{path: {} for path in paths}}
-        case "STOPSIGNAL":
-            config["StopSignal"] = _expand(instruction, instruction.text, variables)
-        case "SHELL":
-            if not listed:
-                raise instruction.fail('write it as a list, ["/bin/sh", "-c"]')
-            state.shell = config["Shell"] = listed
-        case "HEALTHCHECK":
-            config["Healthcheck"] = _health_check(instruction, variables)
-        case "ONBUILD":
-            config["OnBuild"] = [*(config.get("OnBuild") or []), instruction.text]
-        case "MAINTAINER":
-            state.author = instruction.text
-        case _:
-            raise instruction.fail("it is not supported here")
-
-
-def _health_check(instruction: Instruction, variables: Mapping[str, str]) -> dict[str, Any]:
-    """Docker's extension of an image's configuration; a pod has probes of its own."""
-    kind, _, rest = instruction.text.partition(" ")
-    if kind.upper() == "NONE" and not rest:
-        return {"Test": ["NONE"]}
-    if kind.upper() != "CMD" or not rest.strip():
-        raise instruction.fail("write HEALTHCHECK CMD COMMAND, or HEALTHCHECK NONE")
-    command = parse_instruction(f"CMD {rest.strip()}", instruction.line)
-    listed = command.exec_form()
-    found: dict[str, Any] = {"Test": ["CMD", *listed] if listed is not None else ["CMD-SHELL", command.text]}
-    for flag, key in (("interval", "Interval"), ("timeout", "Timeout"), ("start-period", "StartPeriod"),
-                      ("start-interval", "StartInterval")):  # fmt: skip
-        if text := _expand(instruction, instruction.flag(flag), variables):
-            if not _DURATION.fullmatch(text):
-                raise instruction.fail(f"--{flag}={text} is not a duration, like 30s or 1m30s")
-            found[key] = int(sum(float(number) * _NANOSECONDS[unit] for number, unit in _DURATION_PART.findall(text)))
-    if retries := _expand(instruction, instruction.flag("retries"), variables):
-        if not retries.isdigit():
-            raise instruction.fail(f"--retries={retries} is not a number")
-        found["Retries"] = int(retries)
-    return found
+    return expanded(instruction, instruction.flag("from"), variables)
 
 
 def _destination(path: str, working_dir: str) -> str:
@@ -829,24 +646,3 @@ def _owner(tree: RootedTree, chown: str, mode: int | None) -> copying.Ownership:
     # Without a group, the group has the user's number (the Dockerfile reference, COPY --chown).
     gid = find_group(tree, group) if colon else (who.uid if user.isdigit() else who.gid)
     return copying.Ownership(who.uid, gid, mode)
-
-
-def _expand(instruction: Instruction, text: str, variables: Mapping[str, str]) -> str:
-    try:
-        return expand(text, variables)
-    except ValueError as error:
-        raise instruction.fail(str(error)) from None
-
-
-def _words(instruction: Instruction, variables: Mapping[str, str]) -> list[str]:
-    try:
-        return words(instruction.text, variables)
-    except ValueError as error:
-        raise instruction.fail(str(error)) from None
-
-
-def _pairs(instruction: Instruction, variables: Mapping[str, str]) -> dict[str, str]:
-    try:
-        return pairs(instruction.text, variables)
-    except ValueError as error:
-        raise instruction.fail(str(error)) from None

@@ -18,6 +18,22 @@ def of(rootfs: Rootfs, mounted: Iterable[str]) -> list[tuple[str, bytes]]:
     return sorted(_below(os.fsencode(rootfs.upper), b"", lower, places), key=lambda change: change[1])
 
 
+def made_for_mounts(rootfs: Rootfs, mounted: Iterable[str]) -> list[str]:
+    """What the runtime made in the writable layer to mount on: relative paths."""
+    lower = [os.fsencode(path) for path in rootfs.lower]
+    found = []
+    for path in (*_PLACES, *map(os.path.normpath, mounted)):
+        place = os.path.join(rootfs.upper, path.lstrip("/"))
+        try:
+            status = os.lstat(place)
+            untouched = not os.listdir(place) if stat.S_ISDIR(status.st_mode) else status.st_size == 0
+        except OSError:
+            continue
+        if untouched and not _with(lower, os.fsencode(path)):
+            found.append(path.lstrip("/"))
+    return found
+
+
 def _below(upper: bytes, path: bytes, lower: list[bytes], places: set[bytes]) -> Iterator[tuple[str, bytes]]:
     with os.scandir(upper + path) as entries:
         for entry in entries:

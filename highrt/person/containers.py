@@ -250,6 +250,18 @@ class PersonContainers:
             raise FailedPrecondition(f"container {self.name(found)} is not paused")
         await self._thaw(found)
 
+    @asynccontextmanager
+    async def standing_still(self, found: Container, *, really: bool) -> AsyncIterator[None]:
+        """Around what must see its files as they are at one moment: if it runs, its processes are paused."""
+        if not really or found.state is not ContainerState.RUNNING or self.paused(found):
+            yield
+            return
+        await self.pause(found)
+        try:
+            yield
+        finally:
+            await self._thaw(found)
+
     def paused(self, found: Container) -> bool:
         return found.state is ContainerState.RUNNING and cgroups.open_cgroup(found.cgroup).frozen()
 

@@ -81,6 +81,23 @@ def container(found: Container, pod: Pod, name: str) -> dict[str, Any]:
     }
 
 
+def image_config(found: Container) -> dict[str, Any]:
+    """What a container was given in place of its image's configuration, in the form of an image's."""
+    config, given = found.config, dict[str, Any]()
+    if config.command:
+        given["Entrypoint"], given["Cmd"] = [*config.command], [*config.args]
+    elif config.args:
+        given["Cmd"] = [*config.args]
+    given["Env"] = [f"{item.key}={item.value.decode(errors='replace')}" for item in config.envs if item.key != "TERM"]
+    given["Labels"] = dict(config.labels)
+    if config.working_dir:
+        given["WorkingDir"] = config.working_dir
+    security = config.linux.security_context
+    if user := security.run_as_username or (str(security.run_as_user.value) if security.HasField("run_as_user") else ""):
+        given["User"] = f"{user}:{security.run_as_group.value}" if security.HasField("run_as_group") else user
+    return given
+
+
 def network(found: api.Network) -> dict[str, Any]:
     pairs = zip(found.subnets, found.gateways, strict=True)
     return {

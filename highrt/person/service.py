@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError
 from highrt.cri.calls import require, streaming, unary, worded
 from highrt.images import archive
 from highrt.images.build import build
+from highrt.images.commit import commit
 from highrt.images.errors import ImageNotFound
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
@@ -349,6 +350,26 @@ class PersonService(HighrtBase):
         mounted = [mount.container_path for mount in container.config.mounts]
         found = await asyncio.to_thread(changes.of, rootfs, mounted) if rootfs else []
         return api.DiffResponse(changes=[api.Change(kind=kind, path=path) for kind, path in found])
+
+    @unary
+    async def Commit(self, request: api.CommitRequest) -> api.ImageName:
+        container = self._containers.find(request.container)
+        async with self._containers.standing_still(container, really=not request.no_pause):
+            image, rootfs = self._images.resolve(container.image_id), await self._images.rootfs(container.id)
+            if image is None or rootfs is None:
+                raise FailedPrecondition(f"container {request.container} has no files or no image any more")
+            made = await commit(
+                self._images,
+                image,
+                rootfs.upper,
+                name=request.image,
+                config=documents.image_config(container),
+                changes=request.changes,
+                author=request.author,
+                message=request.message,
+                without=changes.made_for_mounts(rootfs, [mount.container_path for mount in container.config.mounts]),
+            )
+        return api.ImageName(image=made.id)
 
     @unary
     async def Kill(self, request: api.KillRequest) -> api.KillResponse:

@@ -1,6 +1,7 @@
 """podman as a booted machine has it: with systemd for its cgroups, as root and as a user, and lowrt in runc's place."""
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -182,10 +183,11 @@ def test_a_pod_from_a_kubernetes_file(podman: Podman, open_folder: Path) -> None
 
 @pytest.fixture
 def whole_system(open_folder: Path) -> Iterator[Path]:
-    """This machine's own files, over which a container can write."""
+    """This machine's own files, over which a container can write. Not what tests have left in /tmp: podman has it copied up."""
     subprocess.run(["mount", "-t", "tmpfs", "layers", open_folder], check=True)
-    for name in ("upper", "work", "root"):
-        (open_folder / name).mkdir()
+    for name in ("upper/tmp", "work", "root"):
+        (open_folder / name).mkdir(parents=True)
+    os.setxattr(open_folder / "upper/tmp", "trusted.overlay.opaque", b"y")
     layers = f"lowerdir=/,upperdir={open_folder}/upper,workdir={open_folder}/work"
     subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", open_folder / "root"], check=True)
     wants = open_folder / "root/etc/systemd/system/multi-user.target.wants"
