@@ -3,27 +3,22 @@
 import asyncio
 import json
 import os
-import re
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 import click
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from highrt.cli import formats, session, terminal
+from highrt.cli import formats, listing, session, terminal
 from highrt.cli.connection import DaemonError, run
+from highrt.cli.options import filtered, time_ns
 from highrt.cli.run import create, environment, failure_of
 from highrt.cli.run import run as run_container
-from highrt.person import loglines
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
-
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 @click.command()
@@ -31,16 +26,29 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 @click.option("-q", "--quiet", is_flag=True, help="Print IDs only.")
 @click.option("--every-owner", "-k", is_flag=True, help="Also those of a kubelet on this machine.")
 @click.option("--no-trunc", is_flag=True, help="Whole IDs and commands.")
+@click.option("-f", "--filter", "texts", multiple=True, metavar="KEY=VALUE", help="Like status=exited, name=web, label=a=b.")
+@click.option("-n", "--last", type=click.IntRange(min=0), default=None, metavar="NUMBER", help="The last ones, in any state.")
+@click.option("-l", "--latest", is_flag=True, help="The last one, in any state.")
 @click.option("--format", "template", default="", help="A template, like '{{.ID}} {{.Names}}', or json.")
 @click.pass_context
-def ps(ctx: click.Context, everything: bool, quiet: bool, every_owner: bool, no_trunc: bool, template: str) -> None:
+def ps(
+    ctx: click.Context, /, everything: bool, quiet: bool, every_owner: bool, no_trunc: bool, texts: tuple[str, ...],
+    last: int | None, latest: bool, template: str,
+) -> None:  # fmt: skip
     """List containers."""
+    filters = [*map(filtered, texts)]
+    last = 1 if latest else last
+    # who filters by state wants all states
+    asked = api.ListRequest(all=True, every_owner=every_owner)
 
     async def work(stub: HighrtStub) -> list[api.Container]:
-        return list((await stub.List(api.ListRequest(all=everything, every_owner=every_owner))).containers)
+        return list((await stub.List(asked)).containers)
 
+    known = sorted(run(ctx, work), key=lambda item: item.created_at_ns, reverse=True)
+    states = everything or last is not None or any(each.key in ("status", "exited") for each in filters)
+    found = [item for item in known if states or item.state in ("running", "paused", "restarting")]
     rows = []
-    for item in sorted(run(ctx, work), key=lambda item: item.created_at_ns, reverse=True):
+    for item in listing.chosen(found, filters, known)[:last]:
         command = " ".join(item.command)
         rows.append(
             {
@@ -182,12 +190,14 @@ def _detachable(ctx: click.Context, work: Callable[[HighrtStub], Awaitable[int]]
 @click.option("-f", "--follow", is_flag=True, help="Stay, and print what comes.")
 @click.option("-n", "--tail", default="all", metavar="LINES", help="Only the last so many lines.")
 @click.option("--since", default="", metavar="TIME", help="From then on: 2026-01-31T12:00:00Z, or how long ago, like 10m.")
+@click.option("--until", default="", metavar="TIME", help="Not what came after then.")
 @click.option("-t", "--timestamps", is_flag=True, help="Put the time before each line.")
 @click.argument("container")
 @click.pass_context
-def logs(ctx: click.Context, follow: bool, tail: str, since: str, timestamps: bool, container: str) -> None:
+def logs(ctx: click.Context, /, follow: bool, tail: str, since: str, until: str, timestamps: bool, container: str) -> None:
     """Print what a container has written."""
-    request = api.LogsRequest(container=container, follow=follow, since_ns=since_ns(since))
+    span = {"since_ns": time_ns(since, "--since"), "until_ns": time_ns(until, "--until")}
+    request = api.LogsRequest(container=container, follow=follow, **span)
     if tail != "all":
         if not tail.isdigit():
             raise click.BadParameter(f"--tail {tail}: write a number of lines, or all")
@@ -200,33 +210,11 @@ def logs(ctx: click.Context, follow: bool, tail: str, since: str, timestamps: bo
             async for line in stream:
                 data = line.data
                 if timestamps and fresh[line.stream]:
-                    seconds, nanoseconds = divmod(line.time_ns, 1_000_000_000)
-                    stamp = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-                    data = f"{stamp}.{nanoseconds:09d}Z ".encode() + data
+                    data = f"{formats.stamp(line.time_ns)} ".encode() + data
                 fresh[line.stream] = line.data.endswith(b"\n")
                 terminal.write_all(line.stream, data)
 
     run(ctx, work)
-
-
-def since_ns(text: str) -> int:
-    """A time stamp (RFC 3339, or seconds since 1970) or a duration back from now, in nanoseconds. Raises click.BadParameter."""
-    if not text:
-        return 0
-    if re.fullmatch(r"\d{9,}(\.\d+)?", text):
-        return int(Decimal(text) * 10**9)
-    if match := _DURATION.fullmatch(text):
-        hours, minutes, seconds = (float(part or 0) for part in match.groups())
-        return time.time_ns() - int((hours * 3600 + minutes * 60 + seconds) * 1e9)
-    try:
-        # Exact to the nanosecond: who copies a line's stamp wants that line.
-        return (
-            loglines.nanoseconds(text)
-            if "T" in text and text.endswith("Z")
-            else int(datetime.fromisoformat(text).timestamp() * 1e9)
-        )
-    except ValueError as error:
-        raise click.BadParameter(f"--since {text!r}: write a time like 2026-01-31T12:00:00Z, or a duration like 1h30m") from error
 
 
 def each(ctx: click.Context, containers: tuple[str, ...], act: Callable[[HighrtStub, str], Awaitable[Any]]) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -67,6 +67,12 @@ def size(count: int) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g}TB"
+
+
+def stamp(time_ns: int) -> str:
+    """A time to the nanosecond, as RFC 3339 has it."""
+    seconds, nanoseconds = divmod(time_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
 
 
 def ago(time_ns: int) -> str:

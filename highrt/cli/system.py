@@ -8,6 +8,7 @@ from google.protobuf.json_format import MessageToDict
 from highrt.cli import formats
 from highrt.cli.connection import DaemonError, run
 from highrt.cli.containers import each, ended
+from highrt.cli.options import filtered, time_ns
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -98,6 +99,47 @@ def prune(ctx: click.Context, every: bool, volumes: bool, force: bool) -> None:
     run(ctx, work)
 
 
+@click.command()
+@click.option("--since", default="", help="Also those since a time, or for so long, as 10m.")
+@click.option("--until", default="", help="End at a time.")
+@click.option(
+    "-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Like type=container, event=die, container=NAME."
+)
+@click.option("--format", "template", default="", help="json, or a template.")
+@click.pass_context
+def events(ctx: click.Context, since: str, until: str, filters: tuple[str, ...], template: str) -> None:
+    """Print what happens, as it happens."""
+    span = {"since_ns": time_ns(since, "--since"), "until_ns": time_ns(until, "--until")}
+    request = api.EventsRequest(**span, filters=[*map(filtered, filters)])
+
+    async def work(stub: HighrtStub) -> None:
+        async with stub.Events.open() as stream:
+            await stream.send_message(request, end=True)
+            async for event in stream:
+                click.echo(_told(event, template))
+
+    run(ctx, work)
+
+
+def _told(event: api.Event, template: str) -> str:
+    """A line, as docker has it."""
+    if template:
+        document = {
+            "Type": event.type,
+            "Action": event.action,
+            "Actor": {"ID": event.actor, "Attributes": dict(event.attributes)},
+            "status": event.action,
+            "id": event.actor,
+            "from": event.attributes.get("image", ""),
+            "scope": "local",
+            "time": event.time_ns // 10**9,
+            "timeNano": event.time_ns,
+        }
+        return json.dumps(document) if template in ("json", "{{json .}}") else formats.render(template, document)
+    attributes = ", ".join(f"{key}={value}" for key, value in sorted(event.attributes.items()))
+    return f"{formats.stamp(event.time_ns)} {event.type} {event.action} {event.actor} ({attributes})"
+
+
 @click.group()
 def volume() -> None:
     """Manage volumes, which outlive containers."""
@@ -159,4 +201,7 @@ def rm(ctx: click.Context, names: tuple[str, ...]) -> None:
     each(ctx, names, lambda stub, name: stub.RemoveVolume(api.VolumeName(name=name)))
 
 
-COMMANDS = (system, info, volume)
+system.add_command(events)
+system.add_command(info)
+
+COMMANDS = (system, info, events, volume)

@@ -14,6 +14,7 @@ from highrt.images.errors import ImageNotFound
 from highrt.images.service import ImageService
 from highrt.monitor import record
 from highrt.person import flags, names, restarts
+from highrt.person.events import Events
 from highrt.person.networks import BUILT_IN, Networks
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.manager import PodManager
@@ -36,6 +37,7 @@ class PersonContainers:
         self._images = images
         self._root = root
         self.networks = Networks(root, pods)
+        self.events = Events(pods)
         self._making: set[str] = set()
         self._sessions: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -52,6 +54,7 @@ class PersonContainers:
             if entry.name not in kept and entry.is_dir():
                 flags.PersonFiles(self._root, entry.name).remove()
         self._spawn(self._watch())
+        self._spawn(self.events.watch())
         await asyncio.sleep(0)  # it listens from here on: nothing ends unseen
         rebooted = self._boot_file.exists() and self._boot_file.read_text() != record.boot_id()
         for pod in self._pods.pods(Owner.PERSON):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,6 +91,20 @@ async def read(
     finally:
         if file is not None:
             file.close()
+
+
+async def before(lines: AsyncGenerator[Line, None], until_ns: int, tail: int | None) -> AsyncGenerator[Line, None]:
+    """Those of the lines that are not later than a time; tail: only the last so many of them."""
+    last: deque[Line] = deque(maxlen=tail)
+    async for line in lines:
+        if line.time_ns > until_ns:
+            break
+        if tail is None:
+            yield line
+        else:
+            last.append(line)
+    for line in last:
+        yield line
 
 
 async def _whole(path: Path, offset: int, since_ns: int) -> AsyncGenerator[Line, None]:

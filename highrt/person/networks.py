@@ -148,6 +148,12 @@ class Networks:
             if has_networks(pod):
                 yield from ((pod, choice) for choice in networks_of(pod))
 
+    def names(self, pod: Pod) -> list[str]:
+        """What a person's pod is on, by the names that people know."""
+        if pod.owner is Owner.PERSON and has_networks(pod):
+            return [choice.name or "bridge" for choice in networks_of(pod)]
+        return [pod.config.annotations[NETWORK]] if NETWORK in pod.config.annotations else []
+
     def choose(self, names: Sequence[str], address: str, aliases: Sequence[str]) -> list[NetworkChoice]:
         """What a new container is attached to. Raises NotFound, InvalidArgument."""
         if len(set(names)) < len(names):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
@@ -49,6 +50,7 @@ class PersonService(HighrtBase):
         self._pods = pods
         self._images = images
         self._containers = containers
+        self._events = containers.events
         self._about = about
         self._volumes = Volumes(Path(about["root"]) / "volumes")
 
@@ -102,6 +104,16 @@ class PersonService(HighrtBase):
         )
         return response
 
+    @streaming
+    async def Events(self, request: api.EventsRequest) -> AsyncGenerator[api.Event, None]:
+        filters: dict[str, list[str]] = {}
+        for item in request.filters:
+            filters.setdefault(item.key, []).append(item.value)
+        async for event in self._events.read(request.since_ns, request.until_ns, filters):
+            yield api.Event(
+                type=event.kind, action=event.action, actor=event.actor, attributes=event.attributes, time_ns=event.time_ns
+            )
+
     # volumes
 
     @unary
@@ -110,11 +122,14 @@ class PersonService(HighrtBase):
 
     @unary
     async def CreateVolume(self, request: api.VolumeName) -> api.Volume:
-        return self._volume(self._volumes.create(request.name or uuid.uuid4().hex))
+        made = self._volumes.create(request.name or uuid.uuid4().hex)
+        self._events.note("volume", "create", made.name, driver="local")
+        return self._volume(made)
 
     @unary
     async def RemoveVolume(self, request: api.VolumeName) -> api.RemoveVolumeResponse:
         await asyncio.to_thread(self._volumes.remove, request.name, self._pods.containers())
+        self._events.note("volume", "destroy", request.name, driver="local")
         return api.RemoveVolumeResponse()
 
     def _volume(self, path: Path) -> api.Volume:
@@ -146,23 +161,32 @@ class PersonService(HighrtBase):
             labels=dict(request.labels),
             options=dict(request.options),
         )
-        return self._network((await self._containers.networks.create(wish)).name)
+        name = (await self._containers.networks.create(wish)).name
+        self._note_network("create", name)
+        return self._network(name)
+
+    def _note_network(self, action: str, name: str, **attributes: str) -> None:
+        self._events.note("network", action, self._containers.networks.identity(name), name=name, type="bridge", **attributes)
 
     @unary
     async def RemoveNetwork(self, request: api.NetworkName) -> api.RemoveNetworkResponse:
         await self._containers.networks.remove(request.name)
+        self._note_network("destroy", request.name)
         return api.RemoveNetworkResponse()
 
     @unary
     async def ConnectNetwork(self, request: api.ConnectNetworkRequest) -> api.ConnectNetworkResponse:
-        pod = self._pods.pod(self._containers.find(request.container).pod_id)
+        container = self._containers.find(request.container)
+        pod = self._pods.pod(container.pod_id)
         await self._containers.networks.connect(pod, request.network, request.address, request.aliases)
+        self._note_network("connect", request.network, container=container.id)
         return api.ConnectNetworkResponse()
 
     @unary
     async def DisconnectNetwork(self, request: api.ConnectNetworkRequest) -> api.ConnectNetworkResponse:
-        pod = self._pods.pod(self._containers.find(request.container).pod_id)
-        await self._containers.networks.disconnect(pod, request.network)
+        container = self._containers.find(request.container)
+        await self._containers.networks.disconnect(self._pods.pod(container.pod_id), request.network)
+        self._note_network("disconnect", request.network, container=container.id)
         return api.ConnectNetworkResponse()
 
     def _network(self, name: str) -> api.Network:
@@ -197,17 +221,23 @@ class PersonService(HighrtBase):
             image = await self._images.pull(
                 request.image, auth=_auth(request.credentials), platform=request.platform or None, progress=report
             )
+            self._note_image("pull", image, request.image)
             return image.id
 
         async for item in progress.transfer(work):
             yield item
 
+    def _note_image(self, action: str, image: Image, name: str = "") -> None:
+        self._events.note("image", action, image.id, **{**image.config.labels, "name": name or "".join(image.tags[:1])})
+
     @streaming
     async def Push(self, request: api.PushRequest) -> AsyncGenerator[api.Progress, None]:
         async def work(report: Any) -> str:
-            return await self._images.push(
+            digest = await self._images.push(
                 request.image, destination=request.destination or None, auth=_auth(request.credentials), progress=report
             )
+            self._note_image("push", self._image(request.image), request.destination or request.image)
+            return digest
 
         async for item in progress.transfer(work):
             yield item
@@ -222,13 +252,16 @@ class PersonService(HighrtBase):
 
     @unary
     async def Tag(self, request: api.TagRequest) -> api.TagResponse:
-        self._images.tag(self._image(request.image), request.reference)
+        image = self._image(request.image)
+        self._images.tag(image, request.reference)
+        self._note_image("tag", image, request.reference)
         return api.TagResponse()
 
     @unary
     async def RemoveImage(self, request: api.ImageName) -> api.RemoveImageResponse:
-        self._image(request.image)
+        image = self._image(request.image)
         await self._images.remove(request.image)
+        self._note_image("untag" if self._images.resolve(image.id) else "delete", image, request.image)
         return api.RemoveImageResponse()
 
     @streaming
@@ -251,6 +284,7 @@ class PersonService(HighrtBase):
             )
             for tag in request.tags[1:]:
                 self._images.tag(image, tag)
+            self._note_image("build", image)
             return image.id
 
         async for event in progress.lines(work):
@@ -259,6 +293,8 @@ class PersonService(HighrtBase):
     async def Load(self, stream: Any) -> None:
         with worded():
             images = await _fed(stream, lambda source: archive.load(self._images, source))
+        for image in images:
+            self._note_image("load", image)
         await stream.send_message(api.LoadResponse(images=[_image(image) for image in images]))
 
     @streaming
@@ -291,22 +327,32 @@ class PersonService(HighrtBase):
 
     @unary
     async def Stop(self, request: api.StopRequest) -> api.StopResponse:
-        await self._containers.stop(self._containers.find(request.container), max(0, request.timeout_seconds))
+        container = self._containers.find(request.container)
+        ran = container.state is ContainerState.RUNNING
+        await self._containers.stop(container, max(0, request.timeout_seconds))
+        if ran:
+            self._events.note_container(container, "stop")
         return api.StopResponse()
 
     @unary
     async def Restart(self, request: api.StopRequest) -> api.StartResponse:
-        await self._containers.restart(self._containers.find(request.container), max(0, request.timeout_seconds))
+        container = self._containers.find(request.container)
+        await self._containers.restart(container, max(0, request.timeout_seconds))
+        self._events.note_container(container, "restart")
         return api.StartResponse()
 
     @unary
     async def Pause(self, request: api.ContainerName) -> api.PauseResponse:
-        await self._containers.pause(self._running(request.container))
+        container = self._running(request.container)
+        await self._containers.pause(container)
+        self._events.note_container(container, "pause")
         return api.PauseResponse()
 
     @unary
     async def Unpause(self, request: api.ContainerName) -> api.PauseResponse:
-        await self._containers.unpause(self._running(request.container))
+        container = self._running(request.container)
+        await self._containers.unpause(container)
+        self._events.note_container(container, "unpause")
         return api.PauseResponse()
 
     @streaming
@@ -336,7 +382,10 @@ class PersonService(HighrtBase):
 
     @unary
     async def Rename(self, request: api.RenameRequest) -> api.RenameResponse:
-        await self._containers.rename(self._containers.find(request.container), request.name)
+        container = self._containers.find(request.container)
+        before = self._containers.name(container)
+        await self._containers.rename(container, request.name)
+        self._events.note_container(container, "rename", oldName=before)
         return api.RenameResponse()
 
     @unary
@@ -369,6 +418,7 @@ class PersonService(HighrtBase):
                 message=request.message,
                 without=changes.made_for_mounts(rootfs, [mount.container_path for mount in container.config.mounts]),
             )
+        self._events.note_container(container, "commit", imageID=made.id)
         return api.ImageName(image=made.id)
 
     @unary
@@ -377,7 +427,9 @@ class PersonService(HighrtBase):
             number = signal.Signals(request.signal)
         except ValueError as error:
             raise InvalidArgument(f"{request.signal} is no signal's number") from error
-        await self._containers.signal(self._running(request.container), number)
+        container = self._running(request.container)
+        self._events.note_container(container, "kill", signal=str(int(number)))
+        await self._containers.signal(container, number)
         return api.KillResponse()
 
     @unary
@@ -431,6 +483,10 @@ class PersonService(HighrtBase):
             ips=pod.ips,
             labels=item.config.labels,
             pid=item.pid or 0,
+            mounts=[
+                text for mount in item.config.mounts for text in (self._volumes.named(mount.host_path), mount.container_path)
+            ],
+            networks=[*self._containers.networks.names(pod)],
         )
 
     def _state(self, item: Container) -> str:
@@ -483,12 +539,16 @@ class PersonService(HighrtBase):
                 state = self._pods.container(container.id).state
             except LookupError:
                 return False
-            return state in (ContainerState.CREATED, ContainerState.RUNNING)
+            late = 0 < request.until_ns < time.time_ns()
+            return state in (ContainerState.CREATED, ContainerState.RUNNING) and not late
 
         tail = request.tail if request.HasField("tail") else None
-        lines = loglines.read(
-            Path(container.log_path), follow=runs if request.follow else None, tail=tail, since_ns=request.since_ns
-        )
+        follow = runs if request.follow else None
+        if request.until_ns:
+            everything = loglines.read(Path(container.log_path), follow=follow, since_ns=request.since_ns)
+            lines = loglines.before(everything, request.until_ns, tail)
+        else:
+            lines = loglines.read(Path(container.log_path), follow=follow, tail=tail, since_ns=request.since_ns)
         async for line in lines:
             yield api.LogLine(time_ns=line.time_ns, stream=line.stream, data=line.data)
 
@@ -510,6 +570,9 @@ class PersonService(HighrtBase):
                     cwd=start.working_dir or None,
                     user=start.user or None,
                 )
+                words = " ".join(start.argv)
+                for action in ("exec_create", "exec_start"):
+                    self._events.note_container(container, f"{action}: {words}", execID=session.id)
                 return ExecutedCommand(session)
 
             if start.detach:
@@ -519,6 +582,7 @@ class PersonService(HighrtBase):
             peer = GrpcPeer(stream)
             with suppress(ClientGone):
                 code = await relay(peer, begin, stdin=start.stdin, stderr=not start.tty, started=peer.started)
+                self._events.note_container(container, "exec_die", exitCode=str(code or 0))
                 await stream.send_message(api.Output(exit_code=code or 0))
 
     async def Attach(self, stream: Any) -> None:

@@ -33,6 +33,11 @@ class Volumes:
             raise NotFound(f"there is no volume {name} (highrt volume ls lists them)")
         return path
 
+    def named(self, path: str) -> str:
+        """A volume's name, of its folder; of another path, that."""
+        folder, _, name = path.rpartition("/")
+        return name if folder == str(self._folder) else path
+
     def users(self, path: Path, containers: Iterable[Container]) -> list[Container]:
         """The containers that mount one, also those that do not run."""
         return [item for item in containers if any(mount.host_path == str(path) for mount in item.config.mounts)]

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from highrt.cli import formats, run
-from highrt.cli.containers import signal_number, since_ns
+from highrt.cli.containers import signal_number
 from highrt.cli.images import credentials
 from highrt.cli.main import main
+from highrt.cli.options import time_ns
 from highrt.cli.terminal import DetachKeys
 
 
@@ -69,12 +70,12 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_times() -> None:
-    assert since_ns("") == 0
-    assert since_ns("2026-01-31T12:00:00Z") == 1769860800_000_000_000
-    assert since_ns("2026-01-31T12:00:00.123456789Z") == 1769860800_123_456_789
-    assert since_ns("1769860800.123456789") == 1769860800_123_456_789
-    assert since_ns("1769860800") == 1769860800_000_000_000
-    assert abs(since_ns("1h30m") - (time.time_ns() - 5400 * 10**9)) < 10**9
+    assert time_ns("", "--since") == 0
+    assert time_ns("2026-01-31T12:00:00Z", "--since") == 1769860800_000_000_000
+    assert time_ns("2026-01-31T12:00:00.123456789Z", "--since") == 1769860800_123_456_789
+    assert time_ns("1769860800.123456789", "--since") == 1769860800_123_456_789
+    assert time_ns("1769860800", "--since") == 1769860800_000_000_000
+    assert abs(time_ns("1h30m", "--since") - (time.time_ns() - 5400 * 10**9)) < 10**9
 
 
 def test_signals() -> None:

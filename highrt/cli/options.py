@@ -1,0 +1,44 @@
+"""What options of several commands mean."""
+
+import re
+import time
+from datetime import datetime
+from decimal import Decimal
+
+import click
+
+from highrt.person import loglines
+from strata.protocols import highrt_pb2 as api
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def filtered(text: str) -> api.Filter:
+    """`KEY=VALUE` of a --filter. Raises click.BadParameter."""
+    key, equals, value = text.partition("=")
+    if not equals or not value:
+        raise click.BadParameter(f"--filter {text!r}: write KEY=VALUE")
+    return api.Filter(key=key, value=value)
+
+
+def time_ns(text: str, option: str) -> int:
+    """A time stamp (RFC 3339, or seconds since 1970) or a duration back from now, in nanoseconds; 0 for "". Raises
+    click.BadParameter."""
+    if not text:
+        return 0
+    if re.fullmatch(r"\d{9,}(\.\d+)?", text):
+        return int(Decimal(text) * 10**9)
+    if match := _DURATION.fullmatch(text):
+        hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return time.time_ns() - int((hours * 3600 + minutes * 60 + seconds) * 1e9)
+    try:
+        # Exact to the nanosecond: who copies a line's stamp wants that line.
+        return (
+            loglines.nanoseconds(text)
+            if "T" in text and text.endswith("Z")
+            else int(datetime.fromisoformat(text).timestamp() * 1e9)
+        )
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{option} {text!r}: write a time like 2026-01-31T12:00:00Z, or a duration like 1h30m"
+        ) from error
