@@ -53,7 +53,7 @@ def test_ports() -> None:
         (run.port, "80:80/icmp"),
         (signal_number, "NOPE"),
         (signal_number, "99"),
-        (since_ns, "yesterday"),
+        (lambda text: time_ns(text, "--since"), "yesterday"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_its_own_words(parse: object, text: str) -> None:
