@@ -15,7 +15,7 @@ from grpclib.exceptions import GRPCError
 from highrt.cli import formats, listing, session, terminal
 from highrt.cli.connection import DaemonError, run
 from highrt.cli.options import filtered, time_ns
-from highrt.cli.run import create, environment, failure_of
+from highrt.cli.run import create, environment, failure_of, memory_bytes
 from highrt.cli.run import run as run_container
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
@@ -84,7 +84,8 @@ def ps(
 
 def _status(item: api.Container) -> str:
     if item.state == "running":
-        return f"Up {formats.ago(item.started_at_ns)}"
+        well = f" ({'health: starting' if item.health == 'starting' else item.health})" if item.health else ""
+        return f"Up {formats.ago(item.started_at_ns)}{well}"
     if item.state == "paused":
         return f"Up {formats.ago(item.started_at_ns)} (Paused)"
     if item.state == "restarting":
@@ -235,7 +236,7 @@ def each(ctx: click.Context, containers: tuple[str, ...], act: Callable[[HighrtS
 
 
 _STOP_TIME = click.option(
-    "-t", "--time", "seconds", type=click.IntRange(min=0), default=10, show_default=True, help="Seconds before it is killed."
+    "-t", "--time", "seconds", type=click.IntRange(min=0), help="Seconds before it is killed (10, or its --stop-timeout)."
 )
 
 
@@ -243,7 +244,7 @@ _STOP_TIME = click.option(
 @_STOP_TIME
 @click.argument("containers", nargs=-1, required=True)
 @click.pass_context
-def stop(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> None:
+def stop(ctx: click.Context, seconds: int | None, containers: tuple[str, ...]) -> None:
     """Stop running containers: the stop signal, then, after a while, SIGKILL."""
     each(ctx, containers, lambda stub, name: stub.Stop(api.StopRequest(container=name, timeout_seconds=seconds)))
 
@@ -267,7 +268,7 @@ def start(ctx: click.Context, attached: bool, interactive: bool, containers: tup
 @_STOP_TIME
 @click.argument("containers", nargs=-1, required=True)
 @click.pass_context
-def restart(ctx: click.Context, seconds: int, containers: tuple[str, ...]) -> None:
+def restart(ctx: click.Context, seconds: int | None, containers: tuple[str, ...]) -> None:
     """Stop containers, if they run, and start them again."""
     each(ctx, containers, lambda stub, name: stub.Restart(api.StopRequest(container=name, timeout_seconds=seconds)))
 
@@ -350,6 +351,56 @@ def diff(ctx: click.Context, container: str) -> None:
 
     for change in run(ctx, work):
         terminal.write_all(1, change.kind.encode() + b" " + change.path + b"\n")
+
+
+@click.command()
+@click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 512m.")
+@click.option("--memory-swap", default="", metavar="SIZE", help="Limit of memory and swap together; -1 is none.")
+@click.option("--cpus", type=click.FloatRange(min=0.01), help="CPU limit, like 1.5.")
+@click.option("-c", "--cpu-shares", type=click.IntRange(min=2), default=None, help="Weight against other containers.")
+@click.option("--cpuset-cpus", default="", metavar="LIST", help="CPUs it may use, like 0-2,5.")
+@click.option("--cpuset-mems", default="", metavar="LIST", help="Memory nodes it may use.")
+@click.option("--pids-limit", type=int, default=0, help="Most processes it may have; -1 is without end.")
+@click.option("--restart", default="", metavar="POLICY", help="no, always, unless-stopped or on-failure[:N].")
+@click.argument("containers", nargs=-1, required=True)
+@click.pass_context
+def update(ctx: click.Context, /, containers: tuple[str, ...], **asked: Any) -> None:
+    """Change limits of containers, now and for their next runs."""
+    request = api.UpdateRequest(
+        memory_bytes=memory_bytes(asked["memory"]),
+        memory_swap_bytes=-1 if asked["memory_swap"] == "-1" else memory_bytes(asked["memory_swap"]),
+        cpu_millis=round((asked["cpus"] or 0) * 1000),
+        cpu_shares=asked["cpu_shares"] or 0,
+        cpuset_cpus=asked["cpuset_cpus"],
+        cpuset_mems=asked["cpuset_mems"],
+        pids_limit=asked["pids_limit"],
+        restart=asked["restart"],
+    )
+
+    async def act(stub: HighrtStub, name: str) -> None:
+        request.container = name
+        await stub.Update(request)
+
+    each(ctx, containers, act)
+
+
+@click.group()
+def healthcheck() -> None:
+    """Check whether containers are well."""
+
+
+@healthcheck.command("run")
+@click.argument("container")
+@click.pass_context
+def run_healthcheck(ctx: click.Context, container: str) -> None:
+    """Run a container's health check once; it ends with 1 where the container is not healthy."""
+
+    async def work(stub: HighrtStub) -> str:
+        return (await stub.CheckHealth(api.ContainerName(container=container))).status
+
+    status = run(ctx, work)
+    click.echo(status)
+    ctx.exit(0 if status == "healthy" else 1)
 
 
 @click.command()
@@ -510,7 +561,7 @@ async def ended(stub: HighrtStub) -> list[str]:
 
 COMMANDS = (
     ps, execute, logs, attach, start, stop, restart, kill, rm, wait, pause, unpause, inspect, stats, top, port, diff, rename,
-    commit,
+    commit, update, healthcheck,
 )  # fmt: skip
 for command in (run_container, create, *COMMANDS):
     container.add_command(command)

@@ -4,13 +4,32 @@ import re
 import time
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 import click
 
 from highrt.person import loglines
 from strata.protocols import highrt_pb2 as api
 
+_SPAN_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_NANOSECONDS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+class _Duration(click.ParamType[int]):
+    """`1h30m`, `10s`, `500ms` to nanoseconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not (parts := _SPAN_PART.findall(value)) or "".join(map("".join, parts)) != value:
+            self.fail(f"{value!r} is not a duration, like 30s or 1m30s", param, ctx)
+        return int(sum(float(number) * _NANOSECONDS[unit] for number, unit in parts))
+
+
+DURATION = _Duration()
 
 
 def filtered(text: str) -> api.Filter:

@@ -15,6 +15,7 @@ from highrt.cli import session
 from highrt.cli.connection import DaemonError, errors
 from highrt.cli.connection import run as call
 from highrt.cli.images import pull_image
+from highrt.cli.options import DURATION
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -152,6 +153,19 @@ def _take_log_options(request: api.CreateRequest, items: tuple[str, ...]) -> Non
             raise click.BadParameter(f"--log-opt {item}: use max-size=SIZE and max-file=NUMBER")
 
 
+def _take_health(request: api.CreateRequest, options: dict[str, Any]) -> None:
+    if options["no_healthcheck"]:
+        request.health.test.append("NONE")
+        return
+    if options["health_cmd"]:
+        request.health.test.extend(["CMD-SHELL", options["health_cmd"]])
+    for name in ("interval", "timeout", "start_period"):
+        if options[f"health_{name}"]:
+            setattr(request.health, f"{name}_ns", options[f"health_{name}"])
+    if options["health_retries"]:
+        request.health.retries = options["health_retries"]
+
+
 def labels(items: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in (item.partition("=") for item in items)}
 
@@ -166,6 +180,7 @@ _OPTIONS = (
     click.option("-v", "--volume", "volumes", multiple=True, metavar="SOURCE:TARGET[:ro]", help="Mount a host path or a volume."),
     click.option("--mount", "mounts", multiple=True, metavar="type=bind,source=…,target=…", help="Mount, in the long form."),
     click.option("-w", "--workdir", default="", help="Working folder inside the container."),
+    click.option("--group-add", "groups", multiple=True, type=click.IntRange(min=0), metavar="GID", help="A further group."),
     click.option("-u", "--user", default="", metavar="NAME|UID[:GID]", help="Who the process is."),
     click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port on the host."),
     click.option("--network", "--net", "networks", multiple=True, metavar="NAME|bridge|host|none", help="Networks it joins."),
@@ -175,15 +190,19 @@ _OPTIONS = (
     click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's."),
     click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 512m."),
     click.option("--cpus", type=click.FloatRange(min=0.01), help="CPU limit, like 1.5."),
+    click.option("--memory-swap", default="", metavar="SIZE", help="Limit of memory and swap together; -1 is none."),
+    click.option("--cpuset-cpus", default="", metavar="LIST", help="CPUs it may use, like 0-2,5."),
+    click.option("--cpuset-mems", default="", metavar="LIST", help="Memory nodes it may use."),
     click.option("-c", "--cpu-shares", type=click.IntRange(min=2), default=None, help="Weight against other containers."),
     click.option("--pids-limit", type=int, default=0, help="Most processes it may have."),
     click.option("--privileged", is_flag=True, help="All capabilities and devices: as good as root on the host."),
     click.option("--cap-add", multiple=True, metavar="NAME", help="Give a capability, or ALL."),
     click.option("--cap-drop", multiple=True, metavar="NAME", help="Take a capability, or ALL."),
-    click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, seccomp=unconfined, apparmor=NAME."),
+    click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, seccomp=FILE, apparmor=NAME."),
     click.option("--device", "devices", multiple=True, metavar="HOST[:CONTAINER[:rwm]]", help="Give a device of the host's."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter of its namespaces."),
     click.option("--pid", default="", metavar="host", help="Share the host's processes."),
+    click.option("--shm-size", default="", metavar="SIZE", help="Size of /dev/shm, like 256m."),
     click.option("--ipc", default="", metavar="host", help="Share the host's IPC."),
     click.option("--read-only", is_flag=True, help="Its root cannot be written."),
     click.option("--entrypoint", default=None, help="In place of the image's entry point."),
@@ -196,6 +215,15 @@ _OPTIONS = (
     click.option(
         "--restart", default="no", show_default=True, metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]."
     ),
+    click.option("--stop-signal", default="", metavar="NAME", help="The signal that asks it to end, in place of the image's."),
+    click.option("--stop-timeout", type=click.IntRange(min=0), metavar="SECONDS", help="How long a stop waits (10 s)."),
+    click.option("--health-cmd", metavar="COMMAND", help="Check with a shell's command whether it is well."),
+    click.option("--health-interval", type=DURATION, default=0, metavar="TIME", help="Between two checks, like 30s."),
+    click.option("--health-timeout", type=DURATION, default=0, metavar="TIME", help="How long a check may take."),
+    click.option("--health-start-period", type=DURATION, default=0, metavar="TIME", help="While failures do not count."),
+    click.option("--health-retries", type=click.IntRange(min=1), metavar="N", help="Failures in a row that are unhealthy (3)."),
+    click.option("--no-healthcheck", is_flag=True, help="Leave the image's check out."),
+    click.option("--cidfile", type=click.Path(dir_okay=False), metavar="FILE", help="Write the container's ID to a new file."),
     click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True),
     click.option("--platform", default="", metavar="OS/ARCH", help="Which of an image's platforms to pull."),
     click.option("--runtime", default="", metavar="NAME", help="A runtime handler of the daemon's configuration."),
@@ -275,15 +303,26 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
         hosts=dict(_host(item) for item in options["hosts"]),
     )
     _take_log_options(request, options["log_options"])
+    _take_health(request, options)
+    request.memory_swap_bytes = -1 if options["memory_swap"] == "-1" else memory_bytes(options["memory_swap"])
+    request.cpuset_cpus, request.cpuset_mems = options["cpuset_cpus"], options["cpuset_mems"]
+    request.groups.extend(options["groups"])
+    request.shm_bytes, request.stop_signal = memory_bytes(options["shm_size"]), options["stop_signal"]
+    if options["stop_timeout"] is not None:
+        request.stop_seconds = options["stop_timeout"]
+    if options["cidfile"] and os.path.exists(options["cidfile"]):
+        raise click.BadParameter(f"--cidfile {options['cidfile']}: it exists already: remove it, or give another")
     for option in options["security_opt"]:
         if option.partition(":")[0] == "no-new-privileges" or option.partition("=")[0] == "no-new-privileges":
             request.no_new_privileges = not option.endswith("false")
         elif option.replace(":", "=") == "seccomp=unconfined":
             request.seccomp_unconfined = True
+        elif option.replace(":", "=", 1).startswith("seccomp="):
+            request.seccomp_profile = os.path.abspath(option[len("seccomp=") :])
         elif option.replace(":", "=", 1).startswith("apparmor="):
             request.apparmor = option[len("apparmor=") :]
         elif not option.startswith("label"):  # SELinux, which other machines have
-            raise click.BadParameter(f"--security-opt {option}: use no-new-privileges, seccomp=unconfined or apparmor=PROFILE")
+            raise click.BadParameter(f"--security-opt {option}: use no-new-privileges, seccomp=FILE or apparmor=PROFILE")
     if options["entrypoint"] is not None:
         request.entrypoint.argv.extend([options["entrypoint"]] if options["entrypoint"] else [])
         request.entrypoint.SetInParent()
@@ -298,20 +337,23 @@ def create(ctx: click.Context, /, image: str, args: tuple[str, ...], **options: 
     request = _request(image, args, options)
 
     async def work(stub: HighrtStub) -> str:
-        await _need_image(stub, request.image, options["pull"], options["platform"])
-        created = await stub.Create(request)
-        for warning in created.warnings:
-            click.echo(f"highrt: {warning}", err=True)
-        return created.id
+        return (await _create(stub, request, options)).id
 
     click.echo(call(ctx, work))
 
 
-async def _run(stub: HighrtStub, request: api.CreateRequest, options: dict[str, Any]) -> int:
+async def _create(stub: HighrtStub, request: api.CreateRequest, options: dict[str, Any]) -> api.CreateResponse:
     await _need_image(stub, request.image, options["pull"], options["platform"])
     created = await stub.Create(request)
     for warning in created.warnings:
         click.echo(f"highrt: {warning}", err=True)
+    if options["cidfile"]:
+        Path(options["cidfile"]).write_text(created.id)
+    return created
+
+
+async def _run(stub: HighrtStub, request: api.CreateRequest, options: dict[str, Any]) -> int:
+    created = await _create(stub, request, options)
     try:
         if options["detach"]:
             await stub.Start(api.ContainerName(container=created.id))

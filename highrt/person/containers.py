@@ -15,10 +15,12 @@ from highrt.images.service import ImageService
 from highrt.monitor import record
 from highrt.person import flags, names, restarts
 from highrt.person.events import Events
+from highrt.person.health import Check, HealthChecks
 from highrt.person.networks import BUILT_IN, Networks
+from highrt.pods import extras
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.manager import PodManager
-from highrt.pods.model import Container, ContainerState, Owner, Pod
+from highrt.pods.model import Container, ContainerEvent, ContainerState, Owner, Pod
 from strata.linux import cgroups
 from strata.protocols import highrt_pb2 as api
 from strata.telemetry import logs
@@ -38,6 +40,7 @@ class PersonContainers:
         self._root = root
         self.networks = Networks(root, pods)
         self.events = Events(pods)
+        self.health = HealthChecks(pods, self.events)
         self._making: set[str] = set()
         self._sessions: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -66,6 +69,8 @@ class PersonContainers:
             # one that was only created has lost the client that would have started it
             if found is None or found.state is not ContainerState.RUNNING:
                 self._spawn(self._settle(pod.id))
+            else:
+                self._begin_checks(found)
         self.networks.tell_names(*(network.name for network in self.networks.all()))
         self._boot_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._boot_file.write_text(record.boot_id())
@@ -76,6 +81,7 @@ class PersonContainers:
         return self._root / "person" / ".boot"
 
     async def close(self) -> None:
+        await self.health.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -241,6 +247,23 @@ class PersonContainers:
             life.stopped = True
             life.save(self._files(pod))
 
+    async def update(self, found: Container, request: api.UpdateRequest) -> None:
+        """Changes its limits and its policy, now and for its next runs."""
+        if request.restart:
+            pod = self._pods.pod(found.pod_id)
+            life = self.life(pod)
+            life.policy, life.most = restarts.policy(request.restart)
+            if life.policy != restarts.NO and flags.AUTO_REMOVE in pod.config.annotations:
+                raise InvalidArgument("a container with --rm is removed at its end and cannot start again")
+            life.save(self._files(pod))
+        await self._pods.update_resources(found.id, flags.resources(request), pids_limit=request.pids_limit)
+
+    def stop_seconds(self, found: Container, asked: api.StopRequest) -> float:
+        """How long a stop waits: as is asked, or as the container was made."""
+        if asked.HasField("timeout_seconds"):
+            return max(0, asked.timeout_seconds)
+        return extras.of(found.owner, found.config.annotations).stop_seconds
+
     async def pause(self, found: Container) -> None:
         """Has all its processes stand still."""
         group = cgroups.open_cgroup(found.cgroup)
@@ -377,8 +400,32 @@ class PersonContainers:
         async for event in self._pods.events():
             async with self._changed:
                 self._changed.notify_all()
+            self._look_after(event)
             if event.kind == "stopped" and event.pod.owner is Owner.PERSON:
                 self._spawn(self._settle(event.pod.id))
+
+    def _look_after(self, event: ContainerEvent) -> None:
+        """Health checks begin with a container and end with it."""
+        if event.pod.owner is not Owner.PERSON or event.container_id == event.pod.id:
+            return
+        if event.kind == "started":
+            with suppress(NotFound):
+                self._begin_checks(self._pods.container(event.container_id))
+        elif event.kind in ("stopped", "deleted"):
+            self.health.end(event.container_id)
+
+    def _begin_checks(self, found: Container) -> None:
+        try:
+            self.health.begin(found, self.check_of(found))
+        except InvalidArgument as error:
+            log.warning("a health check makes no sense", container=found.id, error=str(error))
+
+    def check_of(self, found: Container) -> Check | None:
+        """Its health check: what was asked for, over the image's. Raises InvalidArgument."""
+        image = self._images.resolve(found.image_id)
+        configured = (self._images.content.document(image.id).get("config") or {}) if image else {}
+        given = extras.of(found.owner, found.config.annotations).health or {}
+        return Check.of({**(configured.get("Healthcheck") or {}), **given})
 
     async def _settle(self, pod_id: str) -> None:
         """After a container's end: removes it where --rm said so, starts it again after a pause, or gives its network back."""

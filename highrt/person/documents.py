@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from highrt.images.model import Image
+from highrt.person.health import Health
 from highrt.pods.model import Container, ContainerState, Pod
 from strata.protocols import highrt_pb2 as api
 
@@ -79,6 +80,14 @@ def container(found: Container, pod: Pod, name: str) -> dict[str, Any]:
         "LogPath": found.log_path or "",
         "Pod": {"Id": pod.id, "Owner": pod.owner.value, "Handler": pod.handler},
     }
+
+
+def health(found: Health) -> dict[str, Any]:
+    results = [
+        {"Start": time_text(start_ns), "End": time_text(end_ns), "ExitCode": code, "Output": output}
+        for start_ns, end_ns, code, output in found.results
+    ]
+    return {"Status": found.status, "FailingStreak": found.failing, "Log": results}
 
 
 def image_config(found: Container) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from highrt.images.model import Image
 from highrt.pods import extras
@@ -135,13 +136,27 @@ def container_config(request: api.CreateRequest, image: Image, volumes: Path, ne
         security.apparmor.profile_type = _PROFILES.get(request.apparmor, cri.SecurityProfile.Localhost)
         if security.apparmor.profile_type == cri.SecurityProfile.Localhost:
             security.apparmor.localhost_ref = request.apparmor
-    resources = config.linux.resources
-    resources.memory_limit_in_bytes = request.memory_bytes
-    resources.cpu_shares = request.cpu_shares
-    if request.cpu_millis:
-        resources.cpu_period = _CPU_PERIOD_US
-        resources.cpu_quota = max(1000, request.cpu_millis * _CPU_PERIOD_US // 1000)
+    security.supplemental_groups.extend(request.groups)
+    if request.seccomp_profile:
+        security.seccomp.profile_type = cri.SecurityProfile.Localhost
+        security.seccomp.localhost_ref = request.seccomp_profile
+    config.linux.resources.CopyFrom(resources(request))
     return config
+
+
+def resources(request: api.CreateRequest | api.UpdateRequest) -> cri.LinuxContainerResources:
+    """The limits that are asked for; what is not is 0."""
+    found = cri.LinuxContainerResources(
+        memory_limit_in_bytes=request.memory_bytes,
+        memory_swap_limit_in_bytes=request.memory_swap_bytes,
+        cpu_shares=request.cpu_shares,
+        cpuset_cpus=request.cpuset_cpus,
+        cpuset_mems=request.cpuset_mems,
+    )
+    if request.cpu_millis:
+        found.cpu_period = _CPU_PERIOD_US
+        found.cpu_quota = max(1000, request.cpu_millis * _CPU_PERIOD_US // 1000)
+    return found
 
 
 def _extras(request: api.CreateRequest) -> extras.Extras:
@@ -174,7 +189,20 @@ def _extras(request: api.CreateRequest) -> extras.Extras:
         rlimits=rlimits,
         hosts=dict(request.hosts),
         init=request.init,
+        health=_health(request.health) if request.HasField("health") else None,
+        shm_bytes=request.shm_bytes,
+        stop_seconds=request.stop_seconds if request.HasField("stop_seconds") else extras.STOP_SECONDS,
+        stop_signal=request.stop_signal,
     )
+
+
+def _health(asked: api.HealthCheck) -> dict[str, Any]:
+    """In the form of an image's configuration, as far as it says something."""
+    given = {
+        "Test": [*asked.test], "Interval": asked.interval_ns, "Timeout": asked.timeout_ns, "StartPeriod": asked.start_period_ns,
+        "Retries": asked.retries,
+    }  # fmt: skip
+    return {key: value for key, value in given.items() if value}
 
 
 def _namespaces(options: cri.NamespaceOption, request: api.CreateRequest, network: str) -> None:

@@ -329,7 +329,7 @@ class PersonService(HighrtBase):
     async def Stop(self, request: api.StopRequest) -> api.StopResponse:
         container = self._containers.find(request.container)
         ran = container.state is ContainerState.RUNNING
-        await self._containers.stop(container, max(0, request.timeout_seconds))
+        await self._containers.stop(container, self._containers.stop_seconds(container, request))
         if ran:
             self._events.note_container(container, "stop")
         return api.StopResponse()
@@ -337,7 +337,7 @@ class PersonService(HighrtBase):
     @unary
     async def Restart(self, request: api.StopRequest) -> api.StartResponse:
         container = self._containers.find(request.container)
-        await self._containers.restart(container, max(0, request.timeout_seconds))
+        await self._containers.restart(container, self._containers.stop_seconds(container, request))
         self._events.note_container(container, "restart")
         return api.StartResponse()
 
@@ -399,6 +399,20 @@ class PersonService(HighrtBase):
         mounted = [mount.container_path for mount in container.config.mounts]
         found = await asyncio.to_thread(changes.of, rootfs, mounted) if rootfs else []
         return api.DiffResponse(changes=[api.Change(kind=kind, path=path) for kind, path in found])
+
+    @unary
+    async def Update(self, request: api.UpdateRequest) -> api.UpdateResponse:
+        container = self._containers.find(request.container)
+        await self._containers.update(container, request)
+        self._events.note_container(container, "update")
+        return api.UpdateResponse()
+
+    @unary
+    async def CheckHealth(self, request: api.ContainerName) -> api.HealthResponse:
+        container = self._running(request.container)
+        if (check := self._containers.check_of(container)) is None:
+            raise FailedPrecondition(f"container {request.container} has no health check")
+        return api.HealthResponse(status=await self._containers.health.run(container, check))
 
     @unary
     async def Commit(self, request: api.CommitRequest) -> api.ImageName:
@@ -487,6 +501,7 @@ class PersonService(HighrtBase):
                 text for mount in item.config.mounts for text in (self._volumes.named(mount.host_path), mount.container_path)
             ],
             networks=[*self._containers.networks.names(pod)],
+            health=health.status if (health := self._containers.health.of(item.id)) else "",
         )
 
     def _state(self, item: Container) -> str:
@@ -507,6 +522,8 @@ class PersonService(HighrtBase):
         document["RestartCount"] = life.restarts
         state = self._state(container)
         document["State"] |= {"Status": state, "Paused": state == "paused", "Restarting": state == "restarting"}
+        if health := self._containers.health.of(container.id):
+            document["State"]["Health"] = documents.health(health)
         return api.Document(json=documents.text(document))
 
     @unary

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from highrt.pods.model import (
     ContainerState,
     ContainerStats,
     EventKind,
+    Owner,
     Pod,
 )
 from highrt.pods.monitors import Monitors
@@ -80,7 +82,9 @@ class Containers:
             container_id, pod.id, pod.owner, config, image.id, image.digests[0] if image.digests else image.id,
             ContainerState.CREATED, time.time_ns(), log_path=_log_path(pod, sandbox_config, config),
             cgroup=groups.of_container(self._registry.cgroup_parent(pod), container_id),
-            stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
+            stop_signal=stop_signal(
+                config.stop_signal, extras.of(pod.owner, config.annotations).stop_signal or image.config.stop_signal
+            ),
         )  # fmt: skip
         name = f"{config.metadata.name}/{config.metadata.attempt}"
         async with self._registry.name(f"{pod.id}/{name}"):  # see Sandboxes.run
@@ -264,24 +268,31 @@ class Containers:
         if self._registry.containers.pop(container.id, None):
             self._publish(EventKind.DELETED, container)
 
-    async def update_resources(self, container_id: str, resources: LinuxContainerResources) -> None:
-        """Changes limits; what is 0 or empty stays. Raises NotFound, FailedPrecondition, InvalidArgument, PodError."""
+    async def update_resources(self, container_id: str, resources: LinuxContainerResources, *, pids_limit: int = 0) -> None:
+        """Changes limits; what is 0 or empty stays. pids_limit: of a person's, whose containers may also have ended: then the
+        next run has the limits. Raises NotFound, FailedPrecondition, InvalidArgument, PodError."""
         container = self._registry.container(container_id)
         async with self._registry.lock(container.id):
-            if container.state not in (ContainerState.CREATED, ContainerState.RUNNING):
+            may_start = container.state in (ContainerState.CREATED, ContainerState.RUNNING)
+            if not may_start and container.owner is not Owner.PERSON:
                 raise FailedPrecondition(f"container {container.id} is {container.state}")
             merged = LinuxContainerResources()
             merged.CopyFrom(container.config.linux.resources)
             merged.MergeFrom(resources)
             wanted = spec.oci_resources(merged)
+            if pids_limit:
+                wanted["pids"] = {"limit": pids_limit}
             if container.state == ContainerState.RUNNING:
                 await self._ask(container, "update", resources=wanted, folder=str(self._registry.folder(container)))
-            else:
+            elif may_start:
                 folder = self._registry.folder(container)
                 built = json.loads((folder / "config.json").read_text())
                 built["linux"]["resources"] |= wanted
                 _write_config(folder, built)
             container.config.linux.resources.CopyFrom(merged)
+            if pids_limit:
+                asked = replace(extras.of(container.owner, container.config.annotations), pids_limit=pids_limit)
+                container.config.annotations[extras.ANNOTATION] = asked.text()
             self._registry.metadata.save_container(container)
 
     async def reopen_log(self, container_id: str) -> None:

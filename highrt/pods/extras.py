@@ -12,6 +12,7 @@ from typing import Any
 from highrt.pods.model import Owner
 
 ANNOTATION = "strata.highrt/extras"
+STOP_SECONDS = 10
 INIT = Path(__file__).parent / "init"
 """The tiny init of `init.c`."""
 
@@ -31,7 +32,9 @@ class NetworkChoice:
 class Extras:
     """pids_limit: 0 is none. log_bytes: how large a log file grows before it is moved away, 0 for without end; log_files: how
     many are kept. tmpfs: where → options. rlimits: RLIMIT_… → (soft, hard). hosts: name → address, of the pod. networks: the
-    pod's, None for the node's. init: a tiny one runs the command, which passes signals on and reaps."""
+    pod's, None for the node's. health: in place of the image's Healthcheck, in its form. shm_bytes: of the pod's /dev/shm, 0 for
+    the default. stop_seconds, stop_signal: how a stop ends it. init: a tiny one runs the command, which passes signals on and
+    reaps."""
 
     pids_limit: int = 0
     log_bytes: int = 0
@@ -40,6 +43,10 @@ class Extras:
     rlimits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     hosts: Mapping[str, str] = field(default_factory=dict)
     networks: Sequence[NetworkChoice] | None = None
+    health: Mapping[str, Any] | None = None
+    shm_bytes: int = 0
+    stop_seconds: int = STOP_SECONDS
+    stop_signal: str = ""
     init: bool = False
 
     def text(self) -> str:

@@ -256,9 +256,9 @@ class PodManager:
         """See `Containers.remove`."""
         await self._containers.remove(container_id)
 
-    async def update_resources(self, container_id: str, resources: LinuxContainerResources) -> None:
+    async def update_resources(self, container_id: str, resources: LinuxContainerResources, *, pids_limit: int = 0) -> None:
         """See `Containers.update_resources`."""
-        await self._containers.update_resources(container_id, resources)
+        await self._containers.update_resources(container_id, resources, pids_limit=pids_limit)
 
     async def reopen_log(self, container_id: str) -> None:
         """See `Containers.reopen_log`."""

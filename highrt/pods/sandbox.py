@@ -42,8 +42,8 @@ class Sandbox:
             kinds.append("ipc")
         return {kind: self.namespace(kind) for kind in kinds}
 
-    def make(self, config: PodSandboxConfig) -> None:
-        """The folder, its files and the shared memory. Raises OSError."""
+    def make(self, config: PodSandboxConfig, shm_bytes: int = 0) -> None:
+        """The folder, its files and the shared memory. shm_bytes: its size, 0 for the default. Raises OSError."""
         # For root only: what lies in containers' roots may be set-user-ID.
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self._namespaces.mkdir(mode=0o700, exist_ok=True)
@@ -51,7 +51,7 @@ class Sandbox:
             shm = self.folder / "shm"
             shm.mkdir(exist_ok=True)
             flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
-            mounts.mount("shm", str(shm), "tmpfs", flags, f"mode=1777,size={_SHM_BYTES}")
+            mounts.mount("shm", str(shm), "tmpfs", flags, f"mode=1777,size={shm_bytes or _SHM_BYTES}")
         self._write("resolv.conf", resolv_conf(config.dns_config))
         self._write("hostname", f"{hostname(config)}\n")
         self.write_hosts(config, [])

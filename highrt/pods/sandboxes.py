@@ -97,7 +97,7 @@ class Sandboxes:
 
     async def _make(self, pod: Pod, box: Sandbox, handler: Handler) -> None:
         client = await self._monitors.start(pod.id, handler, self._options(pod))
-        box.make(pod.config)
+        box.make(pod.config, extras.of(pod.owner, pod.config.annotations).shm_bytes)
         targets, mapping = box.namespaces(pod.config), userns.of_pod(pod.config)
         await client.request(
             "namespaces",

@@ -1,0 +1,122 @@
+"""Health checks of a person's containers (`HEALTHCHECK`, `--health-cmd`), as docker has them: run inside, by exec, in intervals.
+
+What they said is in memory: after a restart of the daemon a container is `starting` again, until its next check.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from highrt.person.events import Events
+from highrt.pods.errors import InvalidArgument, PodError
+from highrt.pods.manager import PodManager
+from highrt.pods.model import Container, ContainerState
+from strata.telemetry import logs
+
+log = logs.get("highrt.person")
+
+STARTING, HEALTHY, UNHEALTHY = "starting", "healthy", "unhealthy"
+_KEPT, _OUTPUT_BYTES = 5, 4096
+_SHELL = ("/bin/sh", "-c")
+_TIMED_OUT = -1
+_NS = 10**9
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is run, and when: in nanoseconds, as the image's configuration has it. retries: so many failures are unhealthy."""
+
+    argv: Sequence[str]
+    interval_ns: int = 30 * _NS
+    timeout_ns: int = 30 * _NS
+    start_period_ns: int = 0
+    retries: int = 3
+
+    @staticmethod
+    def of(configured: Mapping[str, Any]) -> "Check | None":
+        """From `Healthcheck` of an image's configuration; None where there is none. Raises InvalidArgument."""
+        test = [str(word) for word in configured.get("Test") or ()]
+        if not test or test[0] == "NONE":
+            return None
+        if test[0] not in ("CMD", "CMD-SHELL") or len(test) < 2:
+            raise InvalidArgument(f"health check {test}: it must begin with CMD or CMD-SHELL, and name a command")
+        argv = [*_SHELL, test[1]] if test[0] == "CMD-SHELL" else test[1:]
+        names = {"interval_ns": "Interval", "timeout_ns": "Timeout", "start_period_ns": "StartPeriod", "retries": "Retries"}
+        return Check(argv, **{name: int(configured[key]) for name, key in names.items() if configured.get(key)})
+
+
+@dataclass
+class Health:
+    """How a container is. failing: checks in a row that have failed. results: the last ones: when each began and ended, in
+    nanoseconds, its exit code and its output."""
+
+    status: str = STARTING
+    failing: int = 0
+    results: deque[tuple[int, int, int, str]] = field(default_factory=lambda: deque(maxlen=_KEPT))
+
+
+class HealthChecks:
+    """Looks after containers that run: a task each, which ends with its container."""
+
+    def __init__(self, pods: PodManager, events: Events) -> None:
+        self._pods, self._events = pods, events
+        self._health: dict[str, Health] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def of(self, container_id: str) -> Health | None:
+        """None where nobody looks."""
+        return self._health.get(container_id)
+
+    def begin(self, found: Container, check: Check | None) -> None:
+        """From a container's start on."""
+        self.end(found.id)
+        if check:
+            self._health[found.id] = Health()
+            self._tasks[found.id] = asyncio.create_task(self._look_after(found, check))
+
+    def end(self, container_id: str) -> None:
+        """Nobody looks any more, and what is known is forgotten."""
+        self._health.pop(container_id, None)
+        if task := self._tasks.pop(container_id, None):
+            task.cancel()
+
+    async def close(self) -> None:
+        tasks = [*self._tasks.values()]
+        for container_id in [*self._tasks]:
+            self.end(container_id)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look_after(self, found: Container, check: Check) -> None:
+        while True:
+            await asyncio.sleep(check.interval_ns / _NS)
+            with contextlib.suppress(PodError):  # it is ending, or paused: its end is told elsewhere
+                await self.run(found, check)
+
+    async def run(self, found: Container, check: Check) -> str:
+        """One check; the status after it. Raises PodError where it cannot be run."""
+        began = time.time_ns()
+        try:
+            output, trouble, code = await self._pods.exec_sync(found.id, check.argv, check.timeout_ns / _NS)
+            said = (output + trouble)[-_OUTPUT_BYTES:].decode(errors="replace")
+        except TimeoutError:
+            code, said = _TIMED_OUT, f"Health check exceeded timeout ({check.timeout_ns / _NS:g}s)"
+        except PodError as error:
+            if found.state is not ContainerState.RUNNING:
+                raise
+            code, said = _TIMED_OUT, str(error)
+        health = self._health.setdefault(found.id, Health())
+        health.results.append((began, time.time_ns(), code, said))
+        before = health.status
+        if code == 0:
+            health.failing, health.status = 0, HEALTHY
+        elif before != STARTING or began >= found.started_at_ns + check.start_period_ns:
+            health.failing += 1
+            if health.failing >= check.retries:
+                health.status = UNHEALTHY
+        if health.status != before:
+            self._events.note_container(found, f"health_status: {health.status}")
+        return health.status
