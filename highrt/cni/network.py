@@ -120,6 +120,19 @@ class Network:
         """The same for a network with a name: where nobody is attached, all of it goes. Raises CniError."""
         await self._collect(self._load(name))
 
+    def subnets(self) -> list[str]:
+        """Where the node's network takes addresses from, as far as its configuration tells (host-local)."""
+        try:
+            plugins = self._load().plugins
+        except NotConfigured:
+            return []
+        found = [*self._pod_cidrs]
+        for ipam in (plugin.get("ipam") for plugin in plugins):
+            if isinstance(ipam, dict):
+                ranges = [item for group in ipam.get("ranges") or () for item in group]
+                found += [item["subnet"] for item in (ipam, *ranges) if "subnet" in item]
+        return found
+
     def uses(self, name: str) -> bool:
         """Whether anybody is attached to a network with a name, also one whose ADD or DEL is going on. Raises NotConfigured."""
         config = self._load(name)

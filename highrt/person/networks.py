@@ -301,7 +301,8 @@ class Networks:
         """What new subnets must not overlap: the machine's routes, and networks whose bridge is not there yet."""
         with Netlink() as netlink:
             routes = [route.destination for route in netlink.routes() if route.destination.prefixlen]
-        return [*routes, *(ipaddress.ip_network(subnet) for record in self.all() for subnet in record.subnets)]
+        named = [*self._pods.network.subnets(), *(subnet for record in self.all() for subnet in record.subnets)]
+        return [*routes, *(ipaddress.ip_network(subnet, strict=False) for subnet in named)]
 
 
 def _inner(name: str) -> str:
