@@ -1,7 +1,5 @@
 """The commands about images: images, pull, push, build, tag, rmi, load, save."""
 
-import base64
-import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +12,7 @@ from grpclib.exceptions import StreamTerminatedError
 
 from highrt.cli import formats
 from highrt.cli.connection import DaemonError, run
+from highrt.cli.credentials import credentials
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -89,30 +88,6 @@ async def _show(stream: AsyncIterator[api.Progress], name: str, *, quiet: bool) 
             total = item.total_bytes or (1 if finished else None)
             bars.update(tasks[item.layer], completed=total if finished else item.done_bytes, total=total, phase=item.phase)
     return result
-
-
-def credentials(image: str, given: str) -> api.Credentials:
-    """`--creds`, or what `docker login` has written for the image's registry (config.json of docker or podman)."""
-    if given:
-        username, colon, password = given.partition(":")
-        if not colon:
-            raise click.BadParameter("--creds: write USER:PASSWORD")
-        return api.Credentials(username=username, password=password)
-    first = image.partition("/")[0]
-    registry = first if "/" in image and ("." in first or ":" in first or first == "localhost") else "docker.io"
-    names = [registry, "https://index.docker.io/v1/"] if registry == "docker.io" else [registry, f"https://{registry}"]
-    for file in (
-        os.path.join(os.environ.get("DOCKER_CONFIG", os.path.expanduser("~/.docker")), "config.json"),
-        os.environ.get("REGISTRY_AUTH_FILE", ""),
-        f"/run/containers/{os.getuid()}/auth.json",
-    ):
-        with suppress(OSError, ValueError, AttributeError):
-            known: dict[str, Any] = json.loads(Path(file).read_text()).get("auths", {})
-            for name in names:
-                if entry := known.get(name):
-                    username, _, password = base64.b64decode(entry.get("auth", "")).decode().partition(":")
-                    return api.Credentials(username=username, password=password, identity_token=entry.get("identitytoken", ""))
-    return api.Credentials()
 
 
 @click.command("images")

@@ -85,6 +85,16 @@ class Registry:
         """The repository that a reference names, seen with some credentials. Raises InvalidConfiguration."""
         return Repository(self, reference, hosts_for(reference.registry, self._config), auth or Auth())
 
+    async def check(self, registry: str, auth: Auth) -> None:
+        """Whether a registry takes these credentials (its `/v2/`, distribution-spec end-1). Raises RegistryUnauthorized,
+        RegistryUnavailable, InvalidConfiguration."""
+        host = next(host for host in hosts_for(registry, self._config) if host.own)
+        try:
+            async with self.send(host, "GET", "/", auth=auth, scope=""):
+                pass
+        except (_Again, *_CUT) as error:
+            raise RegistryUnavailable(f"{registry}: {_cause(error)}") from None
+
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:

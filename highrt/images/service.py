@@ -401,6 +401,13 @@ class ImageService:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def check_credentials(self, registry: str, auth: Auth) -> None:
+        """Whether a registry takes credentials. Raises InvalidReference for what is no registry, and the registry's errors."""
+        name = parse(f"{registry}/any")
+        if name.repository.removeprefix("library/") != "any":
+            raise InvalidReference(f"{registry!r} is no registry: write HOST or HOST:PORT")
+        await self.registry.check(name.registry, auth)
+
     async def push(
         self,
         reference: str,

@@ -243,6 +243,11 @@ class PersonService(HighrtBase):
             yield item
 
     @unary
+    async def Login(self, request: api.LoginRequest) -> api.LoginResponse:
+        await self._images.check_credentials(request.registry, _auth(request.credentials) or Auth())
+        return api.LoginResponse()
+
+    @unary
     async def Images(self, request: api.ImagesRequest) -> api.ImagesResponse:
         return api.ImagesResponse(images=[_image(image) for image in self._images.list()])
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from highrt.cli import formats, run
 from highrt.cli.containers import signal_number
-from highrt.cli.images import credentials
+from highrt.cli.credentials import credentials
 from highrt.cli.main import main
 from highrt.cli.options import time_ns
 from highrt.cli.terminal import DetachKeys
