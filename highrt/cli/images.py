@@ -263,6 +263,15 @@ def rmi(ctx: click.Context, images: tuple[str, ...], force: bool) -> None:
     ctx.exit(1 if failed else 0)
 
 
+async def remove_unused(stub: HighrtStub, *, every: bool) -> None:
+    """Removes images that no container uses, and says which. every: also those that have names."""
+    used = {item.image_id for item in (await stub.List(api.ListRequest(all=True, every_owner=True))).containers}
+    for image in (await stub.Images(api.ImagesRequest())).images:
+        if image.id not in used and (every or not image.tags):
+            await stub.RemoveImage(api.ImageName(image=image.id))
+            click.echo(f"removed image {', '.join(image.tags) or image.id}")
+
+
 @click.command()
 @click.option("-i", "--input", "source", type=click.File("rb"), default="-", help="The archive; standard input by default.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")

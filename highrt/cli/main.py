@@ -2,7 +2,7 @@
 
 import click
 
-from highrt.cli import containers, copy, images, login, networks, system
+from highrt.cli import containers, copy, image, images, login, networks, system
 from highrt.cli.run import create, run
 from highrt.cli.serve import serve
 from highrt.defaults import DEFAULT_ADDRESS
@@ -33,6 +33,7 @@ for command in (
     *copy.COMMANDS,
     containers.container,
     *images.COMMANDS,
+    *image.COMMANDS,
     *login.COMMANDS,
     networks.network,
     *system.COMMANDS,

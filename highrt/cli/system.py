@@ -5,7 +5,7 @@ import json
 import click
 from google.protobuf.json_format import MessageToDict
 
-from highrt.cli import formats
+from highrt.cli import formats, images
 from highrt.cli.connection import DaemonError, run
 from highrt.cli.containers import each, ended
 from highrt.cli.options import filtered, time_ns
@@ -86,11 +86,7 @@ def prune(ctx: click.Context, every: bool, volumes: bool, force: bool) -> None:
         for container in await ended(stub):
             await stub.Remove(api.RemoveRequest(container=container))
             click.echo(f"removed container {container}")
-        used = {item.image_id for item in (await stub.List(api.ListRequest(all=True, every_owner=True))).containers}
-        for image in (await stub.Images(api.ImagesRequest())).images:
-            if image.id not in used and (every or not image.tags):
-                await stub.RemoveImage(api.ImageName(image=image.id))
-                click.echo(f"removed image {', '.join(image.tags) or image.id}")
+        await images.remove_unused(stub, every=every)
         for volume in (await stub.Volumes(api.VolumesRequest())).volumes if volumes else ():
             if not volume.users:
                 await stub.RemoveVolume(api.VolumeName(name=volume.name))

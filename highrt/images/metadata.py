@@ -186,6 +186,11 @@ class Metadata:
             return CachedStep(Descriptor(row[0], row[1], row[2]), row[3], row[4])
         return None
 
+    def forget_steps(self) -> None:
+        """Of builds: the next ones execute all of theirs."""
+        with self._db:
+            self._db.execute("DELETE FROM build_cache")
+
     def cache_step(self, key: str, step: CachedStep, details: dict[str, str]) -> None:
         """details: for people who look into the database."""
         with self._db:

@@ -60,6 +60,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class HistoryEntry:
+    """One of an image's history. diff_id, bytes: of its layer, packed; "" and 0 where it has none."""
+
+    diff_id: str
+    bytes: int
+    created: str = ""
+    created_by: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True)
 class Usage:
     """What images take on disk: blobs and unpacked layers, without the writable snapshots of containers."""
 

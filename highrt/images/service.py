@@ -30,6 +30,7 @@ from highrt.images.model import (
     Applied,
     Auth,
     Descriptor,
+    HistoryEntry,
     Image,
     ImageConfig,
     Platform,
@@ -143,6 +144,23 @@ class ImageService:
             if reference.stored in image.digests or reference.stored in image.tags:
                 return image
         return None
+
+    async def prune_builds(self) -> int:
+        """Forgets the steps of builds, and removes the cache mounts' folders that no step uses. Returns the bytes freed."""
+        self.metadata.forget_steps()
+        return await self.caches.prune()
+
+    def history(self, image: Image) -> Sequence[HistoryEntry]:
+        """How an image was made, as far as it says, from the first step on. Layers that it says nothing of come last."""
+        document = self.content.document(image.id)
+        sizes = [layer.size for layer in layers_of(self.content.document(image.manifest.digest), image.id)]
+        layers = list(zip(image.diff_ids, sizes, strict=True))
+        told = [item for item in document.get("history") or [] if isinstance(item, dict)]
+        steps = []
+        for item in told:
+            diff_id, size = ("", 0) if item.get("empty_layer") or not layers else layers.pop(0)
+            steps.append(HistoryEntry(diff_id, size, *(str(item.get(key) or "") for key in ("created", "created_by", "comment"))))
+        return [*steps, *(HistoryEntry(diff_id, size) for diff_id, size in layers)]
 
     def usage(self) -> Usage:
         """What content and unpacked layers take."""

@@ -21,6 +21,7 @@ from highrt.images.commit import commit
 from highrt.images.errors import ImageNotFound
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
+from highrt.images.snapshots import chain_ids
 from highrt.person import changes, documents, loglines, processes, progress, transfer
 from highrt.person.containers import PersonContainers
 from highrt.person.flags import AUTO_REMOVE, NETWORK
@@ -254,6 +255,21 @@ class PersonService(HighrtBase):
     @unary
     async def InspectImage(self, request: api.ImageName) -> api.Document:
         return api.Document(json=documents.text(documents.image(self._image(request.image))))
+
+    @unary
+    async def ImageHistory(self, request: api.ImageName) -> api.History:
+        image = self._image(request.image)
+        steps = [
+            api.HistoryStep(
+                diff_id=step.diff_id, bytes=step.bytes, created=step.created, created_by=step.created_by, comment=step.comment
+            )
+            for step in self._images.history(image)
+        ]
+        return api.History(id=image.id, tags=image.tags, steps=steps, chain_ids=chain_ids(image.diff_ids))
+
+    @unary
+    async def PruneBuilds(self, request: api.PruneBuildsRequest) -> api.PruneBuildsResponse:
+        return api.PruneBuildsResponse(freed_bytes=await self._images.prune_builds())
 
     @unary
     async def Tag(self, request: api.TagRequest) -> api.TagResponse:

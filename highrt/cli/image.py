@@ -1,0 +1,114 @@
+"""`highrt image` and `highrt builder`: the commands about images as a group, and those that are only in it."""
+
+import click
+
+from highrt.cli import formats, images
+from highrt.cli.connection import run
+from highrt.cli.containers import inspect
+from strata.protocols import highrt_pb2 as api
+from strata.protocols.highrt_grpc import HighrtStub
+
+_WIDTH = 45
+
+
+@click.group()
+def image() -> None:
+    """Manage images."""
+
+
+@click.command()
+@click.option("--no-trunc", is_flag=True, help="Whole instructions.")
+@click.option("-q", "--quiet", is_flag=True, help="Print layers' digests only.")
+@click.option("--format", "template", default="", help="A template, like '{{.CreatedBy}}', or json.")
+@click.argument("name", metavar="IMAGE")
+@click.pass_context
+def history(ctx: click.Context, no_trunc: bool, quiet: bool, template: str, name: str) -> None:
+    """Show how an image was made, the last step first."""
+
+    async def work(stub: HighrtStub) -> list[api.HistoryStep]:
+        return list((await stub.ImageHistory(api.ImageName(image=name))).steps)
+
+    rows = []
+    for step in reversed(run(ctx, work)):
+        made = " ".join(step.created_by.split())
+        rows.append(
+            {
+                "ID": (step.diff_id if no_trunc else formats.short(step.diff_id)) or "<missing>",
+                "CreatedSince": formats.image_age(step.created),
+                "CreatedAt": step.created,
+                "CreatedBy": made if no_trunc or len(made) <= _WIDTH else made[: _WIDTH - 1] + "…",
+                "Size": formats.size(step.bytes),
+                "Comment": step.comment,
+            }
+        )
+    if quiet:
+        for row in rows:
+            click.echo(row["ID"])
+    elif template:
+        for row in rows:
+            click.echo(formats.render(template, row))
+    else:
+        heads = {"ID": "LAYER", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT"}
+        click.echo(formats.table([*heads.values()], ([row[key] for key in heads] for row in rows)))
+
+
+@image.command()
+@click.argument("name", metavar="IMAGE")
+@click.pass_context
+def tree(ctx: click.Context, name: str) -> None:
+    """Show an image's layers, and which other images end with each of them."""
+
+    async def work(stub: HighrtStub) -> tuple[api.History, dict[str, list[str]]]:
+        found = await stub.ImageHistory(api.ImageName(image=name))
+        tops: dict[str, list[str]] = {}
+        for other in (await stub.Images(api.ImagesRequest())).images:
+            chain = (await stub.ImageHistory(api.ImageName(image=other.id))).chain_ids
+            for top in chain[-1:]:
+                tops.setdefault(top, []).extend(other.tags or [formats.short(other.id)])
+        return found, tops
+
+    found, tops = run(ctx, work)
+    layers = [step for step in found.steps if step.diff_id]
+    click.echo(f"Image ID: {formats.short(found.id)}\nTags:     {', '.join(found.tags) or '<none>'}")
+    click.echo(f"Size:     {formats.size(sum(step.bytes for step in layers))}\nLayers:")
+    for number, (step, chain) in enumerate(zip(layers, found.chain_ids, strict=True), 1):
+        ends = f"  top of {', '.join(tops[chain])}" if chain in tops else ""
+        click.echo(f"{'└──' if number == len(layers) else '├──'} {formats.short(step.diff_id)}  {formats.size(step.bytes)}{ends}")
+
+
+@image.command()
+@click.option("-a", "--all", "every", is_flag=True, help="Also those that have names, if no container uses them.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.pass_context
+def prune(ctx: click.Context, every: bool, force: bool) -> None:
+    """Remove images without names that nothing uses."""
+    if not force:
+        click.confirm(f"All images {'' if every else 'without a name '}that nothing uses are removed. Go on?", abort=True)
+    run(ctx, lambda stub: images.remove_unused(stub, every=every))
+
+
+@click.group()
+def builder() -> None:
+    """Manage what builds keep."""
+
+
+@builder.command("prune")
+@click.option("-a", "--all", "every", is_flag=True, help="For scripts written for docker: all goes in every case.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.pass_context
+def prune_builds(ctx: click.Context, every: bool, force: bool) -> None:
+    """Forget all steps of builds, and the folders of RUN --mount=type=cache."""
+    if not force:
+        click.confirm("The next builds begin from nothing. Go on?", abort=True)
+
+    async def work(stub: HighrtStub) -> int:
+        return (await stub.PruneBuilds(api.PruneBuildsRequest())).freed_bytes
+
+    click.echo(f"Total:\t{formats.size(run(ctx, work))}")
+
+
+for command in (*images.COMMANDS, history, inspect):
+    image.add_command(command)
+image.add_command(images.list_images, "ls")
+image.add_command(images.rmi, "rm")
+COMMANDS = (image, history, builder)
