@@ -10,6 +10,8 @@ The file is YAML:
     cgroup_driver: cgroupfs                     # what kubelets are told to use: cgroupfs or systemd
     streaming: {address: 127.0.0.1, port: 0}    # of exec, attach and port-forward; with `cert` and `key` by TLS
     cni_template: /etc/highrt/cni.conflist      # what a network configuration is made from, see highrt.cni.template
+    policy: /etc/containers/policy.json         # which images may be pulled, see highrt.images.trust
+    registries: /etc/containers/registries.d    # where their signatures are
     cni:
       bridge: "nodenet.cni.warm:run"            # plugins that a warm helper calls, in place of executables
 
@@ -24,12 +26,13 @@ from typing import Any
 
 import yaml
 
+from highrt.images.trust import Places
 from highrt.pods.manager import default_handlers
 from highrt.pods.model import Handler
 from highrt.streaming.server import Endpoint
 
 _CNI_ENTRY = "nodenet.cni.warm:run"
-_KEYS = {"handlers", "default_handler", "cgroup_driver", "streaming", "cni", "cni_template"}
+_KEYS = {"handlers", "default_handler", "cgroup_driver", "streaming", "cni", "cni_template", "policy", "registries"}
 _HANDLER_KEYS = ("path", "entry", "args", "root", "sandbox")
 _CNI_TYPES = ("bridge", "host-local", "portmap", "loopback")
 
@@ -51,6 +54,7 @@ class Config:
     cgroup_driver: str = "cgroupfs"
     streaming: Endpoint = field(default_factory=Endpoint)
     cni_template: Path | None = None
+    trust: Places = field(default_factory=Places)
 
 
 def load(root: Path, state: Path, file: Path | None) -> Config:
@@ -83,7 +87,8 @@ def load(root: Path, state: Path, file: Path | None) -> Config:
         entries.pop(str(kind), None)
     streaming = _endpoint(_is(content.get("streaming", {}), dict, f"--config {file}: streaming", "a mapping"))
     template = content.get("cni_template")
-    return Config(root, state, handlers, default, entries, driver, streaming, Path(str(template)) if template else None)
+    trust = Places(*(Path(str(content.get(key) or getattr(Places, key))) for key in ("policy", "registries")))
+    return Config(root, state, handlers, default, entries, driver, streaming, Path(str(template)) if template else None, trust)
 
 
 def _endpoint(value: dict[str, Any]) -> Endpoint:

@@ -69,7 +69,7 @@ async def run(options: Options) -> None:
     config.root.mkdir(parents=True, exist_ok=True, mode=0o711)
     config.state.mkdir(parents=True, exist_ok=True, mode=0o711)
     async with AsyncExitStack() as opened:
-        images = ImageService(config.root / "images", options.registry_config)
+        images = ImageService(config.root / "images", options.registry_config, config.trust)
         await _open(opened, images.open, images.close)
         pods = PodManager(
             config.root,

@@ -6,9 +6,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
 from highrt.cri import info
 from highrt.cri.calls import require, streaming, unary
-from highrt.images.errors import ImageNotFound
+from highrt.images.errors import ImageNotFound, ImageRefused
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
 from highrt.images.snapshots import chain_ids
@@ -17,6 +20,8 @@ from strata.protocols import cri_pb2 as cri
 from strata.protocols.cri_grpc import ImageServiceBase
 
 _CHUNK = 100
+_REFUSED = "SignatureValidationFailed"
+"""The word by which a kubelet knows that a policy did not let an image in (k8s.io/cri-api, errors)."""
 
 
 class CriImages(ImageServiceBase):
@@ -27,7 +32,10 @@ class CriImages(ImageServiceBase):
     async def PullImage(self, request: cri.PullImageRequest) -> cri.PullImageResponse:
         require(request.image.image, "PullImage: image.image is empty: name the image to pull")
         auth = auth_of(request.auth) if request.HasField("auth") else None
-        image = await self._images.pull(request.image.image, auth=auth)
+        try:
+            image = await self._images.pull(request.image.image, auth=auth)
+        except ImageRefused as error:
+            raise GRPCError(Status.UNKNOWN, f"{_REFUSED}: {error}") from error
         return cri.PullImageResponse(image_ref=image.id)
 
     @unary

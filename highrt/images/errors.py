@@ -33,6 +33,10 @@ class InvalidImage(ImageError):
     """A manifest, configuration, layer or archive that breaks the image specification."""
 
 
+class ImageRefused(ImageError):
+    """The administrator's policy does not let the image in."""
+
+
 class InvalidConfiguration(ImageError):
     """A hosts.toml that cannot be understood, or metadata of a newer version."""
 

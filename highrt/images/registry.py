@@ -95,6 +95,18 @@ class Registry:
         except (_Again, *_CUT) as error:
             raise RegistryUnavailable(f"{registry}: {_cause(error)}") from None
 
+    async def fetch(self, address: str) -> bytes | None:
+        """What an http address has, 4 MiB at most; None where there is nothing. Raises RegistryUnavailable."""
+        try:
+            async with self.session.get(address, proxy=_proxy(URL(address))) as response:
+                if response.status == 404:
+                    return None
+                if response.status != 200:
+                    raise RegistryUnavailable(f"{address} answered {response.status} {response.reason}")
+                return await _read_document(response)
+        except _CUT as error:
+            raise RegistryUnavailable(f"{address}: {_cause(error)}") from None
+
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -41,6 +41,7 @@ from highrt.images.offload import Workers
 from highrt.images.reference import Reference, parse, parse_id
 from highrt.images.snapshots import Rootfs, Snapshots, chain_ids, remove_tree
 from highrt.images.steps import drop_steps
+from highrt.images.trust import Places, Trust
 from strata.linux import mounts
 from strata.telemetry import logs
 from strata.telemetry.spans import span
@@ -71,12 +72,14 @@ class _Pull:
 class ImageService:
     """All images of one root folder. One process owns the folder; `open` before the first call, `close` at the end."""
 
-    def __init__(self, root: Path, registry_config: Path | None = None) -> None:
-        """root: where content, snapshots and metadata live. registry_config: containerd's certs.d folder."""
+    def __init__(self, root: Path, registry_config: Path | None = None, places: Places | None = None) -> None:
+        """root: where content, snapshots and metadata live. registry_config: containerd's certs.d folder. places: of the policy
+        that says which images may be pulled."""
         self._root = root
         self.content = ContentStore(root / "content")
         self._registry_config = registry_config
         self._registry: Registry | None = None
+        self.trust = Trust(places or Places(), lambda address: self.registry.fetch(address))
         self.workers = Workers()
         self.steps = root / "steps"
         self.caches = Caches(root / "caches")
@@ -293,6 +296,7 @@ class ImageService:
                 unchanged = await self._unchanged(repository, name)
                 top = unchanged or await self._manifest(repository, name.target)
                 manifest = await self._choose(repository, top, platform, str(name), seen=bool(unchanged))
+                await self.trust.check(name, [*dict.fromkeys((top.descriptor.digest, manifest.descriptor.digest))])
                 layers = layers_of(manifest.document, str(name))
                 config = Descriptor.from_json(manifest.document.get("config"), f"{name}: config")
                 await self._download(repository, name, config, lambda _: None)

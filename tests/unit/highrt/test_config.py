@@ -34,7 +34,10 @@ def test_gvisor_puts_pods_into_sandboxes(tmp_path: Path, handler: str) -> None:
     ("text", "why"),
     [
         ("cgroup_driver: docker", "cgroup_driver 'docker': must be cgroupfs or systemd"),
-        ("surprise: 1", "surprise: not known; there are cgroup_driver, cni, cni_template, default_handler, handlers, streaming"),
+        (
+            "surprise: 1",
+            "surprise: not known; there are cgroup_driver, cni, cni_template, default_handler, handlers, policy, ",
+        ),
         ("default_handler: nosuch", "default_handler 'nosuch' is none of"),
         ("streaming: {address: 0.0.0.0}", "can be reached from outside: give cert and key"),
         ("streaming: {address: localhost}", "must be an IP address"),
