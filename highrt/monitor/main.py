@@ -10,7 +10,7 @@ from highrt.monitor import files, record, rehearsal, wire
 from highrt.monitor.loop import Loop
 from highrt.monitor.runtime import Runtime
 from highrt.monitor.server import Server
-from highrt.monitor.worker import Workers
+from highrt.monitor.worker import WORK_SECONDS, Workers
 from strata.linux import descriptors, syscalls
 from strata.telemetry import spans
 
@@ -27,9 +27,9 @@ def run(entry: "Entry", connection: int) -> int:
     """Serves one pod until it is stopped; the exit status.
 
     entry: the runtime's entry point, for handlers that name it. connection: a stream socket on which highrt sends the settings
-    as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ, command, options, in_process, sandbox}.
-    They may come much later: until then as much is done as can be done for any pod. If they are there at once somebody waits,
-    and nothing is. The end of the stream says that there will be none.
+    as one frame, and then speaks the monitor's wire: {pod, socket, cgroup, environ, command, options, in_process, sandbox,
+    runtime_seconds}. They may come much later: until then as much is done as can be done for any pod. If they are there at once
+    somebody waits, and nothing is. The end of the stream says that there will be none.
     """
     _detach()
     loop = Loop(lambda error: server.note_fault(error))
@@ -43,7 +43,10 @@ def run(entry: "Entry", connection: int) -> int:
     if folder := environ.get(spans.FOLDER_VARIABLE):
         spans.configure("monitor", folder)
     options = settings.get("options") or []
-    runtime = Runtime(loop, workers, settings["command"], options, in_process=bool(settings.get("in_process")))
+    runtime = Runtime(
+        loop, workers, settings["command"], options, in_process=bool(settings.get("in_process")),
+        limit=float(settings.get("runtime_seconds") or WORK_SECONDS),
+    )  # fmt: skip
     server = Server(loop, workers, runtime, settings, record.boot_id())
     server.listen()
     server.adopt(sock)

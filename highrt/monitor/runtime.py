@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 class Runtime:
     """One pod's runtime handler."""
 
-    def __init__(self, loop: Loop, workers: Workers, command: "list[str]", options: "list[str]", *, in_process: bool) -> None:
-        """in_process: the workers' entry point is called; else `command` is executed. options: go before the subcommand."""
+    def __init__(
+        self, loop: Loop, workers: Workers, command: "list[str]", options: "list[str]", *, in_process: bool,
+        limit: float = WORK_SECONDS,
+    ) -> None:  # fmt: skip
+        """in_process: the workers' entry point is called; else `command` is executed. options: go before the subcommand. limit:
+        how long a command may take, in seconds."""
+        self._limit = limit
         self._loop, self._workers, self._command, self._options = loop, workers, command, options
         self._in_process = in_process
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -105,7 +110,7 @@ class Runtime:
             self._loop.cancel(timer)
             ended(status, LATE if late else "")
 
-        timer = self._loop.after(WORK_SECONDS, kill)
+        timer = self._loop.after(self._limit, kill)
         self._loop.on_exit(pid, gone)
 
 

@@ -42,7 +42,12 @@ class Workers:
         """entry: the runtime's. limit: seconds that something may take. ahead: a worker is forked at once, which prepares itself
         for what a pod starts with; that saves time for who comes later, and costs more of the CPUs' in all."""
         self._loop, self._entry, self._limit = loop, entry, limit
-        self._kept: Worker | None = Worker(loop, entry, rehearsed=True) if ahead else None
+        self._kept: Worker | None = None
+        if ahead:
+            try:
+                self._kept = Worker(loop, entry, rehearsed=True)
+            except OSError:
+                pass  # the work that comes will tell, if it is so still
         self._unwanted: Timer | None = None
         self._on_the_way = 0
         self._here = False
@@ -59,9 +64,9 @@ class Workers:
             self._do_here([what, *arguments], done, fds)
             return
         worker = self._ask(self._take(), [what, *arguments], done, fds)
-        if keep:
+        if worker and keep:
             self._keep(worker)
-        else:
+        elif worker:
             worker.no_more()
 
     def do_alone(self, what: str, arguments: "list[Any]", done: "Done", fds: tuple[int, ...] = ()) -> None:
@@ -69,9 +74,9 @@ class Workers:
         next for a while: what is done must leave it no children."""
 
         def ended(status: int, trouble: str) -> None:
-            if self._kept is None and worker.is_young:
+            if worker and self._kept is None and worker.is_young:
                 self._keep(worker)
-            else:
+            elif worker:
                 worker.no_more()
             done(status, trouble)
 
@@ -91,16 +96,23 @@ class Workers:
         worker, self._kept = self._kept, None
         return worker
 
-    def _ask(self, worker: "Worker | None", request: "list[Any]", done: "Done", fds: tuple[int, ...]) -> "Worker":
-        """Has it done by this worker, or by a new one: the one that does it."""
+    def _ask(self, worker: "Worker | None", request: "list[Any]", done: "Done", fds: tuple[int, ...]) -> "Worker | None":
+        """Has it done by this worker, or by a new one: the one that does it, None where none can be forked. `done` is called then,
+        too; never before this returns."""
         self._on_the_way += 1
 
         def ended(status: int, trouble: str) -> None:
             self._finish(done, status, trouble)
 
-        if not (worker and worker.ask(request, fds, ended, self._limit)):  # there is none, or it was killed while it waited
+        if worker and worker.ask(request, fds, ended, self._limit):
+            return worker
+        try:  # there is none, or it was killed while it waited
             worker = Worker(self._loop, self._entry)
-            worker.ask(request, fds, ended, self._limit)
+        except OSError as error:
+            trouble = f"no process can be forked: {error.strerror}"
+            self._loop.after(0, lambda: ended(-1, trouble))
+            return None
+        worker.ask(request, fds, ended, self._limit)
         return worker
 
     def _finish(self, done: "Done", status: int, trouble: str) -> None:
@@ -137,14 +149,19 @@ class Worker:
     """One of them, made by a fork. It does what it is asked for in turn, and ends after `no_more`."""
 
     def __init__(self, loop: Loop, entry: "Entry", *, rehearsed: bool = False) -> None:
-        """rehearsed: it copies the pages that it will write to before anybody waits."""
+        """rehearsed: it copies the pages that it will write to before anybody waits. Raises OSError where none can be forked."""
         self._loop = loop
         self._socket, theirs = descriptors.pair()
         self._asked: list[tuple[Done, Timer]] = []
         self._late = False
         self._forked = time.monotonic()
         monitor = os.getpid()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            self._socket.close()
+            theirs.close()
+            raise
         if self.pid == 0:
             _serve(entry, theirs, monitor, rehearsed=rehearsed)
         theirs.close()

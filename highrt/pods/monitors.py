@@ -19,6 +19,8 @@ log = logs.get("highrt.monitors")
 
 _ADDRESS_BYTES = 107
 _STOP_SECONDS = 30.0
+RUNTIME_SECONDS = 120.0
+"""How long a command of a runtime may take."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -83,6 +85,7 @@ class Monitors:
             "options": [*handler.args, "--root", handler.root, *options],
             "in_process": handler.entry == self._entry,
             "sandbox": handler.sandbox,
+            "runtime_seconds": RUNTIME_SECONDS,
         }
         try:
             sock = await self.spawner.spawn(settings)

@@ -1,0 +1,243 @@
+"""What a pod needs fails: a runtime or a CNI plugin that hangs, disks that are full, no process to be had. Each is told with its
+reason within a bounded time, undone, and hinders nobody else."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from highrt.pods.errors import PodError
+from highrt.pods.manager import default_handlers
+from highrt.pods.model import ContainerState, Handler
+from strata.linux import cgroups, mounts
+from strata.protocols.cri_pb2 import NamespaceMode
+from tests.integration.pods.conftest import Node, ended
+
+HANGING = """#!/bin/sh
+# runc, but for the command that the file says: that one hangs, and so does what it has started.
+for word in "$@"; do
+  [ "$word" != "$(cat {folder}/hangs)" ] || {{ sleep 4713 & wait; }}
+done
+exec /usr/sbin/runc "$@"
+"""
+
+
+def sleepers() -> list[str]:
+    """The processes of HANGING that are left."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes() == b"sleep\x004713\x00":
+                found.append(folder.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.fixture
+async def hanging(node: Node, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
+    """A node with the handler `hanging`; the file `hangs` says in which command."""
+    monkeypatch.setattr("highrt.pods.monitors.RUNTIME_SECONDS", 1.0)
+    (node.folder / "hangs").write_text("nothing")
+    runtime = node.folder / "runtime"
+    runtime.write_text(HANGING.format(folder=node.folder))
+    runtime.chmod(0o755)
+    await node.manager.close()
+    handler = Handler("hanging", str(runtime), str(node.folder / "runc"))
+    node.manager = node.new_manager(handlers={**default_handlers(), "hanging": handler})
+    await node.manager.open()
+    yield node
+    (node.folder / "hangs").write_text("nothing")
+    for pid in sleepers():
+        os.kill(int(pid), 9)
+
+
+@pytest.mark.parametrize("step", ["create", "start"])
+async def test_a_runtime_that_hangs_fails_the_start_and_only_that(hanging: Node, step: str) -> None:
+    node = hanging
+    pod = await node.manager.run_pod(node.pod(), handler="hanging")
+    well = await node.manager.create_container(pod.id, node.container("sleep", "60", name="well"))
+    await node.manager.start_container(well.id)
+    (node.folder / "hangs").write_text(step)
+    stuck = await node.manager.create_container(pod.id, node.container("sleep", "60", name="stuck"))
+    async with asyncio.timeout(10):
+        with pytest.raises(PodError, match=f"{step}: it did not end in time"):
+            await node.manager.start_container(stuck.id)
+    assert (stuck.state, stuck.reason) == (ContainerState.EXITED, "StartError")
+    (node.folder / "hangs").write_text("nothing")
+    assert (await node.manager.exec_sync(well.id, ["echo", "on"]))[0] == b"on\n"
+    await node.manager.remove_container(stuck.id)
+    again = await node.manager.create_container(pod.id, node.container("true", name="stuck"))
+    await node.manager.start_container(again.id)
+    await ended(node.manager, again.id)
+    assert again.exit_code == 0
+    await node.manager.remove_pod(pod.id)
+    assert list((node.folder / "runc").iterdir()) == []
+
+
+async def test_an_exec_that_hangs_in_the_runtime_is_told(hanging: Node) -> None:
+    node = hanging
+    pod = await node.manager.run_pod(node.pod(), handler="hanging")
+    container = await node.manager.create_container(pod.id, node.container("sleep", "60"))
+    await node.manager.start_container(container.id)
+    (node.folder / "hangs").write_text("exec")
+    async with asyncio.timeout(10):
+        with pytest.raises(PodError, match="exec: it did not end in time"):
+            await node.manager.exec_sync(container.id, ["true"])
+    (node.folder / "hangs").write_text("nothing")
+    assert (await node.manager.exec_sync(container.id, ["echo", "on"]))[0] == b"on\n"
+
+
+async def test_a_runtime_that_hangs_in_its_delete_holds_no_pod(hanging: Node) -> None:
+    node = hanging
+    pod = await node.manager.run_pod(node.pod(), handler="hanging")
+    container = await node.manager.create_container(pod.id, node.container("true"))
+    (node.folder / "hangs").write_text("delete")
+    await node.manager.start_container(container.id)
+    await ended(node.manager, container.id)
+    async with asyncio.timeout(15):
+        await node.manager.remove_pod(pod.id)
+    assert node.manager.pods() == []
+
+
+async def test_a_caller_who_gave_up_a_start_that_hangs_may_remove_it_and_come_again(hanging: Node) -> None:
+    node = hanging
+    pod = await node.manager.run_pod(node.pod(), handler="hanging")
+    (node.folder / "hangs").write_text("create")
+    stuck = await node.manager.create_container(pod.id, node.container("sleep", "60"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await node.manager.start_container(stuck.id)
+    (node.folder / "hangs").write_text("nothing")
+    async with asyncio.timeout(10):
+        await node.manager.remove_container(stuck.id)
+        again = await node.manager.create_container(pod.id, node.container("true"))
+        await node.manager.start_container(again.id)
+        await ended(node.manager, again.id)
+    assert again.exit_code == 0
+
+
+async def test_a_plugin_that_hangs_fails_the_pod_and_gives_its_address_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("highrt.cni.plugins.TIMEOUT_SECONDS", 1.0)
+    for name in ("cni", "bin"):
+        (node.folder / name).mkdir()
+    plugin = node.folder / "bin/test"
+    plugin.write_text(f"#!/bin/sh\necho $CNI_COMMAND >> {node.folder}/calls\n[ $CNI_COMMAND != ADD ] || sleep 4713\n")
+    plugin.chmod(0o755)
+    (node.folder / "cni/1.conflist").write_text('{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "test"}]}')
+    await node.manager.close()
+    node.manager = node.new_manager(cni_bin_dir=node.folder / "bin")
+    await node.manager.open()
+    config = node.pod("slow")
+    config.linux.security_context.namespace_options.network = NamespaceMode.POD
+    async with asyncio.timeout(10):
+        with pytest.raises(PodError, match="took longer than 1 s"):
+            await node.manager.run_pod(config)
+        await node.started("sleep", "60", name="other")  # on the host's network: nobody waits
+    assert (node.folder / "calls").read_text().split() == ["ADD", "DEL"]
+    assert node.manager.network.attached() == []
+    assert sleepers() == []
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """A file system of that size there, and a file that fills it."""
+    place.mkdir(exist_ok=True)
+    mounts.mount("small", str(place), "tmpfs", 0, f"size={size},mode=755")
+    try:
+        yield place / "filling"
+    finally:
+        mounts.umount(str(place), mounts.DETACH)
+
+
+def fill(file: Path) -> None:
+    subprocess.run(["dd", "if=/dev/zero", f"of={file}", "bs=4k"], stderr=subprocess.DEVNULL, check=False)
+
+
+async def test_a_full_disk_of_the_pods_state_fails_what_needs_it_and_nothing_else(node: Node) -> None:
+    await node.manager.close()
+    with small_disk(node.folder / "s", "2m") as filling:
+        await node.manager_again()
+        running = await node.started("sleep", "60", name="running")
+        made = await node.manager.create_container(
+            node.manager.container(running).pod_id, node.container("true", name="made before")
+        )
+        fill(filling)
+        for _ in range(2):
+            with pytest.raises(PodError, match=r"[Nn]o space left"):
+                await node.started("sleep", "60", name="none")
+        filling.unlink()
+        await node.manager.start_container(made.id)
+        await ended(node.manager, made.id)
+        assert made.exit_code == 0
+        again = await node.started("sh", "-c", "exit 3", name="none")
+        await ended(node.manager, again)
+        assert len(node.manager.pods()) == 2, "those that failed have left nothing"
+        for pod in node.manager.pods():
+            await node.manager.remove_pod(pod.id)
+        assert list((node.folder / "s/pods").iterdir()) == []
+        await node.manager.close()
+    await node.manager_again()
+
+
+async def test_a_full_disk_of_the_logs_loses_lines_and_holds_nobody_up(node: Node) -> None:
+    with small_disk(node.folder / "logs", "256k") as filling:
+        script = "seq 100000; echo end >&2; while test ! -e /go; do sleep 0.05; done; echo after; exit 4"
+        fill(filling)
+        container = await node.started("sh", "-c", script, name="c")
+        await asyncio.sleep(0.5)
+        assert (await node.manager.exec_sync(container, ["echo", "on"]))[0] == b"on\n"
+        filling.unlink()
+        await node.manager.exec_sync(container, ["touch", "/go"])
+        await ended(node.manager, container)
+        assert node.manager.container(container).exit_code == 4
+        assert node.log("c")[-1] == "stdout F after", "with room again its lines are kept again"
+        await node.manager.remove_pod(node.manager.container(container).pod_id)
+
+
+@contextmanager
+def no_more_processes(node: Node, pid: int) -> Iterator[None]:
+    """The process can have no children meanwhile: it is in a group of its own, whose limit is one process."""
+    group = cgroups.open_cgroup(f"/strata/{node.name}/few")
+    group.create()
+    for folder in group.folders():
+        Path(folder, "cgroup.procs").write_text(str(pid))
+    group.apply({"pids": {"limit": 1}})
+    try:
+        yield
+    finally:
+        group.apply({"pids": {"limit": -1}})
+
+
+async def test_a_spawner_that_cannot_fork_is_replaced(node: Node) -> None:
+    await node.started("sleep", "60", name="first")
+    with no_more_processes(node, node.manager._monitors.spawner.pid):
+        for number in range(3):  # the first has a monitor that was forked ahead of need
+            container = await asyncio.wait_for(node.started("sh", "-c", "exit 3", name=f"more{number}"), 20)
+            await ended(node.manager, container)
+            assert node.manager.container(container).exit_code == 3
+
+
+async def test_a_monitor_that_cannot_fork_says_so_and_works_later(node: Node) -> None:
+    container = await node.started("sh", "-c", "while test ! -e /go; do sleep 0.05; done; exit 5")
+    pod = node.manager.container(container).pod_id
+    more = await node.manager.create_container(pod, node.container("true", name="more"))
+    await asyncio.sleep(2.5)  # workers that are kept for the next work have gone
+    with no_more_processes(node, node.manager._monitors.client(pod).pid):
+        async with asyncio.timeout(10):
+            with pytest.raises(PodError, match="Resource temporarily unavailable"):
+                await node.manager.exec_sync(container, ["true"])
+            with pytest.raises(PodError, match="Resource temporarily unavailable"):
+                await node.manager.start_container(more.id)
+    await node.manager.exec_sync(container, ["touch", "/go"])
+    await ended(node.manager, container)
+    assert node.manager.container(container).exit_code == 5
+    await node.manager.remove_container(more.id)
+    again = await node.manager.create_container(pod, node.container("true", name="more"))
+    await node.manager.start_container(again.id)
+    await ended(node.manager, again.id)
+    assert again.exit_code == 0
