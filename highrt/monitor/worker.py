@@ -97,8 +97,8 @@ class Workers:
         return worker
 
     def _ask(self, worker: "Worker | None", request: "list[Any]", done: "Done", fds: tuple[int, ...]) -> "Worker | None":
-        """Has it done by this worker, or by a new one: the one that does it, None where none can be forked. `done` is called then,
-        too; never before this returns."""
+        """Has it done by this worker, or by a new one: the one that does it, None where none can be forked (`done` is told, once
+        this has returned)."""
         self._on_the_way += 1
 
         def ended(status: int, trouble: str) -> None:
