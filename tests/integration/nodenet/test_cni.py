@@ -129,6 +129,7 @@ def test_host_ports_reach_the_pod_from_everywhere(node: Node, pods: tuple[Pod, P
 
 
 def test_a_pod_cannot_use_host_ports_to_reach_the_node_s_loopback(node: Node, pods: tuple[Pod, Pod]) -> None:
+    """CVE-2020-8558."""
     one, other = pods
     node.serve_tcp(7777, "secret", "127.0.0.1")
     config = {
