@@ -50,21 +50,63 @@ def _all(ctx: click.Context) -> list[api.Network]:
 
 @network.command("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Print names only.")
+@click.option("--no-trunc", is_flag=True, help="Whole IDs.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="name, id, driver, label, or type=custom.")
 @click.option("--format", "template", default="", help="json, or a template.")
+@click.option("-o", "--output", type=click.Choice(["json"]), help="All of them as one JSON document.")
 @click.pass_context
-def list_networks(ctx: click.Context, quiet: bool, template: str) -> None:
+def list_networks(
+    ctx: click.Context, quiet: bool, no_trunc: bool, filters: tuple[str, ...], template: str, output: str | None
+) -> None:
     """List networks."""
-    found = _all(ctx)
-    if quiet:
+    wanted = [_filter(text) for text in filters]
+    found = [item for item in _all(ctx) if all(_matches(item, key, value) for key, value in wanted)]
+    documents = [
+        {
+            "ID": item.id if no_trunc or output else formats.short(item.id),
+            "Name": item.name,
+            "Driver": item.driver,
+            "Scope": "local",
+            "Internal": item.internal,
+            "Subnets": [*item.subnets],
+            "Labels": dict(item.labels),
+        }
+        for item in found
+    ]
+    if output:
+        click.echo(json.dumps(documents, indent=4))
+    elif quiet:
         for item in found:
             click.echo(item.name)
     elif template:
-        for item in found:
-            document = {"ID": item.id, "Name": item.name, "Driver": item.driver, "Scope": "local", "Labels": dict(item.labels)}
-            click.echo(json.dumps(document) if template == "json" else formats.render(template, document))
+        for document in documents:
+            click.echo(formats.render(template, document))
     else:
-        rows = ([formats.short(item.id), item.name, item.driver, "local"] for item in found)
+        rows = ([str(document[key]) for key in ("ID", "Name", "Driver", "Scope")] for document in documents)
         click.echo(formats.table(["NETWORK ID", "NAME", "DRIVER", "SCOPE"], rows))
+
+
+def _filter(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    if key not in ("name", "id", "driver", "label", "type") or not value:
+        raise click.BadParameter(f"--filter {text}: use name=, id=, driver=, label= or type=")
+    if key == "type" and value not in ("custom", "builtin"):
+        raise click.BadParameter(f"--filter {text}: the type is custom or builtin")
+    return key, value
+
+
+def _matches(item: api.Network, key: str, value: str) -> bool:
+    match key:
+        case "name":
+            return value in item.name
+        case "id":
+            return item.id.startswith(value)
+        case "driver":
+            return item.driver == value
+        case "type":
+            return (value == "builtin") == item.built_in
+    name, equals, wanted = value.partition("=")
+    return name in item.labels and (not equals or item.labels[name] == wanted)
 
 
 @network.command()
@@ -114,29 +156,36 @@ def prune(ctx: click.Context, force: bool) -> None:
 
 
 @network.command()
-@click.option("--ip", default="", metavar="IP", help="Its address there.")
+@click.option("--ip", default="", metavar="IPV4", help="Its address there.")
+@click.option("--ip6", default="", metavar="IPV6", help="Its IPv6 address there.")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="A further name there.")
-@click.argument("name")
+@click.argument("name", metavar="NETWORK")
 @click.argument("container")
 @click.pass_context
-def connect(ctx: click.Context, ip: str, aliases: tuple[str, ...], name: str, container: str) -> None:
+def connect(ctx: click.Context, /, name: str, container: str, **wishes: Any) -> None:
     """Put a container on a further network, also while it runs."""
+    endpoint = api.Endpoint(network=name, **wishes)
 
     async def work(stub: HighrtStub) -> None:
-        await stub.ConnectNetwork(api.ConnectNetworkRequest(network=name, container=container, address=ip, aliases=aliases))
+        await stub.ConnectNetwork(api.ConnectNetworkRequest(container=container, endpoint=endpoint))
 
     run(ctx, work)
 
 
 @network.command()
-@click.option("-f", "--force", is_flag=True, help="For scripts written for others: nothing more happens.")
-@click.argument("name")
+@click.option("-f", "--force", is_flag=True, help="No error for a container that is not on it.")
+@click.argument("name", metavar="NETWORK")
 @click.argument("container")
 @click.pass_context
 def disconnect(ctx: click.Context, force: bool, name: str, container: str) -> None:
     """Take a container off a network."""
 
     async def work(stub: HighrtStub) -> None:
-        await stub.DisconnectNetwork(api.ConnectNetworkRequest(network=name, container=container))
+        request = api.ConnectNetworkRequest(container=container, endpoint=api.Endpoint(network=name))
+        try:
+            await stub.DisconnectNetwork(request)
+        except GRPCError as error:
+            if not force or error.status is not Status.NOT_FOUND:
+                raise
 
     run(ctx, work)

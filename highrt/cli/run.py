@@ -11,7 +11,7 @@ import click
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from highrt.cli import session
+from highrt.cli import endpoints, session
 from highrt.cli.connection import DaemonError, errors
 from highrt.cli.connection import run as call
 from highrt.cli.images import pull_image
@@ -183,9 +183,7 @@ _OPTIONS = (
     click.option("--group-add", "groups", multiple=True, type=click.IntRange(min=0), metavar="GID", help="A further group."),
     click.option("-u", "--user", default="", metavar="NAME|UID[:GID]", help="Who the process is."),
     click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port on the host."),
-    click.option("--network", "--net", "networks", multiple=True, metavar="NAME|bridge|host|none", help="Networks it joins."),
-    click.option("--ip", default="", metavar="IP", help="Its address on the first network."),
-    click.option("--network-alias", "aliases", multiple=True, metavar="NAME", help="A further name on the first network."),
+    *endpoints.OPTIONS,
     click.option("-h", "--hostname", default="", help="Its host name."),
     click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's."),
     click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 512m."),
@@ -275,10 +273,7 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
         stdin=options["interactive"],
         mounts=[*map(volume, options["volumes"]), *map(mount, options["mounts"])],
         ports=[*map(port, options["publish"])],
-        network=options["networks"][0] if options["networks"] else "",
-        more_networks=options["networks"][1:],
-        network_address=options["ip"],
-        network_aliases=options["aliases"],
+        endpoints=endpoints.endpoints(options),
         hostname=options["hostname"],
         dns=options["dns"],
         memory_bytes=memory_bytes(options["memory"]),

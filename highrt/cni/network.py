@@ -4,6 +4,7 @@ What was attached is cached on disk with the configuration it was attached by, u
 the configuration has changed, and after a reboot (CNI specification, section 4, "Deleting", and the cached result).
 """
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,9 @@ from strata.telemetry.spans import span
 log = logs.get("highrt.cni")
 
 INTERFACE = "eth0"
+"""A pod's first interface."""
+
+_DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class PortMapping:
 @dataclass(frozen=True)
 class Attachment:
     """A pod to attach. netns: the namespace's path. arguments: CNI_ARGS. bandwidth: by the names of the capability (ingressRate
-    and so on), in bits and bits a second. network: one of those that have a name, else the node's. interface: only the first
-    one leads to the default route. address: one that is asked for, "" for any."""
+    and so on), in bits and bits a second. network: one of those that have a name, else the node's. interface: its name
+    inside. addresses: those that are asked for."""
 
     container_id: str
     netns: str
@@ -47,7 +51,7 @@ class Attachment:
     bandwidth: Mapping[str, int] = field(default_factory=dict)
     network: str = ""
     interface: str = INTERFACE
-    address: str = ""
+    addresses: Sequence[str] = ()
 
     def capabilities(self) -> dict[str, Any]:
         """What plugins may ask for under `runtimeConfig` (CNI conventions, dynamic configuration)."""
@@ -62,9 +66,39 @@ class Attachment:
             found["dns"] = dict(self.dns)
         if self.bandwidth:
             found["bandwidth"] = dict(self.bandwidth)
-        if self.address:
-            found["ips"] = [self.address]
+        if self.addresses:
+            found["ips"] = [*self.addresses]
         return found
+
+
+@dataclass(frozen=True)
+class Interface:
+    """An attachment as it is kept. network: the name in its configuration. result: the plugins', None while there is none."""
+
+    name: str
+    network: str
+    result: Any
+
+    def addresses(self, version: int) -> list[tuple[str, str]]:
+        """Its addresses with their prefix length, of this version of IP, and the gateway of each ("" for none)."""
+        ips = (self.result or {}).get("ips") or ()
+        return [(str(ip["address"]), str(ip.get("gateway") or "")) for ip in ips if (":" in ip["address"]) == (version == 6)]
+
+    def plain(self) -> list[str]:
+        """All its addresses, without their prefix length."""
+        return _addresses(self.result) if self.result else []
+
+    def mac(self) -> str:
+        """The inner end's hardware address, "" where the plugins did not tell it."""
+        interfaces = (self.result or {}).get("interfaces") or ()
+        return next((str(each.get("mac") or "") for each in interfaces if each.get("sandbox")), "")
+
+    def way_out(self, version: int) -> str:
+        """The gateway of its default route, "" where it has none."""
+        for route in (self.result or {}).get("routes") or ():
+            if route.get("dst") == _DEFAULT_ROUTES[version]:
+                return str(route.get("gw") or next((gateway for _, gateway in self.addresses(version)), ""))
+        return ""
 
 
 class Network:
@@ -153,8 +187,6 @@ class Network:
     async def add(self, attachment: Attachment) -> list[str]:
         """Attaches a pod; its addresses, the primary one first. After an error nothing is left. Raises CniError."""
         config = self._load(attachment.network)
-        if attachment.interface != INTERFACE:
-            config = _without_default_route(config)
         with span("cni add", network=config.name):
             self._remember(attachment, config, None)
             result: Any = None
@@ -187,9 +219,14 @@ class Network:
     async def delete(self, attachment: Attachment) -> None:
         """Detaches a pod from all networks; nothing happens for one that is not attached. Raises CniError; then it can be tried
         again. Of the attachment only the pod and its namespace count, which is "" where it has gone."""
-        for pod, interface in reversed(self._attachments()):
-            if pod == attachment.container_id:
-                await self.detach(replace(attachment, interface=interface))
+        failure: CniError | None = None
+        for interface in self.interfaces(attachment.container_id):
+            try:
+                await self.detach(replace(attachment, interface=interface.name))
+            except CniError as error:
+                failure = failure or error
+        if failure:
+            raise failure
 
     async def detach(self, attachment: Attachment) -> None:
         """Detaches one interface of a pod, as `delete` all."""
@@ -204,25 +241,47 @@ class Network:
                 request = _request(config, plugin, cached["capabilities"], result)
                 await self.plugins.run(plugin["type"], _environ("DEL", gone), request)
         self._cache_file(attachment.container_id, attachment.interface).unlink(missing_ok=True)
+        names = self._kept.get(attachment.container_id, set())
+        names.discard(attachment.interface)
+        if not names:
+            self._kept.pop(attachment.container_id, None)
 
-    def result(self, container_id: str, interface: str = INTERFACE) -> Any:
-        """What the plugins answered when the pod was attached; None where it is not."""
-        cached = self._recall(container_id, interface)
-        return cached["result"] if cached else None
+    def result(self, container_id: str) -> Any:
+        """What the plugins answered when the pod's first interface was made; None where it has none."""
+        return next((interface.result for interface in self.interfaces(container_id)), None)
 
-    def addresses(self, container_id: str, interface: str = INTERFACE) -> list[str]:
-        """Those that an interface of a pod has; none where it is not attached."""
-        result = self.result(container_id, interface)
-        return _addresses(result) if result else []
+    def interfaces(self, container_id: str) -> list[Interface]:
+        """A pod's interfaces, in the order of their numbers."""
+        found = []
+        for name in sorted(self._kept.get(container_id, ()), key=lambda name: (len(name), name)):
+            if cached := self._recall(container_id, name):
+                found.append(Interface(name, str(cached["config"].get("name", "")), cached["result"]))
+        return found
+
+    def inner_name(self, name: str) -> str:
+        """By which name the plugins know a network with a name, or the node's (""). Raises NotConfigured."""
+        return self._load(name).name
 
     def attached(self) -> list[str]:
         """The container IDs of all that have attachments which were not deleted yet."""
-        return sorted({pod for pod, _ in self._attachments()})
+        return sorted(self._kept)
 
     def _attachments(self) -> list[tuple[str, str]]:
         """Container ID and interface of all attachments."""
-        names = sorted(p.name for p in self._cache_dir.iterdir() if p.name[0] != ".") if self._cache_dir.is_dir() else []
-        return [(pod, interface or INTERFACE) for pod, _, interface in (name.partition(".") for name in names)]
+        return [(pod, interface) for pod in self.attached() for interface in sorted(self._kept[pod])]
+
+    @functools.cached_property
+    def _kept(self) -> dict[str, set[str]]:
+        """The names of the interfaces of each pod: the files of the cache, which are listed once. What a daemon that was killed
+        had begun to write is removed."""
+        kept: dict[str, set[str]] = {}
+        for file in self._cache_dir.iterdir() if self._cache_dir.is_dir() else ():
+            pod, _, interface = file.name.partition(".")
+            if pod:
+                kept.setdefault(pod, set()).add(interface or INTERFACE)
+            else:
+                file.unlink()
+        return kept
 
     def _of_the_node(self) -> dict[str, Any]:
         return {"ipRanges": [[{"subnet": cidr}] for cidr in self._pod_cidrs]} if self._pod_cidrs else {}
@@ -251,6 +310,7 @@ class Network:
             out.flush()
             os.fsync(out.fileno())
         temporary.rename(file)
+        self._kept.setdefault(attachment.container_id, set()).add(attachment.interface)
 
     def _recall(self, container_id: str, interface: str) -> dict[str, Any] | None:
         try:
@@ -261,12 +321,6 @@ class Network:
 
     def _cache_file(self, container_id: str, interface: str) -> Path:
         return self._cache_dir / (container_id if interface == INTERFACE else f"{container_id}.{interface}")
-
-
-def _without_default_route(config: NetworkConfig) -> NetworkConfig:
-    """The same for a further interface: a pod has one default route, by its first network."""
-    plugins = [{key: value for key, value in plugin.items() if key != "isDefaultGateway"} for plugin in config.plugins]
-    return NetworkConfig(config.name, config.version, plugins, {**config.raw, "plugins": plugins})
 
 
 def _request(config: NetworkConfig, plugin: dict[str, Any], available: Mapping[str, Any], previous: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from highrt.monitor import record
 from highrt.person import flags, names, restarts
 from highrt.person.events import Events
 from highrt.person.health import Check, HealthChecks
-from highrt.person.networks import BUILT_IN, Networks
+from highrt.person.networks import Networks
 from highrt.pods import extras
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
+from highrt.pods.extras import NetworkChoice
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, ContainerEvent, ContainerState, Owner, Pod
 from strata.linux import cgroups
@@ -60,6 +61,7 @@ class PersonContainers:
         self._spawn(self.events.watch())
         await asyncio.sleep(0)  # it listens from here on: nothing ends unseen
         rebooted = self._boot_file.exists() and self._boot_file.read_text() != record.boot_id()
+        await self.networks.open()
         for pod in self._pods.pods(Owner.PERSON):
             found = self._in(pod)
             life = self.life(pod)
@@ -71,7 +73,6 @@ class PersonContainers:
                 self._spawn(self._settle(pod.id))
             else:
                 self._begin_checks(found)
-        self.networks.tell_names(*(network.name for network in self.networks.all()))
         self._boot_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._boot_file.write_text(record.boot_id())
 
@@ -112,11 +113,7 @@ class PersonContainers:
         life = restarts.Life(*restarts.policy(request.restart))
         if life.policy != restarts.NO and request.auto_remove:
             raise InvalidArgument("--rm and --restart: a container that is removed at its end cannot start again")
-        network, warnings = await self._network(request)
-        named = [request.network, *request.more_networks]
-        chosen = None
-        if request.more_networks or request.network not in ("", *BUILT_IN):
-            chosen = self.networks.choose(named, request.network_address, request.network_aliases)
+        network, chosen, warnings = await self._network(request)
         request.name = name
         self._making.add(name)
         uid = uuid.uuid4().hex
@@ -127,10 +124,9 @@ class PersonContainers:
             files.make()
             life.save(files)
             config = flags.container_config(request, image, self._root / "volumes", network)
-            pod = await self._pods.run_pod(pod_config, handler=request.handler, owner=Owner.PERSON)
-            container = await self._pods.create_container(pod.id, config, pod_config)
-            self.networks.tell_names_of(pod)
-            return container, warnings
+            with self.networks.joining(chosen):
+                pod = await self._pods.run_pod(pod_config, handler=request.handler, owner=Owner.PERSON)
+            return await self._pods.create_container(pod.id, config, pod_config), warnings
         except BaseException:
             if pod is not None:
                 with suppress(PodError):
@@ -153,23 +149,27 @@ class PersonContainers:
                 return f"{name}-{uuid.uuid4().hex[:6]}"
         return name
 
-    async def _network(self, request: api.CreateRequest) -> tuple[str, list[str]]:
-        if request.network not in ("", *BUILT_IN):
-            return request.network, []  # whether there is one is seen later
-        if request.network_address or request.network_aliases:
-            raise InvalidArgument("--ip and --network-alias are for networks that you made (highrt network create)")
-        if request.network in ("host", "none"):
+    async def _network(self, request: api.CreateRequest) -> tuple[str, Sequence[NetworkChoice], list[str]]:
+        """host, none, or the name of the first network; all networks; and warnings for people."""
+        wishes = [*request.endpoints] or ([api.Endpoint(network=request.network)] if request.network else [])
+        names = [self.networks.name_of(wish.network) for wish in wishes]
+        if names in (["host"], ["none"]):
+            if wishes[0].ip or wishes[0].ip6 or wishes[0].aliases:
+                raise InvalidArgument("addresses and aliases are for networks that you made (highrt network create)")
             if request.ports:
-                raise InvalidArgument(f"-p needs a bridge network: with --network {request.network} there is no port to map")
-            return request.network, []
-        ready, message = await self._pods.network_ready()
-        if ready:
-            return "bridge", []
-        if request.network == "bridge" or request.ports:
-            raise FailedPrecondition(
-                f"there is no CNI network for the container: {message}; put a conflist there, or use --network host or none"
-            )
-        return "none", [f"loopback only ({message}); --network host shares the host's network"]
+                raise InvalidArgument(f"-p needs a bridge network: with --network {names[0]} there is no port to map")
+            return names[0], [], []
+        if not names or "bridge" in names:
+            ready, message = await self._pods.network_ready()
+            if not ready and not names and not request.ports:
+                return "none", [], [f"loopback only ({message}); --network host shares the host's network"]
+            if not ready:
+                raise FailedPrecondition(
+                    f"there is no CNI network for the container: {message}; put a conflist there, use --network host or none, "
+                    "or make a network (highrt network create)"
+                )
+        chosen = self.networks.choose(wishes or [api.Endpoint(network="bridge")], ports=bool(request.ports))
+        return names[0] if names else "bridge", chosen, []
 
     # starting
 
@@ -204,11 +204,10 @@ class PersonContainers:
         pod = self._pods.pod(found.pod_id)
         if found.state is ContainerState.RUNNING:
             raise FailedPrecondition(f"container {self.name(found)} is running already")
-        if pod.ready and found.state is ContainerState.CREATED:
-            return
-        await self._pods.renew_pod(pod.id)
-        await self._pods.renew_container(found.id)
-        self.networks.tell_names_of(pod)
+        if not pod.ready or found.state is not ContainerState.CREATED:
+            await self._pods.renew_pod(pod.id)
+            await self._pods.renew_container(found.id)
+        self.networks.names.coming(pod)
 
     def restarting(self, container_id: str) -> bool:
         """Whether it has ended, and starts again after a pause."""
@@ -334,7 +333,7 @@ class PersonContainers:
             raise FailedPrecondition(f"container {found.id} is a kubelet's, which names it")
         self._check_name(name)
         self._pods.rename_pod(found.pod_id, name)
-        self.networks.tell_names_of(self._pods.pod(found.pod_id))
+        self.networks.names.refresh(self._pods.pod(found.pod_id))
 
     async def remove(self, found: Container, *, force: bool) -> None:
         self._check_removable(found, force=force)
@@ -353,7 +352,7 @@ class PersonContainers:
     async def _remove_pod(self, pod_id: str) -> None:
         pod = self._pods.pod(pod_id)
         await self._pods.remove_pod(pod_id)
-        self.networks.tell_names_of(pod)
+        self.networks.names.going(pod)
         flags.PersonFiles(self._root, pod.config.metadata.uid).remove()
 
     async def exit_code(self, container_id: str) -> int:
@@ -402,6 +401,7 @@ class PersonContainers:
                 self._changed.notify_all()
             self._look_after(event)
             if event.kind == "stopped" and event.pod.owner is Owner.PERSON:
+                self.networks.names.going(event.pod)
                 self._spawn(self._settle(event.pod.id))
 
     def _look_after(self, event: ContainerEvent) -> None:
@@ -443,7 +443,6 @@ class PersonContainers:
                     self._start_after_a_pause(found, 0.0)
                 else:
                     await self._pods.stop_pod(pod_id)
-                    self.networks.tell_names_of(pod)
         except NotFound:
             return
         except (PodError, OSError) as error:

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from highrt.cni.network import Interface
 from highrt.images.model import Image
 from highrt.person.health import Health
 from highrt.pods.model import Container, ContainerState, Pod
@@ -76,7 +77,6 @@ def container(found: Container, pod: Pod, name: str) -> dict[str, Any]:
         "Mounts": [
             {"Source": mount.host_path, "Destination": mount.container_path, "RW": not mount.readonly} for mount in config.mounts
         ],
-        "NetworkSettings": {"IPAddress": pod.ips[0] if pod.ips else "", "IPAddresses": [*pod.ips]},
         "LogPath": found.log_path or "",
         "Pod": {"Id": pod.id, "Owner": pod.owner.value, "Handler": pod.handler},
     }
@@ -122,6 +122,8 @@ def network(found: api.Network) -> dict[str, Any]:
         "Containers": {
             member.id: {
                 "Name": member.name,
+                "EndpointID": member.endpoint_id,
+                "MacAddress": member.mac,
                 "IPv4Address": next((address for address in member.addresses if ":" not in address), ""),
                 "IPv6Address": next((address for address in member.addresses if ":" in address), ""),
             }
@@ -129,6 +131,21 @@ def network(found: api.Network) -> dict[str, Any]:
             if member.running
         },
         "Labels": dict(found.labels),
+    }
+
+
+def interface(found: Interface | None) -> dict[str, Any]:
+    """One of a container's interfaces; empty values where it has none, as one that does not run."""
+    address, gateway = next(iter(found.addresses(4) if found else ()), ("", ""))
+    address6, gateway6 = next(iter(found.addresses(6) if found else ()), ("", ""))
+    return {
+        "Gateway": gateway,
+        "IPAddress": address.partition("/")[0],
+        "IPPrefixLen": int(address.partition("/")[2] or 0),
+        "IPv6Gateway": gateway6,
+        "GlobalIPv6Address": address6.partition("/")[0],
+        "GlobalIPv6PrefixLen": int(address6.partition("/")[2] or 0),
+        "MacAddress": found.mac() if found else "",
     }
 
 

@@ -10,20 +10,26 @@ import hashlib
 import ipaddress
 import json
 import os
+import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from highrt.cni.errors import CniError
+from highrt.person import documents
 from highrt.person.flags import NAME, NETWORK
+from highrt.person.hosts import Names
+from highrt.pods.attachments import networks_of
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.extras import NetworkChoice
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, Owner, Pod
-from highrt.pods.sandboxes import networks_of
 from strata.linux.rtnetlink import Netlink
+from strata.protocols import highrt_pb2 as api
 from strata.telemetry import logs
 
 log = logs.get("highrt.person")
@@ -73,6 +79,14 @@ class Networks:
     def __init__(self, root: Path, pods: PodManager) -> None:
         self._folder, self._leases, self._pods = root / "networks", root / "networks" / "leases", pods
         self._changing = asyncio.Lock()
+        self._joining: Counter[str] = Counter()
+        self.names = Names(pods)
+
+    async def open(self) -> None:
+        """Brings containers' interfaces and names in line with what is written down."""
+        for pod in self._pods.pods(Owner.PERSON):
+            await self._pods.attachments.finish(pod)
+        self.names.open()
 
     def all(self) -> list[NetworkRecord]:
         """Sorted by name."""
@@ -117,144 +131,150 @@ class Networks:
             self._write(file, self._conflist(record, wish.ranges))
             return record
 
-    async def remove(self, name: str) -> None:
-        """With its bridge. Raises NotFound, FailedPrecondition where a container is on it or it is built in, PodError."""
-        if name in BUILT_IN:
-            raise FailedPrecondition(f"the network {name} is built in and cannot be removed")
+    async def remove(self, reference: str) -> str:
+        """With its bridge; returns its name. Raises NotFound, FailedPrecondition where a container is on it or it is built in,
+        PodError."""
         async with self._changing:
+            name = self.name_of(reference)
+            if name in BUILT_IN:
+                raise FailedPrecondition(f"the network {name} is built in and cannot be removed")
             record = self.find(name)
             if users := self.members(name):
                 names = ", ".join(sorted(pod.config.metadata.name for pod, _ in users))
                 raise FailedPrecondition(f"network {name} is used by {names}: disconnect or remove them first")
-            if self._pods.network.uses(name):
+            if self._joining[name] or self._pods.network.uses(name):
                 raise FailedPrecondition(f"network {name}: a container is just being put on it or taken off")
             try:
                 await self._pods.network.collect_named(name)
             except CniError as error:
                 raise PodError(f"network {name}: its bridge {record.bridge} cannot be removed: {error}") from error
+            await asyncio.to_thread(shutil.rmtree, self._leases / record.bridge, ignore_errors=True)
             self._file(name).unlink()
+            return name
 
     def identity(self, name: str) -> str:
         """A network's ID. It is known by its name; people's scripts expect an ID, too."""
         return hashlib.sha256(f"{self._folder}/{name}".encode()).hexdigest()
 
+    def name_of(self, reference: str) -> str:
+        """The name of a network that is called by it, by its ID, or by the ID's unique beginning. Raises NotFound,
+        InvalidArgument."""
+        known = {name: self.identity(name) for name in (*BUILT_IN, *(record.name for record in self.all()))}
+        if reference == "default":
+            return "bridge"
+        if reference in known:
+            return reference
+        found = [name for name, identity in known.items() if reference and identity.startswith(reference)]
+        if len(found) > 1:
+            raise InvalidArgument(f"network {reference!r} is ambiguous: the IDs of {', '.join(found)} begin with it")
+        if not found:
+            raise NotFound(f"there is no network {reference} (highrt network ls lists them)")
+        return found[0]
+
     def members(self, name: str) -> list[tuple[Pod, NetworkChoice]]:
         """The person's pods that are on a network, or will be when they start."""
         wanted = _inner(name)
-        return [(pod, choice) for pod, choice in self._choices() if choice.name == wanted]
+        pods = self._pods.pods(Owner.PERSON)
+        return [(pod, choice) for pod in pods for choice in networks_of(pod) if choice.name == wanted]
 
-    def _choices(self) -> Iterator[tuple[Pod, NetworkChoice]]:
-        for pod in self._pods.pods(Owner.PERSON):
-            if has_networks(pod):
-                yield from ((pod, choice) for choice in networks_of(pod))
-
-    def names(self, pod: Pod) -> list[str]:
+    def names_of(self, pod: Pod) -> list[str]:
         """What a person's pod is on, by the names that people know."""
         if pod.owner is Owner.PERSON and has_networks(pod):
             return [choice.name or "bridge" for choice in networks_of(pod)]
         return [pod.config.annotations[NETWORK]] if NETWORK in pod.config.annotations else []
 
-    def choose(self, names: Sequence[str], address: str, aliases: Sequence[str]) -> list[NetworkChoice]:
-        """What a new container is attached to. Raises NotFound, InvalidArgument."""
-        if len(set(names)) < len(names):
-            raise InvalidArgument("--network: a network is named twice")
-        chosen = []
-        for number, name in enumerate(names):
-            asked = (address, tuple(aliases)) if number == 0 else ("", ())
-            chosen.append(self._choice(name, f"eth{number}", *asked))
+    def choose(self, wishes: Sequence[api.Endpoint], *, ports: bool) -> list[NetworkChoice]:
+        """What a new container is attached to. ports: whether it publishes some. Raises NotFound, InvalidArgument."""
+        chosen: list[NetworkChoice] = []
+        for wish in wishes:
+            chosen.append(self._choice(wish, chosen))
+        if ports and chosen[0].name and self.find(chosen[0].name).internal:
+            raise InvalidArgument(f"-p: the first network, {chosen[0].name}, is internal: name one first that leads out")
         return chosen
 
-    def _choice(self, name: str, interface: str, address: str, aliases: tuple[str, ...]) -> NetworkChoice:
+    def _choice(self, wish: api.Endpoint, others: Sequence[NetworkChoice]) -> NetworkChoice:
+        """A further network of a container. others: those that it has."""
+        name = self.name_of(wish.network)
+        addresses = tuple(address for address in (wish.ip, wish.ip6) if address)
         if name in ("host", "none"):
             raise InvalidArgument(f"network {name} cannot be one of several")
-        if name == "bridge" and (address or aliases):
+        if name == "bridge" and (addresses or wish.aliases):
             raise InvalidArgument("addresses and aliases are for networks that you made (highrt network create)")
-        for alias in aliases:
+        for alias in wish.aliases:
             if not NAME.fullmatch(alias):
                 raise InvalidArgument(f"alias {alias!r}: not a host's name")
+        if any(choice.name == _inner(name) for choice in others):
+            raise InvalidArgument(f"network {name} is named twice")
         if name != "bridge":
-            subnets = self.find(name).subnets
-            if address and not any(_within(address, subnet) for subnet in subnets):
-                raise InvalidArgument(f"address {address}: not within network {name}, {', '.join(subnets)}")
-        return NetworkChoice(_inner(name), interface, address, aliases)
+            for address in addresses:
+                self._check_address(name, address)
+        taken = {choice.interface for choice in others}
+        interface = next(each for number in range(len(taken) + 1) if (each := f"eth{number}") not in taken)
+        return NetworkChoice(_inner(name), interface, addresses, tuple(wish.aliases))
 
-    async def connect(self, pod: Pod, name: str, address: str, aliases: Sequence[str]) -> None:
+    def _check_address(self, name: str, address: str) -> None:
+        subnets = self.find(name).subnets
+        if not any(_within(address, subnet) for subnet in subnets):
+            raise InvalidArgument(f"address {address}: not within network {name}, {', '.join(subnets)}")
+        for pod, choice in self.members(name):
+            if any(face.name == choice.interface and address in face.plain() for face in self._pods.network.interfaces(pod.id)):
+                raise FailedPrecondition(f"address {address} is in use by container {pod.config.metadata.name}")
+
+    async def connect(self, pod: Pod, wish: api.Endpoint) -> None:
         """Raises NotFound, InvalidArgument, AlreadyExists, FailedPrecondition, PodError."""
         self._check_changeable(pod)
+        name = self.name_of(wish.network)
         async with self._changing:
-            there = networks_of(pod)
-            if any(choice.name == _inner(name) for choice in there):
+            if any(choice.name == _inner(name) for choice in networks_of(pod)):
                 raise AlreadyExists(f"container {pod.config.metadata.name} is on network {name} already")
-            used = {choice.interface for choice in there}
-            interface = next(each for number in range(len(used) + 1) if (each := f"eth{number}") not in used)
-            await self._pods.connect_pod(pod.id, self._choice(name, interface, address, tuple(aliases)))
-        self.tell_names(name)
+            choice = self._choice(wish, networks_of(pod))
+            await self._pods.attachments.change(pod, lambda before: [*before, choice])
+        self.names.refresh(pod)
 
-    async def disconnect(self, pod: Pod, name: str) -> None:
+    async def disconnect(self, pod: Pod, reference: str) -> None:
         """Raises NotFound, FailedPrecondition, PodError."""
         self._check_changeable(pod)
+        name = self.name_of(reference)
+        gone = _inner(name)
         async with self._changing:
-            choice = next((choice for choice in networks_of(pod) if choice.name == _inner(name)), None)
-            if choice is None:
+            if name in ("host", "none") or not any(choice.name == gone for choice in networks_of(pod)):
                 raise NotFound(f"container {pod.config.metadata.name} is not on network {name}")
-            await self._pods.disconnect_pod(pod.id, choice)
-        self.tell_names(name)
-        self._tell(pod)
+            await self._pods.attachments.change(pod, lambda before: [choice for choice in before if choice.name != gone])
+        self.names.refresh(pod, [gone])
 
     def _check_changeable(self, pod: Pod) -> None:
         if pod.owner is not Owner.PERSON or not has_networks(pod):
             raise FailedPrecondition(f"container {pod.config.metadata.name} has no networks that can be changed")
 
-    # names
-
-    def tell_names(self, *names: str) -> None:
-        """Writes the names of all who are on these networks into the files of each of them."""
-        told = set()
-        for name in names:
-            for pod, _ in self.members(name) if name not in BUILT_IN else ():
-                if pod.id not in told:
-                    told.add(pod.id)
-                    self._tell(pod)
-
-    def tell_names_of(self, pod: Pod) -> None:
-        """After a pod has come, gone or changed."""
-        if has_networks(pod):
-            self.tell_names(*(choice.name for choice in networks_of(pod) if choice.name))
-
-    def _tell(self, pod: Pod) -> None:
-        if not pod.ready:
-            return
-        lines = []
-        for choice in networks_of(pod):
-            for other, theirs in self.members(choice.name) if choice.name else ():
-                if other.ready:
-                    names = " ".join(self._names(other, theirs))
-                    lines += [f"{address}\t{names}" for address in self._pods.network.addresses(other.id, theirs.interface)]
-        try:
-            self._pods.write_hosts(pod.id, lines)
-        except (OSError, NotFound) as error:  # it is going just now
-            log.info("names are not told", sandbox=pod.id, error=str(error))
-
-    def _names(self, pod: Pod, choice: NetworkChoice) -> list[str]:
-        ids = [item.id[:12] for item in self._pods.containers(pod.owner) if item.pod_id == pod.id]
-        return list(dict.fromkeys([pod.config.metadata.name, *choice.aliases, pod.config.hostname, *ids]))
-
     def settings(self, pod: Pod, container: Container) -> dict[str, Any]:
-        """A container's networks as `inspect` shows them."""
-        found = {}
-        for choice in networks_of(pod) if has_networks(pod) else ():
-            result = self._pods.network.result(pod.id, choice.interface) if pod.ready else None
-            address = ipaddress.ip_interface(result["ips"][0]["address"]) if result else None
-            inside = [item for item in (result or {}).get("interfaces", ()) if item.get("sandbox")]
-            found[choice.name or "bridge"] = {
-                "Aliases": [*choice.aliases, container.id[:12]] if choice.name else [],
-                "IPAddress": str(address.ip) if address else "",
-                "IPPrefixLen": address.network.prefixlen if address else 0,
-                "Gateway": result["ips"][0].get("gateway", "") if result else "",
-                "MacAddress": inside[0].get("mac", "") if inside else "",
+        """A container's `NetworkSettings`: its addresses, by network, and those of its first interface."""
+        faces = {face.name: face for face in self._pods.network.interfaces(pod.id)}
+        found: dict[str, Any] = {}
+        for choice in networks_of(pod):
+            name, face = choice.name or "bridge", faces.get(choice.interface)
+            found[name] = {
+                "Aliases": [*choice.aliases],
+                "NetworkID": self.identity(name),
+                "EndpointID": endpoint_id(self.identity(name), container.id) if face else "",
+                **documents.interface(face),
                 "Interface": choice.interface,
             }
-        return found
+        mode = pod.config.annotations.get(NETWORK, "")
+        return {
+            **documents.interface(next(iter(faces.values()), None)),
+            "IPAddresses": [address for face in faces.values() for address in face.plain()],
+            "Networks": found or {name: {} for name in [mode] if name in ("host", "none")},
+        }
+
+    @contextmanager
+    def joining(self, choices: Sequence[NetworkChoice]) -> Iterator[None]:
+        """Keeps the networks of a container that is being made from being removed."""
+        names = [choice.name for choice in choices]
+        self._joining.update(names)
+        try:
+            yield
+        finally:
+            self._joining.subtract(names)
 
     # making
 
@@ -285,7 +305,7 @@ class Networks:
             raise InvalidArgument(f"--ip-range {lost[0]}: not within the network's subnets, {', '.join(record.subnets)}")
         bridge: dict[str, Any] = {
             "type": "bridge", "bridge": record.bridge, "isGateway": True, "exclusive": True, "hairpinMode": True,
-            "isDefaultGateway": not record.internal, "ipMasq": not record.internal,
+            "isDefaultGateway": not record.internal, "ipMasq": not record.internal, "internal": record.internal,
             "capabilities": {"ips": True},
             "ipam": {"type": "host-local", "dataDir": str(self._leases), "ranges": sets},
         }  # fmt: skip
@@ -303,6 +323,11 @@ class Networks:
             routes = [route.destination for route in netlink.routes() if route.destination.prefixlen]
         named = [*self._pods.network.subnets(), *(subnet for record in self.all() for subnet in record.subnets)]
         return [*routes, *(ipaddress.ip_network(subnet, strict=False) for subnet in named)]
+
+
+def endpoint_id(network: str, container: str) -> str:
+    """What names a container's end of a network. Both by their IDs."""
+    return hashlib.sha256(f"{network}\0{container}".encode()).hexdigest()
 
 
 def _inner(name: str) -> str:

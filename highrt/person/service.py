@@ -25,7 +25,7 @@ from highrt.images.snapshots import chain_ids
 from highrt.person import changes, documents, loglines, processes, progress, transfer
 from highrt.person.containers import PersonContainers
 from highrt.person.flags import AUTO_REMOVE, NETWORK
-from highrt.person.networks import BUILT_IN, Wish
+from highrt.person.networks import BUILT_IN, Wish, endpoint_id
 from highrt.person.peer import GrpcPeer
 from highrt.person.volumes import Volumes, size
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
@@ -146,7 +146,8 @@ class PersonService(HighrtBase):
 
     @unary
     async def InspectNetwork(self, request: api.NetworkName) -> api.Document:
-        return api.Document(json=documents.text(documents.network(self._network(request.name))))
+        name = self._containers.networks.name_of(request.name)
+        return api.Document(json=documents.text(documents.network(self._network(name))))
 
     @unary
     async def CreateNetwork(self, request: api.CreateNetworkRequest) -> api.Network:
@@ -162,7 +163,7 @@ class PersonService(HighrtBase):
             labels=dict(request.labels),
             options=dict(request.options),
         )
-        name = (await self._containers.networks.create(wish)).name
+        name = (await asyncio.shield(_whole(self._containers.networks.create(wish)))).name
         self._note_network("create", name)
         return self._network(name)
 
@@ -171,23 +172,24 @@ class PersonService(HighrtBase):
 
     @unary
     async def RemoveNetwork(self, request: api.NetworkName) -> api.RemoveNetworkResponse:
-        await self._containers.networks.remove(request.name)
-        self._note_network("destroy", request.name)
+        name = await asyncio.shield(_whole(self._containers.networks.remove(request.name)))
+        self._note_network("destroy", name)
         return api.RemoveNetworkResponse()
 
     @unary
     async def ConnectNetwork(self, request: api.ConnectNetworkRequest) -> api.ConnectNetworkResponse:
-        container = self._containers.find(request.container)
-        pod = self._pods.pod(container.pod_id)
-        await self._containers.networks.connect(pod, request.network, request.address, request.aliases)
-        self._note_network("connect", request.network, container=container.id)
+        container, networks = self._containers.find(request.container), self._containers.networks
+        name = networks.name_of(request.endpoint.network)
+        await asyncio.shield(_whole(networks.connect(self._pods.pod(container.pod_id), request.endpoint)))
+        self._note_network("connect", name, container=container.id)
         return api.ConnectNetworkResponse()
 
     @unary
     async def DisconnectNetwork(self, request: api.ConnectNetworkRequest) -> api.ConnectNetworkResponse:
-        container = self._containers.find(request.container)
-        await self._containers.networks.disconnect(self._pods.pod(container.pod_id), request.network)
-        self._note_network("disconnect", request.network, container=container.id)
+        container, networks = self._containers.find(request.container), self._containers.networks
+        name = networks.name_of(request.endpoint.network)
+        await asyncio.shield(_whole(networks.disconnect(self._pods.pod(container.pod_id), name)))
+        self._note_network("disconnect", name, container=container.id)
         return api.ConnectNetworkResponse()
 
     def _network(self, name: str) -> api.Network:
@@ -205,13 +207,16 @@ class PersonService(HighrtBase):
         return found
 
     def _members(self, name: str) -> list[api.NetworkMember]:
-        found = []
-        for pod, choice in self._containers.networks.members(name):
-            addresses = self._pods.network.addresses(pod.id, choice.interface) if pod.ready else []
-            ids = [item.id for item in self._pods.containers(Owner.PERSON) if item.pod_id == pod.id]
-            found.append(
-                api.NetworkMember(id="".join(ids[:1]), name=pod.config.metadata.name, addresses=addresses, running=pod.ready)
-            )
+        found, networks = [], self._containers.networks
+        containers = {item.pod_id: item for item in self._pods.containers(Owner.PERSON)}
+        for pod, choice in networks.members(name):
+            face = next((face for face in self._pods.network.interfaces(pod.id) if face.name == choice.interface), None)
+            identity = containers[pod.id].id if pod.id in containers else ""
+            member = api.NetworkMember(id=identity, name=pod.config.metadata.name, running=bool(face))
+            if face:
+                member.addresses.extend(address for version in (4, 6) for address, _ in face.addresses(version))
+                member.mac, member.endpoint_id = face.mac(), endpoint_id(networks.identity(name), identity)
+            found.append(member)
         return found
 
     # images
@@ -521,7 +526,7 @@ class PersonService(HighrtBase):
             mounts=[
                 text for mount in item.config.mounts for text in (self._volumes.named(mount.host_path), mount.container_path)
             ],
-            networks=[*self._containers.networks.names(pod)],
+            networks=[*self._containers.networks.names_of(pod)],
             health=health.status if (health := self._containers.health.of(item.id)) else "",
         )
 
@@ -536,7 +541,7 @@ class PersonService(HighrtBase):
         pod = self._pods.pod(container.pod_id)
         document = documents.container(container, pod, self._containers.name(container))
         document["HostConfig"]["NetworkMode"] = pod.config.annotations.get(NETWORK, "")
-        document["NetworkSettings"]["Networks"] = self._containers.networks.settings(pod, container)
+        document["NetworkSettings"] = self._containers.networks.settings(pod, container)
         document["HostConfig"]["AutoRemove"] = AUTO_REMOVE in pod.config.annotations
         life = self._containers.life(pod)
         document["HostConfig"]["RestartPolicy"] = {"Name": life.policy, "MaximumRetryCount": life.most}

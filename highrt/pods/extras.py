@@ -19,12 +19,12 @@ INIT = Path(__file__).parent / "init"
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """A network that a pod is attached to; the node's has the name "". address: one that is asked for, or "". aliases: further
+    """A network that a pod is attached to; the node's has the name "". addresses: those that are asked for. aliases: further
     names of its containers there."""
 
     name: str
     interface: str = "eth0"
-    address: str = ""
+    addresses: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
 
@@ -61,8 +61,12 @@ def of(owner: Owner, annotations: Mapping[str, str]) -> Extras:
         return Extras()
     found = json.loads(text)
     networks = found.pop("networks", None)
-    chosen = None if networks is None else [NetworkChoice(**{**item, "aliases": tuple(item["aliases"])}) for item in networks]
+    chosen = None if networks is None else [_choice(**item) for item in networks]
     return Extras(**found, networks=chosen)
+
+
+def _choice(name: str, interface: str, aliases: Sequence[str], addresses: Sequence[str]) -> NetworkChoice:
+    return NetworkChoice(name, interface, tuple(addresses), tuple(aliases))
 
 
 def apply(built: dict[str, Any], extras: Extras) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from highrt.cni.network import Network
-from highrt.pods import cdi, extras, groups, netns, usage
+from highrt.pods import cdi, groups, netns, usage
+from highrt.pods.attachments import Attachments
 from highrt.pods.containers import Containers, Images
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.features import Features, Known
@@ -95,8 +96,9 @@ class PodManager:
         self._streams = Streams(registry, monitors)
         self._containers = Containers(registry, monitors, images, self._streams, cdi_folders)
         self._features = Known()
+        self.attachments = Attachments(registry, self.network)
         self._sandboxes = Sandboxes(
-            registry, monitors, self.network, self._handlers, default_handler, self._features, self._containers
+            registry, monitors, self.attachments, self._handlers, default_handler, self._features, self._containers
         )
         self._recovery = Recovery(registry, monitors, self.network, self._containers, self._sandboxes)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -321,18 +323,6 @@ class PodManager:
     async def container_details(self, container_id: str) -> usage.Details:
         """See `Containers.details`."""
         return await self._containers.details(container_id)
-
-    async def connect_pod(self, pod_id: str, choice: extras.NetworkChoice) -> None:
-        """See `Sandboxes.connect`."""
-        await self._sandboxes.connect(pod_id, choice)
-
-    async def disconnect_pod(self, pod_id: str, choice: extras.NetworkChoice) -> None:
-        """See `Sandboxes.disconnect`."""
-        await self._sandboxes.disconnect(pod_id, choice)
-
-    def write_hosts(self, pod_id: str, peers: Sequence[str]) -> None:
-        """See `Sandboxes.write_hosts`."""
-        self._sandboxes.write_hosts(pod_id, peers)
 
     # --- what monitors tell
 

@@ -1,18 +1,20 @@
-"""Code inside a pod's network namespace: connections to its localhost, and its interfaces' counters.
+"""Code inside a pod's network namespace: connections to its localhost, its interfaces' counters, its default routes.
 
 setns(2) acts on a thread, so each call has a thread of its own that ends with it.
 """
 
 import asyncio
 import contextlib
+import errno
+import ipaddress
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from highrt.pods.model import InterfaceStats
-from strata.linux import namespaces, syscalls
+from strata.linux import namespaces, rtnetlink, syscalls
 
 T = TypeVar("T")
 
@@ -53,6 +55,22 @@ async def interfaces(netns: str | None) -> list[InterfaceStats]:
         return found
 
     return await _inside(netns, read, lambda found: None)
+
+
+async def default_routes(netns: str | None, ways: Sequence[tuple[str, str]]) -> None:
+    """Sets the pod's default routes. ways: an interface and its gateway, for each version of IP. Raises OSError."""
+
+    def change() -> None:
+        with rtnetlink.Netlink() as netlink:
+            for name, way in ways:
+                gateway = ipaddress.ip_address(way)
+                link = netlink.link(name)
+                if link is None:
+                    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
+                everywhere = ipaddress.ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
+                netlink.replace_route(everywhere, link.index, gateway)
+
+    await _inside(netns, change, lambda done: None)
 
 
 async def _inside(netns: str | None, work: Callable[[], T], discard: Callable[[T], None]) -> T:

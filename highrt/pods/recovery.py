@@ -10,6 +10,7 @@ from highrt.cni.errors import CniError
 from highrt.cni.network import Attachment, Network
 from highrt.monitor import record
 from highrt.pods import spec
+from highrt.pods.attachments import attachment
 from highrt.pods.containers import Containers
 from highrt.pods.model import (
     Container,
@@ -18,7 +19,7 @@ from highrt.pods.model import (
 )
 from highrt.pods.monitors import Monitors
 from highrt.pods.registry import Registry
-from highrt.pods.sandboxes import Sandboxes, attachment
+from highrt.pods.sandboxes import Sandboxes
 from strata.telemetry import logs
 
 log = logs.get("highrt.pods")

@@ -4,6 +4,7 @@ There is no pause container: the namespaces are kept by bind mounts, in the host
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from strata.linux import mounts, namespaces
 from strata.protocols.cri_pb2 import DNSConfig, NamespaceMode, PodSandboxConfig
 
 _SHM_BYTES = 64 << 20
+_HOSTS_BYTES = 1 << 20
+_NAMES_BEGIN, _NAMES_END = b"# names of highrt's networks\n", b"# end of highrt's names\n"
 _IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
 
 
@@ -60,11 +63,9 @@ class Sandbox:
             for name in ("shm", "resolv.conf", "hostname", "hosts"):
                 mapping.give(self.folder / name)
 
-    def write_hosts(
-        self, config: PodSandboxConfig, ips: list[str], more: Mapping[str, str] | None = None, peers: Sequence[str] = ()
-    ) -> None:
-        """/etc/hosts for pods whose owner brings none; a kubelet mounts its own. more: name → address. peers: further lines."""
-        added = "".join(f"{line}\n" for line in (*(f"{address}\t{name}" for name, address in (more or {}).items()), *peers))
+    def write_hosts(self, config: PodSandboxConfig, ips: list[str], more: Mapping[str, str] | None = None) -> None:
+        """/etc/hosts for pods whose owner brings none; a kubelet mounts its own. more: name → address."""
+        added = "".join(f"{address}\t{name}\n" for name, address in (more or {}).items())
         if config.linux.security_context.namespace_options.network == NamespaceMode.NODE:
             with contextlib.suppress(OSError):
                 self._write("hosts", Path("/etc/hosts").read_text(errors="replace") + added)
@@ -72,6 +73,26 @@ class Sandbox:
         lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
         lines += [f"{ip}\t{hostname(config)}" for ip in ips]
         self._write("hosts", "\n".join(lines) + "\n" + added)
+
+    def show_names(self, lines: Sequence[str]) -> None:
+        """Has these lines be the daemon's part of /etc/hosts, whatever else a container has written there. Raises OSError.
+
+        The file is mounted, so it is changed in its place, by one write: who reads it finds the lines of before or these.
+        """
+        descriptor = os.open(self.folder / "hosts", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            old = os.read(descriptor, _HOSTS_BYTES)
+            if len(old) == _HOSTS_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/etc/hosts")
+            before, mark, rest = old.partition(_NAMES_BEGIN)
+            after = rest.partition(_NAMES_END)[2] if mark else b""
+            names = b"".join([_NAMES_BEGIN, *(line.encode() + b"\n" for line in lines), _NAMES_END]) if lines else b""
+            new = before + (b"" if before.endswith(b"\n") or not before else b"\n") + names + after
+            if new != old:
+                os.pwrite(descriptor, new.ljust(len(old), b"\n"), 0)
+                os.ftruncate(descriptor, len(new))
+        finally:
+            os.close(descriptor)
 
     def release(self) -> None:
         """Takes the namespaces and mounts away; files stay. Raises OSError."""
@@ -87,14 +108,7 @@ class Sandbox:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, name: str, text: str) -> None:
-        """In place, as containers have the file mounted, and with one write: who reads meanwhile finds no empty file."""
-        data = text.encode()
-        descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.write(descriptor, data)
-            os.ftruncate(descriptor, len(data))
-        finally:
-            os.close(descriptor)
+        (self.folder / name).write_text(text)
 
 
 def hostname(config: PodSandboxConfig) -> str:

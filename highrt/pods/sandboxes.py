@@ -4,14 +4,13 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
 from highrt.cni.errors import CniError
-from highrt.cni.network import INTERFACE, Attachment, Network, PortMapping
 from highrt.monitor import record
 from highrt.monitor.client import MonitorError, MonitorGone
 from highrt.pods import extras, groups, pidspace, sandbox, userns
+from highrt.pods.attachments import Attachments, bandwidth
 from highrt.pods.containers import Containers
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.features import Known
@@ -26,14 +25,11 @@ from highrt.pods.model import (
 from highrt.pods.monitors import Monitors
 from highrt.pods.registry import Registry, new_id
 from highrt.pods.sandbox import Sandbox
-from strata.kubeclient.quantity import to_bytes
 from strata.linux import cgroups
 from strata.protocols.cri_pb2 import (
     LinuxContainerResources,
-    NamespaceMode,
     PodSandboxConfig,
 )
-from strata.protocols.cri_pb2 import Protocol as PortProtocol
 from strata.telemetry import logs
 from strata.telemetry.spans import span
 
@@ -41,18 +37,16 @@ log = logs.get("highrt.pods")
 
 _SIGKILL = 9
 _HOSTNAME_BYTES = 64
-_LEAST_BITS = 1000
-_BURST_BITS = 2**32 - 1  # as much as plugins take: the rate alone shall hold a pod back
 
 
 class Sandboxes:
     """The life of pods, from `run` to `remove`."""
 
     def __init__(
-        self, registry: Registry, monitors: Monitors, network: Network, handlers: Mapping[str, Handler], default_handler: str,
-        features: Known, containers: Containers,
+        self, registry: Registry, monitors: Monitors, attachments: Attachments, handlers: Mapping[str, Handler],
+        default_handler: str, features: Known, containers: Containers,
     ) -> None:  # fmt: skip
-        self._registry, self._monitors, self._network, self._containers = registry, monitors, network, containers
+        self._registry, self._monitors, self._attachments, self._containers = registry, monitors, attachments, containers
         self._handlers, self._default_handler, self._features = handlers, default_handler, features
 
     async def run(self, config: PodSandboxConfig, *, handler: str = "", owner: Owner = Owner.KUBELET) -> Pod:
@@ -106,11 +100,13 @@ class Sandboxes:
             hostname=sandbox.hostname(pod.config) if "uts" in targets else "",
             maps=mapping.maps() if mapping else {},
         )
-        # CONTAINER, a network of its own: loopback and nothing else (CRI leaves its meaning for pods open)
-        if pod.netns and pod.config.linux.security_context.namespace_options.network != NamespaceMode.CONTAINER:
-            pod.ips = [address for each in networks_of(pod) for address in await self._network.add(_attached_to(pod, each))]
-        if pod.ips or pod.owner is Owner.PERSON:
-            box.write_hosts(pod.config, pod.ips, extras.of(pod.owner, pod.config.annotations).hosts)
+        if pod.netns:
+            await self._attachments.attach(pod)
+        # a person's pod learns its own names with those of the others on its networks
+        if pod.owner is Owner.PERSON:
+            box.write_hosts(pod.config, [], extras.of(pod.owner, pod.config.annotations).hosts)
+        elif pod.ips:
+            box.write_hosts(pod.config, pod.ips)
         if self._has_first(pod):
             parent = self._registry.cgroup_parent(pod)
             bundle = pidspace.make_bundle(box, self._registry.state, pod.config, groups.cgroups_path(parent, pod.id))
@@ -159,7 +155,7 @@ class Sandboxes:
         """Takes away all of a pod that could not be made, or was half-made when a daemon died."""
         await self._monitors.stop(pod.id)
         try:
-            await self._network.delete(attachment(pod))
+            await self._attachments.detach(pod)
         except CniError as error:
             log.warning("the pod's network cannot be undone", sandbox=pod.id, error=str(error))
         await asyncio.to_thread(self._registry.sandbox(pod.id).remove)
@@ -183,41 +179,6 @@ class Sandboxes:
             if resources is not None:
                 pod.config.linux.resources.CopyFrom(resources)
             self._registry.metadata.save_pod(pod)
-
-    async def connect(self, pod_id: str, choice: extras.NetworkChoice) -> None:
-        """Attaches a person's pod to a further network; one that is stopped, when it is renewed. Raises NotFound, PodError."""
-        pod = self._registry.pod(pod_id)
-        async with self._registry.lock(pod.id):
-            if pod.ready:
-                try:
-                    pod.ips += await self._network.add(_attached_to(pod, choice))
-                except CniError as error:
-                    raise PodError(f"{pod.config.metadata.name} cannot be connected to {choice.name}: {error}") from error
-            self._choose(pod, [*networks_of(pod), choice])
-
-    async def disconnect(self, pod_id: str, choice: extras.NetworkChoice) -> None:
-        """Detaches a person's pod from one of its networks. Raises NotFound, PodError."""
-        pod = self._registry.pod(pod_id)
-        async with self._registry.lock(pod.id):
-            if pod.ready:
-                gone = self._network.addresses(pod.id, choice.interface)
-                try:
-                    await self._network.detach(_attached_to(pod, choice))
-                except CniError as error:
-                    raise PodError(f"{pod.config.metadata.name} cannot be disconnected from {choice.name}: {error}") from error
-                pod.ips = [address for address in pod.ips if address not in gone]
-            self._choose(pod, [each for each in networks_of(pod) if each != choice])
-
-    def _choose(self, pod: Pod, chosen: Sequence[extras.NetworkChoice]) -> None:
-        asked = replace(extras.of(pod.owner, pod.config.annotations), networks=chosen)
-        pod.config.annotations[extras.ANNOTATION] = asked.text()
-        self._registry.metadata.save_pod(pod)
-
-    def write_hosts(self, pod_id: str, peers: Sequence[str]) -> None:
-        """Tells the containers of a person's pod the names of others. peers: lines of hosts(5). Raises NotFound, OSError."""
-        pod = self._registry.pod(pod_id)
-        hosts = extras.of(pod.owner, pod.config.annotations).hosts
-        self._registry.sandbox(pod.id).write_hosts(pod.config, pod.ips, hosts, peers)
 
     async def stop(self, pod_id: str) -> None:
         """Ends a pod's containers and frees its network, namespaces and monitor; its records stay. Idempotent.
@@ -243,7 +204,7 @@ class Sandboxes:
         if any(container.state == ContainerState.RUNNING for container in members):  # it was dead, or had to be killed
             await self._end_without_monitor(pod)
         try:
-            await self._network.delete(attachment(pod))
+            await self._attachments.detach(pod)
         except CniError as error:
             raise PodError(f"the network of pod {pod.id} cannot be freed: {error}") from error
         for container in members:
@@ -353,51 +314,3 @@ def _check(config: PodSandboxConfig) -> None:
         raise InvalidArgument(f"cgroup_parent {parent!r}: {error}") from None
     sandbox.check_sysctls(config)
     bandwidth(config)
-
-
-def networks_of(pod: Pod) -> Sequence[extras.NetworkChoice]:
-    """What a pod with a network of its own is attached to: the node's, which has no name, or what a person has chosen."""
-    chosen = extras.of(pod.owner, pod.config.annotations).networks
-    return [extras.NetworkChoice("")] if chosen is None else chosen
-
-
-def _attached_to(pod: Pod, choice: extras.NetworkChoice) -> Attachment:
-    """Host ports lead to the first interface."""
-    known = attachment(pod)
-    ports = known.port_mappings if choice.interface == INTERFACE else ()
-    return replace(
-        known, network=choice.name, interface=choice.interface, address=choice.address, port_mappings=ports
-    )  # fmt: skip
-
-
-def attachment(pod: Pod) -> Attachment:
-    """The pod as the network knows it."""
-    meta, config = pod.config.metadata, pod.config
-    names = {PortProtocol.TCP: "tcp", PortProtocol.UDP: "udp", PortProtocol.SCTP: "sctp"}
-    ports = [
-        PortMapping(m.host_port, m.container_port, names[m.protocol], m.host_ip) for m in config.port_mappings if m.host_port > 0
-    ]
-    dns = config.dns_config
-    lists = {"servers": list(dns.servers), "searches": list(dns.searches), "options": list(dns.options)}
-    arguments = {
-        "K8S_POD_NAMESPACE": meta.namespace, "K8S_POD_NAME": meta.name, "K8S_POD_UID": meta.uid,
-        "K8S_POD_INFRA_CONTAINER_ID": pod.id,
-    }  # fmt: skip
-    there = pod.netns if pod.netns and os.path.exists(pod.netns) else ""
-    dns_lists = {key: value for key, value in lists.items() if value}
-    return Attachment(pod.id, there, arguments, ports, dns_lists, bandwidth(config))
-
-
-def bandwidth(config: PodSandboxConfig) -> dict[str, int]:
-    """The rates that a pod's annotations limit it to, as kubelets' users write them. Raises InvalidArgument."""
-    found: dict[str, int] = {}
-    for way in ("ingress", "egress"):
-        if text := config.annotations.get(f"kubernetes.io/{way}-bandwidth"):
-            try:
-                rate = to_bytes(text)  # bits, here
-            except ValueError as error:
-                raise InvalidArgument(f"annotation kubernetes.io/{way}-bandwidth {text!r}: {error}") from None
-            if rate < _LEAST_BITS:
-                raise InvalidArgument(f"annotation kubernetes.io/{way}-bandwidth {text!r}: must be at least 1k (bits a second)")
-            found |= {f"{way}Rate": rate, f"{way}Burst": _BURST_BITS}
-    return found

@@ -42,6 +42,7 @@ class _Settings:
         self.hairpin = flag(config, "hairpinMode")
         self.promiscuous = flag(config, "promiscMode")
         self.exclusive = flag(config, "exclusive")
+        self.internal = flag(config, "internal")
         self.mtu = number(config, "mtu")
         if self.exclusive:
             exclusive.check_name(self.bridge)
@@ -173,7 +174,7 @@ def _bridge(host: Netlink, settings: _Settings, addresses: list[dict[str, Any]])
         if settings.masquerade:
             masquerade.ensure([subnet], exclusive=settings.exclusive)
         if settings.exclusive:
-            exclusive.ensure(settings.bridge, [subnet])
+            exclusive.ensure(settings.bridge, [subnet], internal=settings.internal)
         sysctls.write("net.ipv4.ip_forward" if subnet.version == 4 else "net.ipv6.conf.all.forwarding", "1")
         try:
             host.add_address(found.index, ipaddress.ip_interface((gateway, subnet.prefixlen)))

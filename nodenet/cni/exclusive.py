@@ -21,10 +21,10 @@ def check_name(bridge: str) -> None:
         raise CniError(INVALID_CONFIG, f"bridge {bridge!r}: an exclusive bridge's name has letters, digits, '_', '.' and '-'")
 
 
-def ensure(bridge: str, subnets: Iterable[Network]) -> None:
-    """Closes a bridge to others in the families of its subnets. Raises CniError."""
+def ensure(bridge: str, subnets: Iterable[Network], *, internal: bool = False) -> None:
+    """Closes a bridge to others in the families of its subnets. internal: it has no way out, either. Raises CniError."""
     try:
-        nft.apply("".join(_script(family, bridge) for family in _families(subnets)))
+        nft.apply("".join(_script(family, bridge, internal) for family in _families(subnets)))
     except nft.NftError as error:
         raise CniError(INTERNAL, "failed to keep the bridge apart from others", str(error)) from error
 
@@ -33,7 +33,8 @@ def forget(bridge: str, subnets: Iterable[Network]) -> None:
     """Takes away what `ensure` made for a bridge. Raises CniError."""
     try:
         for family in _families(subnets):
-            nft.delete_element(f"{family} {TABLE}", "bridges", f'"{bridge}"')
+            for name in ("bridges", "internal"):
+                nft.delete_element(f"{family} {TABLE}", name, f'"{bridge}"')
             nft.delete_element(f"{family} {TABLE}", "itself", f'"{bridge}" . "{bridge}"')
     except nft.NftError as error:
         raise CniError(INTERNAL, "failed to forget the bridge", str(error)) from error
@@ -43,19 +44,24 @@ def _families(subnets: Iterable[Network]) -> list[str]:
     return sorted({"ip" if subnet.version == 4 else "ip6" for subnet in subnets})
 
 
-def _script(family: str, bridge: str) -> str:
+def _script(family: str, bridge: str, internal: bool) -> str:
     chain = f"{family} {TABLE} forward"
+    closed = f'add element {family} {TABLE} internal {{ "{bridge}" }}' if internal else ""
     return f"""
 add table {family} {TABLE}
 add set {family} {TABLE} bridges {{ type ifname; }}
+add set {family} {TABLE} internal {{ type ifname; }}
 add set {family} {TABLE} itself {{ type ifname . ifname; }}
 add element {family} {TABLE} bridges {{ "{bridge}" }}
 add element {family} {TABLE} itself {{ "{bridge}" . "{bridge}" }}
+{closed}
 add chain {chain} {{ type filter hook forward priority filter; policy accept; }}
 flush chain {chain}
+add rule {chain} iifname . oifname @itself accept
+add rule {chain} iifname @internal drop
+add rule {chain} oifname @internal drop
 add rule {chain} ct state established,related accept
 add rule {chain} ct status dnat accept
-add rule {chain} iifname . oifname @itself accept
 add rule {chain} oifname @bridges drop
 add rule {chain} iifname @bridges meta oifkind "bridge" drop
 """
