@@ -40,6 +40,7 @@ BUILT_IN = {"bridge": "bridge", "host": "host", "none": "null"}
 _POOLS = (ipaddress.ip_network("10.89.0.0/16"), ipaddress.ip_network("10.90.0.0/15"), ipaddress.ip_network("10.92.0.0/14"))
 _PREFIX = 24
 _POOL6 = ipaddress.ip_network("fd89:89::/32")
+_FEWEST_ADDRESSES = 4
 _MTU = "com.docker.network.driver.mtu"
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -83,7 +84,10 @@ class Networks:
         self.names = Names(pods)
 
     async def open(self) -> None:
-        """Brings containers' interfaces and names in line with what is written down."""
+        """Brings containers' interfaces and names in line with what is written down; what a daemon that was killed had begun to
+        write is removed."""
+        for file in self._folder.glob("*.new"):
+            file.unlink()
         for pod in self._pods.pods(Owner.PERSON):
             await self._pods.attachments.finish(pod)
         self.names.open()
@@ -112,6 +116,9 @@ class Networks:
             if unknown:
                 raise InvalidArgument(f"network option {unknown[0]}: not known; there is {_MTU}")
             subnets = [_network(text) for text in wish.subnets]
+            for version in (4, 6):
+                if sum(subnet.version == version for subnet in subnets) > 1:
+                    raise InvalidArgument(f"--subnet: one of IPv{version} is enough for a network")
             taken = self._taken()
             for subnet in subnets:
                 if other := next((other for other in taken if _overlap(subnet, other)), None):
@@ -293,15 +300,15 @@ class Networks:
         fresh.rename(file)
 
     def _conflist(self, record: NetworkRecord, ranges: Sequence[str]) -> dict[str, Any]:
-        parts = [_network(text) for text in ranges]
+        parts = [_parsed(text) for text in ranges]
         sets = []
         for subnet, gateway in zip(map(ipaddress.ip_network, record.subnets), record.gateways, strict=True):
             entry = {"subnet": str(subnet), "gateway": gateway}
             for part in parts:
-                if _overlap(part, subnet):
-                    entry |= {"rangeStart": str(part[1]), "rangeEnd": str(part[-2])}
+                if _inside(part, subnet):
+                    entry |= _limits(part, subnet)
             sets.append([entry])
-        if lost := [part for part in parts if not any(_overlap(part, _network(subnet)) for subnet in record.subnets)]:
+        if lost := [part for part in parts if not any(_inside(part, _network(subnet)) for subnet in record.subnets)]:
             raise InvalidArgument(f"--ip-range {lost[0]}: not within the network's subnets, {', '.join(record.subnets)}")
         bridge: dict[str, Any] = {
             "type": "bridge", "bridge": record.bridge, "isGateway": True, "exclusive": True, "hairpinMode": True,
@@ -341,6 +348,15 @@ def has_networks(pod: Pod) -> bool:
 
 
 def _network(text: str) -> IPNetwork:
+    subnet = _parsed(text)
+    if subnet.num_addresses < _FEWEST_ADDRESSES:
+        raise InvalidArgument(f"subnet {text}: too small for a gateway and a container")
+    if subnet.is_multicast or subnet.is_loopback or subnet.is_link_local:
+        raise InvalidArgument(f"subnet {text}: no container can have such an address; take a private range, like 10.89.7.0/24")
+    return subnet
+
+
+def _parsed(text: str) -> IPNetwork:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
@@ -349,6 +365,17 @@ def _network(text: str) -> IPNetwork:
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
     return one.version == other.version and one.overlaps(other)
+
+
+def _inside(part: IPNetwork, whole: IPNetwork) -> bool:
+    return part.version == whole.version and part[0] in whole and part[-1] in whole
+
+
+def _limits(part: IPNetwork, subnet: IPNetwork) -> dict[str, str]:
+    """The addresses of a part that containers can have, as the plugin host-local takes them."""
+    first = part[0] + 1 if part[0] == subnet[0] else part[0]
+    last = part[-1] - 1 if part[-1] == subnet[-1] and part.version == 4 else part[-1]
+    return {"rangeStart": str(first), "rangeEnd": str(last)}
 
 
 def _within(address: str, subnet: str) -> bool:
@@ -367,4 +394,7 @@ def _free(pools: Sequence[IPNetwork], prefix: int, taken: Sequence[IPNetwork]) -
 
 
 def _gateway(subnet: IPNetwork, wished: Sequence[str]) -> str:
-    return next((address for address in wished if _within(address, str(subnet))), str(subnet[1]))
+    found = next((address for address in wished if _within(address, str(subnet))), str(subnet[1]))
+    if ipaddress.ip_address(found) == subnet[0] or (subnet.version == 4 and ipaddress.ip_address(found) == subnet[-1]):
+        raise InvalidArgument(f"gateway {found}: no host can have this address of {subnet}")
+    return found

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -114,6 +115,23 @@ class Daemon:
             # where a daemon could not be started again, its pods' mounts are still there
             mounts.umount_below(str(self.folder))
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def reboot(daemon: Daemon) -> None:
+    """What a daemon finds after the machine was started anew: no process, cgroup or mount, and nothing in its state folder."""
+    daemon.kill()
+    group = cgroups.open_cgroup(f"/strata/{daemon.name}")
+    group.kill()
+    wait_for(lambda: not group.pids(recursive=True))
+    for hierarchy in group.folders():
+        for folder, _, _ in os.walk(hierarchy, topdown=False):
+            os.rmdir(folder)
+    mounts.umount_below(str(daemon.folder / "s"))
+    shutil.rmtree(daemon.folder / "s")
+    with sqlite3.connect(daemon.folder / "root/pods.db") as database:
+        database.execute("UPDATE pods SET boot_id = 'another'")
+    (daemon.folder / "root/person/.boot").write_text("another")
+    daemon.start()
 
 
 @pytest.fixture(scope="module")

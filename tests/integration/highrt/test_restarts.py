@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from strata.linux import cgroups, mounts
 from tests.conftest import wait_for
-from tests.integration.highrt.conftest import IMAGE, Daemon
+from tests.integration.highrt.conftest import IMAGE, Daemon, reboot
 
 COUNT = "echo run >> /runs; cat /runs | wc -l; "
 
@@ -157,23 +154,6 @@ def test_one_that_ends_while_there_is_no_daemon_starts_with_the_next(daemon: Dae
         wait_for(lambda: state(daemon, runs) == "running")
         time.sleep(0.5)
         assert state(daemon, stopped) == "exited"
-
-
-def reboot(daemon: Daemon) -> None:
-    """What a daemon finds after the machine was started anew: no process, cgroup or mount, and nothing in its state folder."""
-    daemon.kill()
-    group = cgroups.open_cgroup(f"/strata/{daemon.name}")
-    group.kill()
-    wait_for(lambda: not group.pids(recursive=True))
-    for hierarchy in group.folders():
-        for folder, _, _ in os.walk(hierarchy, topdown=False):
-            os.rmdir(folder)
-    mounts.umount_below(str(daemon.folder / "s"))
-    shutil.rmtree(daemon.folder / "s")
-    with sqlite3.connect(daemon.folder / "root/pods.db") as database:
-        database.execute("UPDATE pods SET boot_id = 'another'")
-    (daemon.folder / "root/person/.boot").write_text("another")
-    daemon.start()
 
 
 def test_after_a_reboot_those_run_again_that_are_to(daemon: Daemon) -> None:
