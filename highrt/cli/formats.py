@@ -10,35 +10,52 @@ from typing import Any
 import click
 
 _FIELD = re.compile(r"\{\{\s*(?:(json)\s+)?(\.[\w.-]*)\s*\}\}")
+_RANGE = re.compile(r"\{\{\s*range\s+(\.[\w.-]*)\s*\}\}(.*?)\{\{\s*end\s*\}\}", re.DOTALL)
 _ESCAPES = {"\\t": "\t", "\\n": "\n"}
 
 
 def render(template: str, value: Any) -> str:
-    """Fills a template in: `{{.State.Pid}}`, `{{json .Config}}`, `{{.}}`; `json` alone is the whole value.
+    """Fills a template in: `{{.State.Pid}}`, `{{json .Config}}`, `{{.}}`, and `{{range .Networks}}{{.IPAddress}} {{end}}` over
+    the items of a list or the values of an object; `json` alone is the whole value.
 
     Raises click.UsageError for a field that is not there, or anything else between the braces.
     """
     if template == "json":
         return json.dumps(value, ensure_ascii=False)
+    for escape, character in _ESCAPES.items():
+        template = template.replace(escape, character)
+    first, *rest = _RANGE.split(template)
+    text = _fields(first, value)
+    for path, body, after in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+        found = _field(path, value)
+        items = found.values() if isinstance(found, dict) else found if isinstance(found, list) else []
+        text += "".join(_fields(body, item) for item in items) + _fields(after, value)
+    return text
 
+
+def _fields(template: str, value: Any) -> str:
     def fill(match: re.Match[str]) -> str:
-        found = value
-        for name in filter(None, match.group(2).split(".")):
-            if isinstance(found, dict) and name in found:
-                found = found[name]
-            elif isinstance(found, list) and name.isdigit() and int(name) < len(found):
-                found = found[int(name)]
-            else:
-                have = ", ".join(found) if isinstance(found, dict) else type(found).__name__
-                raise click.UsageError(f"--format: there is no {match.group(2)}: no {name!r} among {have}")
+        found = _field(match.group(2), value)
         return json.dumps(found, ensure_ascii=False) if match.group(1) else _plain(found)
 
-    text = _FIELD.sub(fill, template)
     if "{{" in _FIELD.sub("", template):
-        raise click.UsageError(f"--format {template!r}: between {{{{ and }}}} only .Field.Field and json .Field are understood")
-    for escape, character in _ESCAPES.items():
-        text = text.replace(escape, character)
-    return text
+        raise click.UsageError(
+            f"--format {template!r}: between {{{{ and }}}} only .Field.Field, json .Field and range .Field (not one in another) "
+            "are understood"
+        )
+    return _FIELD.sub(fill, template)
+
+
+def _field(path: str, value: Any) -> Any:
+    for name in filter(None, path.split(".")):
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+        elif isinstance(value, list) and name.isdigit() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            have = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+            raise click.UsageError(f"--format: there is no {path}: no {name!r} among {have}")
+    return value
 
 
 def _plain(value: Any) -> str:

@@ -77,15 +77,19 @@ def df(ctx: click.Context) -> None:
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @click.pass_context
 def prune(ctx: click.Context, every: bool, volumes: bool, force: bool) -> None:
-    """Remove containers that do not run, and images that nothing uses."""
+    """Remove containers that do not run, and networks and images that nothing uses."""
     if not force:
-        also = " and volumes" if volumes else ""
+        also = ", networks and volumes" if volumes else " and networks"
         click.confirm(f"All containers that do not run, and the images{also} that nothing uses, are removed. Go on?", abort=True)
 
     async def work(stub: HighrtStub) -> None:
         for container in await ended(stub):
             await stub.Remove(api.RemoveRequest(container=container))
             click.echo(f"removed container {container}")
+        for network in (await stub.Networks(api.NetworksRequest())).networks:
+            if not network.built_in and not network.members:
+                await stub.RemoveNetwork(api.NetworkName(name=network.name))
+                click.echo(f"removed network {network.name}")
         await images.remove_unused(stub, every=every)
         for volume in (await stub.Volumes(api.VolumesRequest())).volumes if volumes else ():
             if not volume.users:

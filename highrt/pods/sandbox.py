@@ -87,7 +87,8 @@ class Sandbox:
             before, mark, rest = old.partition(_NAMES_BEGIN)
             after = rest.partition(_NAMES_END)[2] if mark else b""
             names = b"".join([_NAMES_BEGIN, *(line.encode() + b"\n" for line in lines), _NAMES_END]) if lines else b""
-            new = before + (b"" if before.endswith(b"\n") or not before else b"\n") + names + after
+            cut = names and before and not before.endswith(b"\n")
+            new = before + (b"\n" if cut else b"") + names + after
             if new != old:
                 os.pwrite(descriptor, new.ljust(len(old), b"\n"), 0)
                 os.ftruncate(descriptor, len(new))

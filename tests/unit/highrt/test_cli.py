@@ -8,12 +8,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from highrt.cli import formats, run
+from highrt.cli import endpoints, formats, run
 from highrt.cli.containers import signal_number
 from highrt.cli.credentials import credentials
 from highrt.cli.main import main
 from highrt.cli.options import time_ns
 from highrt.cli.terminal import DetachKeys
+from strata.protocols import highrt_pb2 as api
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,14 @@ def test_volumes_and_mounts() -> None:
     assert (long.source, long.target, long.read_only) == ("/a", "/b", True)
 
 
+def test_networks_of_a_container() -> None:
+    asked = {"network": ("name=front,alias=a,ip=10.0.0.9", "back"), "network_alias": ("b",), "ip": "", "ip6": "fd00::9"}
+    front, back = endpoints.endpoints(asked)
+    assert (front.network, [*front.aliases], front.ip, front.ip6) == ("front", ["a", "b"], "10.0.0.9", "fd00::9")
+    assert back == api.Endpoint(network="back")
+    assert endpoints.endpoints({"network": (), "network_alias": (), "ip": "", "ip6": ""}) == []
+
+
 def test_ports() -> None:
     found = run.port("127.0.0.1:8080:80/udp")
     assert (found.host_ip, found.host_port, found.container_port, found.protocol) == ("127.0.0.1", 8080, 80, "udp")
@@ -48,6 +57,8 @@ def test_ports() -> None:
         (run.mount, "type=tmpfs,target=/x"),
         (run.mount, "type=bind,target=/x"),
         (run.mount, "colour=red"),
+        (endpoints.endpoint, "alias=only"),
+        (endpoints.endpoint, "name=front,colour=red"),
         (run.port, "80"),
         (run.port, "80:99999"),
         (run.port, "80:80/icmp"),
@@ -87,6 +98,10 @@ def test_templates() -> None:
     assert formats.render("{{.State.Pid}}:{{ .State.Up }}", value) == "7:true"
     assert formats.render("{{json .State}}\\t{{.Names}} {{.Env}}", value) == '{"Pid": 7, "Up": true}\t[a b] map[K:v]'
     assert formats.render("{{.Names.1}}", value) == "b"
+    networks = {"Networks": {"one": {"IP": "10.0.0.1"}, "two": {"IP": "10.0.0.2"}}, "Names": ["{{.x}}"]}
+    assert (
+        formats.render("{{range .Networks}}{{.IP}} {{end}}|{{range .Names}}{{.}}{{end}}", networks) == "10.0.0.1 10.0.0.2 |{{.x}}"
+    )
     with pytest.raises(click.UsageError, match=r"no \.State\.Nope"):
         formats.render("{{.State.Nope}}", value)
     with pytest.raises(click.UsageError, match=r"only \.Field"):

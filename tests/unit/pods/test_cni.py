@@ -9,7 +9,7 @@ import pytest
 
 from highrt.cni import configuration
 from highrt.cni.errors import CniError, NotConfigured
-from highrt.cni.network import Attachment, Network, PortMapping
+from highrt.cni.network import Attachment, Interface, Network, PortMapping
 from tests.conftest import wait_for
 
 _PLUGIN = """#!{python} -S
@@ -83,6 +83,43 @@ async def test_an_attachment_from_add_to_del(plugins: Plugins) -> None:
     assert (one[3]["CNI_NETNS"], one[3]["CNI_ARGS"]) == ("", "IgnoreUnknown=1;K8S_POD_NAME=p")
     assert plugins.network.attached() == []
     await plugins.network.delete(_POD)
+
+
+async def test_a_pod_on_several_networks_and_what_is_kept_of_it(plugins: Plugins, tmp_path: Path) -> None:
+    second = Attachment("pod1", "/ns/1", interface="eth1", addresses=["10.1.2.3"])
+    await plugins.network.add(_POD)
+    await plugins.network.add(second)
+    await plugins.network.add(Attachment("pod2", "/ns/2"))
+    assert [call[3]["CNI_IFNAME"] for call in plugins.calls()] == ["eth0", "eth0", "eth1", "eth1", "eth0", "eth0"]
+    (plugins.cache / ".pod3").write_text("what was being written when the daemon was killed")
+    again = Network(plugins.conf, plugins.bin, {}, plugins.cache)
+    assert again.attached() == ["pod1", "pod2"]
+    assert not (plugins.cache / ".pod3").exists()
+    assert [(each.name, each.network, each.plain()) for each in again.interfaces("pod1")] == [
+        ("eth0", "net", ["10.1.2.3", "10.1.2.4"]), ("eth1", "net", ["10.1.2.3", "10.1.2.4"]),
+    ]  # fmt: skip
+    await again.detach(Attachment("pod1", "", interface="eth0"))
+    assert [each.name for each in again.interfaces("pod1")] == ["eth1"]
+    await again.delete(Attachment("pod1", ""))
+    assert again.attached() == ["pod2"]
+    assert [(call[0], call[1], call[3]["CNI_IFNAME"]) for call in plugins.calls()] == [
+        ("two", "DEL", "eth0"), ("one", "DEL", "eth0"), ("two", "DEL", "eth1"), ("one", "DEL", "eth1"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("routes", "way"),
+    [
+        ([], ""),
+        ([{"dst": "0.0.0.0/0"}], "10.0.0.1"),
+        ([{"dst": "10.9.0.0/16"}, {"dst": "0.0.0.0/0", "gw": "10.0.0.7"}], "10.0.0.7"),
+    ],
+)
+def test_the_way_out_of_an_interface(routes: list[dict[str, str]], way: str) -> None:
+    result = {"ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}, {"address": "fd00::2/64"}], "routes": routes}
+    found = Interface("eth0", "net", result)
+    assert (found.way_out(4), found.way_out(6)) == (way, "")
+    assert found.addresses(6) == [("fd00::2/64", "")]
 
 
 async def test_an_add_that_fails_is_undone_and_told(plugins: Plugins) -> None:
