@@ -272,6 +272,8 @@ def outside(host: Host) -> Iterator[str]:
         host.run("ip", "link", "set", "up0", "up")
         subprocess.run(["ip", "-n", other, "addr", "add", "198.51.100.2/24", "dev", "up0"], check=True)
         subprocess.run(["ip", "-n", other, "link", "set", "up0", "up"], check=True)
+        # its answers would find their way without any translation, too
+        subprocess.run(["ip", "-n", other, "route", "add", "default", "via", "198.51.100.1"], check=True)
         server = subprocess.Popen(["nsenter", f"--net=/run/netns/{other}", sys.executable, "-c", TELL_WHO_ASKS])
         try:
             wait_for(lambda: "198.51.100.1" in host.run("sh", "-c", "curl -s --max-time 1 http://198.51.100.2/ || true"))
