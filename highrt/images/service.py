@@ -58,6 +58,8 @@ _PARALLEL_DOWNLOADS = 3
 _MOST_LAYERS = 500
 _CUT_DOWNLOAD_SECONDS = 86400
 _TEMPORARY = "temporary-"
+_VERDICT_SECONDS = 2
+"""How long a layer that cannot be unpacked waits for the end of its download, which tells whether its bytes are right."""
 
 
 @dataclass
@@ -368,6 +370,8 @@ class ImageService:
         """Downloads and unpacks layers side by side: each is unpacked while it arrives."""
         arriving = [asyncio.Event() for _ in layers]
         renewed: set[int] = set()
+        resumed: set[int] = set()
+        broken: set[int] = set()
 
         async def download(number: int, layer: Descriptor) -> None:
             reached = 0
@@ -383,9 +387,16 @@ class ImageService:
             if any(mark in layer.media_type for mark in FOREIGN_LAYERS) and not self.content.has(layer.digest):
                 raise InvalidImage(f"{name}: layer {layer.digest} may not be distributed ({layer.media_type})")
             report(Progress(str(name), layer.digest, 0, layer.size, "waiting"))
-            async with self._downloads:
+            async with self._downloads, self._blobs.hold(layer.digest):
+                partial = self.content.partial(layer.digest)
+                if partial.exists() and partial.stat().st_size:
+                    resumed.add(number)
                 try:
-                    await self._download(repository, name, layer, count)
+                    await repository.blob(layer, self.content, count)
+                except asyncio.CancelledError:
+                    if number in broken:
+                        self.content.drop_partial(layer.digest)  # nothing is worth going on with
+                    raise
                 finally:
                     arriving[number].set()
             report(Progress(str(name), layer.digest, layer.size, layer.size, "unpacking"))
@@ -401,6 +412,11 @@ class ImageService:
             try:
                 done = await self.workers.unpack_layer(Blob(path, partial, layer.size), folder, diff_id=diff_ids[number])
             except (DigestMismatch, InvalidImage):
+                # What an earlier pull has left may be wrong, and then the download begins anew; nothing else waits for its end.
+                await asyncio.wait([task], timeout=None if number in resumed else _VERDICT_SECONDS)
+                if not task.done():
+                    broken.add(number)
+                    raise
                 await task
                 if number not in renewed:
                     raise
