@@ -26,7 +26,7 @@ from highrt.images.errors import (
 from highrt.images.model import Auth
 from highrt.images.service import ImageService
 from tests.integration.images.conftest import file, header, tar_of
-from tests.interop.images.conftest import Proxy
+from tests.interop.images.conftest import Proxy, send
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DIGEST = "sha256:" + "1" * 64
@@ -297,13 +297,7 @@ def served(config: dict[str, Any], layer: bytes, held_from: int | None = None) -
             return None
         if not request.path.endswith(digest):
             return web.Response(body=stored)
-        response = web.StreamResponse(headers={"Content-Length": str(len(layer))})
-        with suppress(ConnectionError):
-            await response.prepare(request)
-            await response.write(layer[:held_from])
-            while held_from is not None and request.transport and not request.transport.is_closing():  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        return response
+        return await send(request, layer, held_from)
 
     return rule
 
