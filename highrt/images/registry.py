@@ -269,11 +269,20 @@ class Repository:
     async def blob(self, descriptor: Descriptor, content: ContentStore, count: Count) -> None:
         """Downloads a blob into the content store. What an earlier try or a cut connection left is gone on with.
 
-        Raises DigestMismatch (nothing is kept), ImageNotFound and the registry's errors.
+        Raises DigestMismatch (nothing is kept), OSError where it cannot be stored (nothing is kept), ImageNotFound and the
+        registry's errors.
         """
         if content.has(descriptor.digest):
             count(descriptor.size)
             return
+        try:
+            await self._download(descriptor, content, count)
+        except OSError:
+            # A full disk is not made fuller by what cannot be gone on with.
+            content.drop_partial(descriptor.digest)
+            raise
+
+    async def _download(self, descriptor: Descriptor, content: ContentStore, count: Count) -> None:
         with content.write(descriptor.digest) as ingest:
             await asyncio.to_thread(ingest.resume)
             if ingest.offset > descriptor.size:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from highrt.images.caches import Caches
 from highrt.images.content import ContentStore
-from highrt.images.errors import DigestMismatch, ImageError, ImageInUse, ImageNotFound, InvalidImage, InvalidReference
+from highrt.images.errors import (
+    DigestMismatch,
+    ImageError,
+    ImageInUse,
+    ImageNotFound,
+    InvalidImage,
+    InvalidReference,
+    StorageFailed,
+)
 from highrt.images.layers import Blob
 from highrt.images.locks import KeyedLocks
 from highrt.images.manifests import Manifest, checked_manifest
@@ -288,7 +296,7 @@ class ImageService:
         try:
             return await self._pull_into(name, auth, platform, report)
         except OSError as error:
-            raise ImageError(f"{name}: cannot be stored in {self._root}: {error}") from error
+            raise StorageFailed(f"{name}: cannot be stored in {self._root}: {error}") from error
 
     async def _pull_into(self, name: Reference, auth: Auth | None, platform: Platform, report: Report) -> Image:
         with span("pull image", image=str(name)):
@@ -434,6 +442,9 @@ class ImageService:
                 await _first_failure(tasks, task)
             for layer in layers:
                 report(Progress(str(name), layer.digest, layer.size, layer.size, "done"))
+        except (OSError, StorageFailed):
+            broken.update(range(len(layers)))  # a full disk must not stay full of what is half there
+            raise
         finally:
             for task in tasks:
                 task.cancel()

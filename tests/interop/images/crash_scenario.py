@@ -1,7 +1,7 @@
 """What test_crash.py kills: a process that pulls, pushes, builds, removes and collects images, several at a time.
 
-`python -m tests.interop.images.crash_scenario ROOT REGISTRY CONTEXT SEED`. It writes a line when an answer has come, `has NAME` or
-`pushed NAME`, and `going NAME` before a removal begins.
+`python -m tests.interop.images.crash_scenario ROOT REGISTRY CONTEXT SEED`. It writes a line when an answer has come, `has NAME`
+or `pushed NAME`, and `going NAME` before a removal begins.
 """
 
 import asyncio
