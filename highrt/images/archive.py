@@ -46,10 +46,14 @@ class _Member:
     digest: str
     size: int
 
-    def document(self) -> Any:
+    def read(self) -> bytes:
+        """Of a manifest, index or configuration. Raises InvalidImage where it is too large for one."""
         if self.size > MAX_DOCUMENT:
             raise InvalidImage(f"{self.digest} is larger than {MAX_DOCUMENT} bytes, which no manifest or configuration is")
-        return json.loads(self.path.read_bytes())
+        return self.path.read_bytes()
+
+    def document(self) -> Any:
+        return json.loads(self.read())
 
 
 async def load(service: ImageService, archive: IO[bytes], *, tag: str | None = None, platform: str | None = None) -> list[Image]:
@@ -179,7 +183,7 @@ def _from_layout(service: ImageService, members: dict[str, _Member], platform: P
         if manifest.digest in found:
             found[manifest.digest][2].extend([name] if name else [])
             continue
-        document = parse_document(_blob(members, manifest).path.read_bytes(), manifest.digest)
+        document = parse_document(_blob(members, manifest).read(), manifest.digest)
         config = Descriptor.from_json(document.get("config"), manifest.digest)
         for blob in (config, *layers_of(document, manifest.digest), manifest):
             _keep(service, _blob(members, blob))

@@ -7,7 +7,6 @@ an image nor a writable snapshot needs.
 
 import asyncio
 import contextlib
-import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -104,7 +103,7 @@ class ImageService:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         self.content.open()
         # What is setuid in an image must not be within the reach of the host's users (CVE-2021-41103, CVE-2024-25621).
-        for folder in (self._root / "content", self._root / "snapshots"):
+        for folder in (self._root / "content", self._root / "snapshots", self._root / "mounts"):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)
         self.metadata = Metadata(self._root / "images.db")
@@ -604,7 +603,7 @@ class ImageService:
             target = self._root / "mounts" / key
             rootfs = await self.snapshots.prepare(key, await self.unpack(layers, diff_ids), None)
             try:
-                target.mkdir(parents=True)
+                target.mkdir()
                 rootfs.mount(target)
                 yield target, rootfs
             finally:
@@ -615,8 +614,10 @@ class ImageService:
 
     async def _drop_temporary(self) -> None:
         """What a killed process left of `mounted`."""
-        mounts.umount_below(str(self._root.resolve() / "mounts"))
-        shutil.rmtree(self._root / "mounts", ignore_errors=True)
+        folder = self._root.resolve() / "mounts"
+        mounts.umount_below(str(folder))
+        for left in folder.iterdir():
+            left.rmdir()
         for row in self.metadata.snapshots():
             if row.kind == "rootfs" and row.name.startswith(_TEMPORARY):
                 await self.snapshots.release(row.name)

@@ -198,11 +198,16 @@ class Snapshots:
                     await self._workers.finish_layer(folder, below=lower, root=not done.complete)
                 self._metadata.snapshot_ready(snapshot, done.bytes, done.inodes, parent=below)
             except BaseException:
-                # The files first: on a full disk the row can go only then. One that is not ready is none to anybody.
                 await asyncio.shield(asyncio.to_thread(remove_tree, self._root / str(snapshot)))
-                self._metadata.remove_snapshot(snapshot)
+                self._forget_unfinished(snapshot)
                 raise
             return snapshot
+
+    def _forget_unfinished(self, snapshot: int) -> None:
+        """Removes the row of a snapshot whose files are gone. On a full disk it may stay: one that is not ready is none to
+        anybody, and goes when the same is made again, or at the next start."""
+        with contextlib.suppress(StorageFailed):
+            self._metadata.remove_snapshot(snapshot)
 
     async def prepare(self, key: str, parent: int | None, image: str | None) -> Rootfs:
         """A writable snapshot on a layer (None: on nothing); the same one for the same key."""
@@ -228,7 +233,7 @@ class Snapshots:
                 self._metadata.snapshot_ready(snapshot)
             except BaseException:
                 remove_tree(self._root / str(snapshot))
-                self._metadata.remove_snapshot(snapshot)
+                self._forget_unfinished(snapshot)
                 raise
             row = self._metadata.snapshot("rootfs", key)
             assert row is not None
