@@ -94,4 +94,4 @@ def image_age(created: str) -> str:
 
 
 def short(identifier: str) -> str:
-    return identifier.removeprefix("sha256:")[:12]
+    return identifier.removeprefix("sha256:").removeprefix("sha512:")[:12]

@@ -40,7 +40,7 @@ _FULL_NAME = "io.containerd.image.name"
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of an archive, put aside. digest: its sha256."""
+    """A file of an archive, put aside. digest: its sha256, or its sha512 where its name in a layout says so."""
 
     path: Path
     digest: str
@@ -103,7 +103,7 @@ def _read(archive: IO[bytes], folder: Path) -> dict[str, _Member]:
                     base = os.path.dirname(name) if entry.kind == "2" else ""
                     links[name] = os.path.normpath(os.path.join(base, entry.link))
                 elif entry.is_file:
-                    members[name] = _put_aside(tar.content(), folder / str(len(members)))
+                    members[name] = _put_aside(tar.content(), folder / str(len(members)), _algorithm(name))
     except TarError as error:
         raise InvalidImage(f"this is not an image archive: {error}") from None
     except broken() as error:
@@ -119,14 +119,18 @@ def _peekable(archive: IO[bytes]) -> io.BufferedReader:
     return archive if isinstance(archive, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, archive))
 
 
-def _put_aside(source: Iterable[bytes], path: Path) -> _Member:
-    whole, size = hashlib.sha256(), 0
+def _algorithm(name: str) -> str:
+    return "sha512" if name.startswith("blobs/sha512/") else "sha256"
+
+
+def _put_aside(source: Iterable[bytes], path: Path, algorithm: str) -> _Member:
+    whole, size = hashlib.new(algorithm), 0
     with path.open("xb") as file:
         for chunk in source:
             whole.update(chunk)
             size += len(chunk)
             file.write(chunk)
-    return _Member(path, f"sha256:{whole.hexdigest()}", size)
+    return _Member(path, f"{algorithm}:{whole.hexdigest()}", size)
 
 
 _Found = tuple[str, Descriptor, list[str]]
@@ -213,7 +217,7 @@ def _choose(members: dict[str, _Member], descriptor: Descriptor, platform: Platf
 
 def _blob(members: dict[str, _Member], descriptor: Descriptor) -> _Member:
     member = _member(members, f"blobs/{descriptor.digest.replace(':', '/')}")
-    if (member.digest != descriptor.digest and descriptor.digest.startswith("sha256:")) or member.size != descriptor.size:
+    if (member.digest, member.size) != (descriptor.digest, descriptor.size):
         raise DigestMismatch(f"the archive's blob {descriptor.digest} was refused: it has {member.digest}, {member.size} bytes")
     return member
 

@@ -43,6 +43,7 @@ from highrt.images.model import (
     Platform,
     Progress,
     Usage,
+    is_digest,
 )
 from highrt.images.offload import Workers
 from highrt.images.reference import Reference, parse, parse_id
@@ -146,10 +147,10 @@ class ImageService:
         """The image of a name, a digest, an ID or an ID's unique beginning. Raises InvalidReference."""
         digits = parse_id(reference_or_id)
         if digits:
-            found = [image for image in self._images.values() if image.id.removeprefix("sha256:").startswith(digits)]
+            found = [image for image in self._images.values() if image.id.partition(":")[2].startswith(digits)]
             if len(found) == 1:
                 return found[0]
-            if reference_or_id.startswith("sha256:"):
+            if reference_or_id.startswith(("sha256:", "sha512:")):
                 return None
         reference = parse(reference_or_id)
         for image in self._images.values():
@@ -198,7 +199,7 @@ class ImageService:
         if image is None:
             raise ImageNotFound(f"image {reference_or_id} is not here")
         digits = parse_id(reference_or_id)
-        by_id = bool(digits) and image.id.removeprefix("sha256:").startswith(digits or "")
+        by_id = bool(digits) and image.id.partition(":")[2].startswith(digits or "")
         stored = "" if by_id else parse(reference_or_id).stored
         if stored in image.tags and len(image.tags) > 1:
             self.metadata.remove_names([stored])
@@ -687,6 +688,6 @@ def diff_ids_of(config: dict[str, Any], what: str) -> tuple[str, ...]:
     """The digests of the layers' tars, from an image's configuration. Raises InvalidImage."""
     rootfs = config.get("rootfs")
     found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-    if not isinstance(found, list) or not all(isinstance(item, str) and item.startswith("sha256:") for item in found):
+    if not isinstance(found, list) or not all(isinstance(item, str) and is_digest(item) for item in found):
         raise InvalidImage(f"{what}: the configuration has no rootfs.diff_ids (it may be an artifact and no image)")
     return tuple(found)
