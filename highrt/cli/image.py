@@ -5,6 +5,7 @@ import click
 from highrt.cli import formats, images
 from highrt.cli.connection import run
 from highrt.cli.containers import inspect
+from highrt.cli.options import filtered, time_ns
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -78,13 +79,19 @@ def tree(ctx: click.Context, name: str) -> None:
 
 @image.command()
 @click.option("-a", "--all", "every", is_flag=True, help="Also those that have names, if no container uses them.")
+@click.option("--filter", "filters", multiple=True, metavar="until=TIME", help="Only what was made before a time, or longer ago.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @click.pass_context
-def prune(ctx: click.Context, every: bool, force: bool) -> None:
+def prune(ctx: click.Context, every: bool, filters: tuple[str, ...], force: bool) -> None:
     """Remove images without names that nothing uses."""
+    until_ns = 0
+    for item in map(filtered, filters):
+        if item.key != "until":
+            raise click.BadParameter(f"--filter {item.key}={item.value}: there is only until=TIME")
+        until_ns = time_ns(item.value, "--filter until")
     if not force:
         click.confirm(f"All images {'' if every else 'without a name '}that nothing uses are removed. Go on?", abort=True)
-    run(ctx, lambda stub: images.remove_unused(stub, every=every))
+    run(ctx, lambda stub: images.remove_unused(stub, every=every, until_ns=until_ns))
 
 
 @click.group()

@@ -35,7 +35,9 @@ def test_prune_takes_what_nobody_uses(daemon: Daemon) -> None:
     daemon.out("create", "--name", "user", unnamed, "true")
     assert daemon.out("image", "prune", "-f") == "", "a container uses it"
     daemon.out("rm", "user")
-    assert daemon.out("image", "prune", "-f") == f"removed image {unnamed}"
+    assert daemon.out("image", "prune", "-f", "--filter", "until=1h") == "", "it is younger"
+    assert "there is only until" in daemon.command("image", "prune", "-f", "--filter", "label=x", check=False).stderr
+    assert daemon.out("image", "prune", "-f", "--filter", "until=2100-01-01T00:00:00Z") == f"removed image {unnamed}"
     assert daemon.out("images", "-q") != "", "what has a name stays"
 
 
