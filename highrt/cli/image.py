@@ -94,6 +94,34 @@ def prune(ctx: click.Context, every: bool, filters: tuple[str, ...], force: bool
     run(ctx, lambda stub: images.remove_unused(stub, every=every, until_ns=until_ns))
 
 
+@image.command()
+@click.argument("names", nargs=-1, metavar="[IMAGE]...")
+@click.pass_context
+def mount(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Mount images read-only and print where; without a name, list those that are mounted."""
+
+    async def work(stub: HighrtStub) -> list[api.MountedImage]:
+        if names:
+            return [await stub.MountImage(api.ImageName(image=name)) for name in names]
+        return list((await stub.MountedImages(api.ImagesRequest())).images)
+
+    for found in run(ctx, work):
+        click.echo(found.path if len(names) == 1 else f"{formats.short(found.id)} {found.path}")
+
+
+@image.command()
+@click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
+@click.pass_context
+def unmount(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Take the mounts of images away."""
+
+    async def work(stub: HighrtStub) -> None:
+        for name in names:
+            click.echo((await stub.UnmountImage(api.ImageName(image=name))).id)
+
+    run(ctx, work)
+
+
 @click.group()
 def builder() -> None:
     """Manage what builds keep."""
@@ -118,4 +146,5 @@ for command in (*images.COMMANDS, history, inspect):
     image.add_command(command)
 image.add_command(images.list_images, "ls")
 image.add_command(images.rmi, "rm")
+image.add_command(unmount, "umount")
 COMMANDS = (image, history, builder)

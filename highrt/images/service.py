@@ -613,8 +613,43 @@ class ImageService:
                     target.rmdir()
                 await asyncio.shield(self.snapshots.release(key))
 
+    # images that a person looks into
+
+    def mounted_at(self, image: Image) -> Path | None:
+        """Where an image is mounted by `mount`."""
+        target = self._root / "mounts" / _look_key(image)
+        return target if target.is_mount() else None
+
+    async def mount(self, image: Image) -> Path:
+        """Mounts an image read-only, until `unmount` or the next `open`; the same place every time. Meanwhile it is in use.
+
+        Raises ImageNotFound, InvalidImage.
+        """
+        target = self._root / "mounts" / _look_key(image)
+        rootfs = await self.prepare(image, _look_key(image))
+        if not target.is_mount():
+            target.mkdir(exist_ok=True)
+            try:
+                rootfs.mount_read_only(target)
+            except BaseException:
+                await self.unmount(image)
+                raise
+        return target
+
+    async def unmount(self, image: Image) -> Path:
+        """Takes the mount of `mount` away. Raises ImageNotFound where there is none."""
+        key = _look_key(image)
+        target, rootfs = self._root / "mounts" / key, await self.rootfs(key)
+        if rootfs is None:
+            raise ImageNotFound(f"image {image.id} is not mounted")
+        rootfs.unmount(target)
+        with contextlib.suppress(FileNotFoundError):
+            target.rmdir()
+        await self.release(key)
+        return target
+
     async def _drop_temporary(self) -> None:
-        """What a killed process left of `mounted`."""
+        """What a killed process left of `mounted` and `mount`."""
         folder = self._root.resolve() / "mounts"
         mounts.umount_below(str(folder))
         for left in folder.iterdir():
@@ -645,6 +680,10 @@ class ImageService:
                 self.content.remove(digest)
         self.metadata.forget_steps_without(needed)
         await self.snapshots.collect(chains)
+
+
+def _look_key(image: Image) -> str:
+    return f"{_TEMPORARY}mount-of-{image.id.partition(':')[2][:32]}"
 
 
 async def _first_failure(tasks: Sequence[asyncio.Task[Any]], wanted: asyncio.Task[Any]) -> None:
