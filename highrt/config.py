@@ -88,6 +88,9 @@ def load(root: Path, state: Path, file: Path | None) -> Config:
     streaming = _endpoint(_is(content.get("streaming", {}), dict, f"--config {file}: streaming", "a mapping"))
     template = content.get("cni_template")
     trust = Places(*(Path(str(content.get(key) or getattr(Places, key))) for key in ("policy", "registries")))
+    if content.get("policy") and not trust.policy.is_file():
+        # Only the built-in one may be missing: nobody names a policy that is to have no effect.
+        raise InvalidConfig(f"--config {file}: policy {trust.policy}: there is no such file")
     return Config(root, state, handlers, default, entries, driver, streaming, Path(str(template)) if template else None, trust)
 
 

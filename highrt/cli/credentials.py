@@ -121,15 +121,20 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, kept: dict[str, Any]) -> None:
-    """Whole or not at all, and for nobody else's eyes."""
+    """Whole or not at all, and for nobody else's eyes. A link to the file stays one."""
     try:
+        file = file.resolve()
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, fresh = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mode 0600
-        with open(descriptor, "w") as out:
-            out.write(json.dumps(kept, indent="\t") + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(fresh, file)
+        try:
+            with open(descriptor, "w") as out:
+                out.write(json.dumps(kept, indent="\t") + "\n")
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(fresh, file)
+        except BaseException:
+            os.unlink(fresh)
+            raise
     except OSError as error:
         raise DaemonError(f"cannot keep the credentials in {file}: {error}") from None
 

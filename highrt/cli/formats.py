@@ -104,11 +104,17 @@ def ago(time_ns: int) -> str:
 
 def image_age(created: str) -> str:
     """The age of an image by its own time stamp; N/A where it has none."""
+    time_ns = created_ns(created)
+    return "N/A" if time_ns is None else f"{ago(time_ns)} ago"
+
+
+def created_ns(created: str) -> int | None:
+    """An image's own time stamp in nanoseconds since 1970; None where it has none."""
     try:
-        return f"{ago(int(datetime.fromisoformat(created).timestamp() * 1e9))} ago"
+        return int(datetime.fromisoformat(created).timestamp() * 1e9)
     except ValueError:
-        return "N/A"
+        return None
 
 
 def short(identifier: str) -> str:
-    return identifier.removeprefix("sha256:")[:12]
+    return identifier.removeprefix("sha256:").removeprefix("sha512:")[:12]

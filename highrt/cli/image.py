@@ -5,6 +5,7 @@ import click
 from highrt.cli import formats, images
 from highrt.cli.connection import run
 from highrt.cli.containers import inspect
+from highrt.cli.options import filtered, time_ns
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -78,13 +79,47 @@ def tree(ctx: click.Context, name: str) -> None:
 
 @image.command()
 @click.option("-a", "--all", "every", is_flag=True, help="Also those that have names, if no container uses them.")
+@click.option("--filter", "filters", multiple=True, metavar="until=TIME", help="Only what was made before a time, or longer ago.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @click.pass_context
-def prune(ctx: click.Context, every: bool, force: bool) -> None:
+def prune(ctx: click.Context, every: bool, filters: tuple[str, ...], force: bool) -> None:
     """Remove images without names that nothing uses."""
+    until_ns = 0
+    for item in map(filtered, filters):
+        if item.key != "until":
+            raise click.BadParameter(f"--filter {item.key}={item.value}: there is only until=TIME")
+        until_ns = time_ns(item.value, "--filter until")
     if not force:
         click.confirm(f"All images {'' if every else 'without a name '}that nothing uses are removed. Go on?", abort=True)
-    run(ctx, lambda stub: images.remove_unused(stub, every=every))
+    run(ctx, lambda stub: images.remove_unused(stub, every=every, until_ns=until_ns))
+
+
+@image.command()
+@click.argument("names", nargs=-1, metavar="[IMAGE]...")
+@click.pass_context
+def mount(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Mount images read-only and print where; without a name, list those that are mounted."""
+
+    async def work(stub: HighrtStub) -> list[api.MountedImage]:
+        if names:
+            return [await stub.MountImage(api.ImageName(image=name)) for name in names]
+        return list((await stub.MountedImages(api.ImagesRequest())).images)
+
+    for found in run(ctx, work):
+        click.echo(found.path if len(names) == 1 else f"{formats.short(found.id)} {found.path}")
+
+
+@image.command()
+@click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
+@click.pass_context
+def unmount(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Take the mounts of images away."""
+
+    async def work(stub: HighrtStub) -> None:
+        for name in names:
+            click.echo((await stub.UnmountImage(api.ImageName(image=name))).id)
+
+    run(ctx, work)
 
 
 @click.group()
@@ -111,4 +146,5 @@ for command in (*images.COMMANDS, history, inspect):
     image.add_command(command)
 image.add_command(images.list_images, "ls")
 image.add_command(images.rmi, "rm")
+image.add_command(unmount, "umount")
 COMMANDS = (image, history, builder)

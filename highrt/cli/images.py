@@ -263,11 +263,13 @@ def rmi(ctx: click.Context, images: tuple[str, ...], force: bool) -> None:
     ctx.exit(1 if failed else 0)
 
 
-async def remove_unused(stub: HighrtStub, *, every: bool) -> None:
-    """Removes images that no container uses, and says which. every: also those that have names."""
+async def remove_unused(stub: HighrtStub, *, every: bool, until_ns: int = 0) -> None:
+    """Removes images that no container uses, and says which. every: also those that have names. until_ns: only those that were
+    made before (0: all)."""
     used = {item.image_id for item in (await stub.List(api.ListRequest(all=True, every_owner=True))).containers}
     for image in (await stub.Images(api.ImagesRequest())).images:
-        if image.id not in used and (every or not image.tags):
+        young = bool(until_ns) and (formats.created_ns(image.created) or 0) >= until_ns
+        if image.id not in used and not young and (every or not image.tags):
             await stub.RemoveImage(api.ImageName(image=image.id))
             click.echo(f"removed image {', '.join(image.tags) or image.id}")
 

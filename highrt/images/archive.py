@@ -40,16 +40,20 @@ _FULL_NAME = "io.containerd.image.name"
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of an archive, put aside. digest: its sha256."""
+    """A file of an archive, put aside. digest: its sha256, or its sha512 where its name in a layout says so."""
 
     path: Path
     digest: str
     size: int
 
-    def document(self) -> Any:
+    def read(self) -> bytes:
+        """Of a manifest, index or configuration. Raises InvalidImage where it is too large for one."""
         if self.size > MAX_DOCUMENT:
             raise InvalidImage(f"{self.digest} is larger than {MAX_DOCUMENT} bytes, which no manifest or configuration is")
-        return json.loads(self.path.read_bytes())
+        return self.path.read_bytes()
+
+    def document(self) -> Any:
+        return json.loads(self.read())
 
 
 async def load(service: ImageService, archive: IO[bytes], *, tag: str | None = None, platform: str | None = None) -> list[Image]:
@@ -99,7 +103,7 @@ def _read(archive: IO[bytes], folder: Path) -> dict[str, _Member]:
                     base = os.path.dirname(name) if entry.kind == "2" else ""
                     links[name] = os.path.normpath(os.path.join(base, entry.link))
                 elif entry.is_file:
-                    members[name] = _put_aside(tar.content(), folder / str(len(members)))
+                    members[name] = _put_aside(tar.content(), folder / str(len(members)), _algorithm(name))
     except TarError as error:
         raise InvalidImage(f"this is not an image archive: {error}") from None
     except broken() as error:
@@ -115,14 +119,18 @@ def _peekable(archive: IO[bytes]) -> io.BufferedReader:
     return archive if isinstance(archive, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, archive))
 
 
-def _put_aside(source: Iterable[bytes], path: Path) -> _Member:
-    whole, size = hashlib.sha256(), 0
+def _algorithm(name: str) -> str:
+    return "sha512" if name.startswith("blobs/sha512/") else "sha256"
+
+
+def _put_aside(source: Iterable[bytes], path: Path, algorithm: str) -> _Member:
+    whole, size = hashlib.new(algorithm), 0
     with path.open("xb") as file:
         for chunk in source:
             whole.update(chunk)
             size += len(chunk)
             file.write(chunk)
-    return _Member(path, f"sha256:{whole.hexdigest()}", size)
+    return _Member(path, f"{algorithm}:{whole.hexdigest()}", size)
 
 
 _Found = tuple[str, Descriptor, list[str]]
@@ -179,7 +187,7 @@ def _from_layout(service: ImageService, members: dict[str, _Member], platform: P
         if manifest.digest in found:
             found[manifest.digest][2].extend([name] if name else [])
             continue
-        document = parse_document(_blob(members, manifest).path.read_bytes(), manifest.digest)
+        document = parse_document(_blob(members, manifest).read(), manifest.digest)
         config = Descriptor.from_json(document.get("config"), manifest.digest)
         for blob in (config, *layers_of(document, manifest.digest), manifest):
             _keep(service, _blob(members, blob))
@@ -209,7 +217,7 @@ def _choose(members: dict[str, _Member], descriptor: Descriptor, platform: Platf
 
 def _blob(members: dict[str, _Member], descriptor: Descriptor) -> _Member:
     member = _member(members, f"blobs/{descriptor.digest.replace(':', '/')}")
-    if (member.digest != descriptor.digest and descriptor.digest.startswith("sha256:")) or member.size != descriptor.size:
+    if (member.digest, member.size) != (descriptor.digest, descriptor.size):
         raise DigestMismatch(f"the archive's blob {descriptor.digest} was refused: it has {member.digest}, {member.size} bytes")
     return member
 

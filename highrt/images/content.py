@@ -65,6 +65,10 @@ class ContentStore:
         """Where a blob is while it is written."""
         return self._ingest / digest.replace(":", "-")
 
+    def drop_partial(self, digest: str) -> None:
+        """Deletes what is there of a blob that nobody writes any more."""
+        self.partial(digest).unlink(missing_ok=True)
+
     def add(self, data: bytes, media_type: str) -> Descriptor:
         """Stores bytes that were made here."""
         digest = "sha256:" + hashlib.sha256(data).hexdigest()

@@ -37,6 +37,10 @@ class ImageRefused(ImageError):
     """The administrator's policy does not let the image in."""
 
 
+class StorageFailed(ImageError):
+    """The disk of images is full, read-only or broken."""
+
+
 class InvalidConfiguration(ImageError):
     """A hosts.toml that cannot be understood, or metadata of a newer version."""
 

@@ -4,16 +4,19 @@ SQLite with WAL and synchronous=FULL: what a call has returned survives a crash.
 never used again, because they are the folder names in overlay's option lists. One process has one connection.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import apsw
 
-from highrt.images.errors import InvalidConfiguration
+from highrt.images.errors import InvalidConfiguration, StorageFailed
 from highrt.images.model import Descriptor
 
 VERSION = 1
+_DISK_FAILS = (apsw.FullError, apsw.ReadOnlyError, apsw.IOError, apsw.CantOpenError)
 
 _SCHEMA = """
 CREATE TABLE images(
@@ -76,7 +79,13 @@ class Metadata:
     """The database of one image root."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or makes it. Raises InvalidConfiguration where a newer version wrote it."""
+        """Opens or makes it. Raises InvalidConfiguration where a newer version wrote it, StorageFailed where the disk fails."""
+        try:
+            self._open(path)
+        except _DISK_FAILS as error:
+            raise StorageFailed(f"cannot open {path}: {error}") from None
+
+    def _open(self, path: Path) -> None:
         self._db = apsw.Connection(str(path))
         self._db.set_busy_timeout(5000)
         self._db.pragma("journal_mode", "wal")
@@ -94,6 +103,15 @@ class Metadata:
     def close(self) -> None:
         self._db.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction. Raises StorageFailed where the disk does not take it; nothing of it has happened then."""
+        try:
+            with self._db:
+                yield
+        except _DISK_FAILS as error:
+            raise StorageFailed(f"cannot write to {self._db.filename}: {error}") from None
+
     # images and names
 
     def put_image(self, image_id: str, manifest: Descriptor, names: dict[str, str], *, pinned: bool | None = None) -> None:
@@ -101,7 +119,7 @@ class Metadata:
 
         pinned None leaves it as it is (False for a new image).
         """
-        with self._db:
+        with self._writing():
             self._db.execute(
                 """INSERT INTO images(id, manifest_type, manifest_digest, manifest_size, pinned)
                    VALUES (?, ?, ?, ?, ?5)
@@ -128,27 +146,27 @@ class Metadata:
         return None
 
     def remove_names(self, references: list[str]) -> None:
-        with self._db:
+        with self._writing():
             for reference in references:
                 self._db.execute("DELETE FROM names WHERE reference = ?", (reference,))
 
     def remove_image(self, image_id: str) -> None:
         """Its names go with it."""
-        with self._db:
+        with self._writing():
             self._db.execute("DELETE FROM images WHERE id = ?", (image_id,))
 
     # snapshots
 
     def new_snapshot(self, kind: str, name: str, parent: int | None, image: str | None = None) -> int:
         """Reserves an ID. The row is not ready, and dropped at the next start, until `snapshot_ready`."""
-        with self._db:
+        with self._writing():
             self._db.execute("DELETE FROM snapshots WHERE kind = ? AND name = ? AND ready = 0", (kind, name))
             self._db.execute("INSERT INTO snapshots(kind, name, parent, image) VALUES (?, ?, ?, ?)", (kind, name, parent, image))
         return int(self._db.last_insert_rowid())
 
     def snapshot_ready(self, snapshot: int, size: int = 0, inodes: int = 0, parent: int | None = None) -> None:
         """parent: what a layer turned out to stand on; None leaves it as it is."""
-        with self._db:
+        with self._writing():
             self._db.execute(
                 "UPDATE snapshots SET ready = 1, bytes = ?, inodes = ?, parent = coalesce(?, parent) WHERE id = ?",
                 (size, inodes, parent, snapshot),
@@ -176,7 +194,7 @@ class Metadata:
         return [row[0] for row in rows]
 
     def remove_snapshot(self, snapshot: int) -> None:
-        with self._db:
+        with self._writing():
             self._db.execute("DELETE FROM snapshots WHERE id = ?", (snapshot,))
 
     # layers that builds have made
@@ -188,12 +206,12 @@ class Metadata:
 
     def forget_steps(self) -> None:
         """Of builds: the next ones execute all of theirs."""
-        with self._db:
+        with self._writing():
             self._db.execute("DELETE FROM build_cache")
 
     def cache_step(self, key: str, step: CachedStep, details: dict[str, str]) -> None:
         """details: for people who look into the database."""
-        with self._db:
+        with self._writing():
             self._db.execute(
                 "INSERT OR REPLACE INTO build_cache VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -209,7 +227,7 @@ class Metadata:
 
     def forget_steps_without(self, digests: set[str]) -> None:
         """Drops the cached steps whose layer is not among these."""
-        with self._db:
+        with self._writing():
             for key, digest in list(self._db.execute("SELECT key, digest FROM build_cache")):
                 if digest not in digests:
                     self._db.execute("DELETE FROM build_cache WHERE key = ?", (key,))

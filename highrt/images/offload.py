@@ -37,7 +37,7 @@ class Workers:
             await process.wait()
 
     async def unpack_layer(self, blob: Blob, folder: Path, *, diff_id: str) -> Applied:
-        """`layers.unpack` in another process. Raises what that raises, and ImageError where the file system failed."""
+        """`layers.unpack` in another process. Raises what that raises, and StorageFailed where the file system failed."""
         async with self._unpacking:
             request = {"do": "unpack", "diff_id": diff_id, "blob": dataclasses.asdict(blob), "folder": str(folder)}
             return Applied(**await self._ask(request))
@@ -47,7 +47,7 @@ class Workers:
         await self._ask({"do": "finish", "folder": str(folder), "below": [str(path) for path in below], "root": root})
 
     async def pack_layer(self, folder: Path, blob: Path, *, latest_mtime: int | None, without: Sequence[str] = ()) -> Packed:
-        """`layers.pack` in another process. Raises ImageError where the file system failed."""
+        """`layers.pack` in another process. Raises StorageFailed where the file system failed."""
         paths = {"folder": str(folder), "blob": str(blob)}
         return Packed(**await self._ask({"do": "pack", "latest_mtime": latest_mtime, "without": [*without], **paths}))
 

@@ -18,7 +18,7 @@ _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
-_ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,64})")
+_ID = re.compile(r"(?:sha256:|sha512:)?([0-9a-f]{3,128})")
 _MAX_NAME = 255
 
 

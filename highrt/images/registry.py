@@ -52,6 +52,8 @@ _REDIRECTED = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 1 << 18
 _DOCUMENT_SECONDS = 60
 """How long a manifest may take to arrive: it is small."""
+_SLOW_SECONDS, _SLOWEST_BYTES = 60, 1 << 16
+"""A download that brings less in so long is given up: it would keep a place from others for days."""
 _CUT = (aiohttp.ClientError, TimeoutError, ConnectionError)
 
 Count = Callable[[int], None]
@@ -267,11 +269,20 @@ class Repository:
     async def blob(self, descriptor: Descriptor, content: ContentStore, count: Count) -> None:
         """Downloads a blob into the content store. What an earlier try or a cut connection left is gone on with.
 
-        Raises DigestMismatch (nothing is kept), ImageNotFound and the registry's errors.
+        Raises DigestMismatch (nothing is kept), OSError where it cannot be stored (nothing is kept), ImageNotFound and the
+        registry's errors.
         """
         if content.has(descriptor.digest):
             count(descriptor.size)
             return
+        try:
+            await self._download(descriptor, content, count)
+        except OSError:
+            # A full disk is not made fuller by what cannot be gone on with.
+            content.drop_partial(descriptor.digest)
+            raise
+
+    async def _download(self, descriptor: Descriptor, content: ContentStore, count: Count) -> None:
         with content.write(descriptor.digest) as ingest:
             await asyncio.to_thread(ingest.resume)
             if ingest.offset > descriptor.size:
@@ -291,6 +302,7 @@ class Repository:
                         anew()
                         if response.status == 416:
                             raise _Again("the registry cannot go on with a cut download")
+                    pace = _Pace(ingest.offset)
                     async for chunk in response.content.iter_chunked(_CHUNK):
                         if ingest.offset + len(chunk) > descriptor.size:
                             ingest.restart()
@@ -299,6 +311,12 @@ class Repository:
                             )
                         ingest.append(chunk)
                         count(ingest.offset)
+                        if pace.is_slow(ingest.offset):
+                            raise RegistryUnavailable(
+                                f"{host.authority} sends content {descriptor.digest} too slowly, less than {_SLOWEST_BYTES} bytes"
+                                f" in {_SLOW_SECONDS} s: it was left after {ingest.offset} of {descriptor.size} bytes,"
+                                f" which the next pull goes on with"
+                            )
                 if ingest.offset < descriptor.size:
                     raise _Again(f"the connection ended after {ingest.offset} of {descriptor.size} bytes")
 
@@ -418,6 +436,21 @@ class Repository:
             wait = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS) * random.uniform(0.8, 1.2)
             log.info("the registry is asked again", host=host.authority, error=text, seconds=round(asked or wait, 1))
             await asyncio.sleep(min(asked, _LONGEST_WAIT_SECONDS) if asked is not None else wait)
+
+
+class _Pace:
+    """Watches how fast a download goes. at: the bytes that are there when it begins."""
+
+    def __init__(self, at: int) -> None:
+        self._at, self._since = at, time.monotonic()
+
+    def is_slow(self, at: int) -> bool:
+        """Whether a whole stretch of time has brought too little."""
+        if time.monotonic() - self._since < _SLOW_SECONDS:
+            return False
+        slow = at - self._at < _SLOWEST_BYTES
+        self._at, self._since = at, time.monotonic()
+        return slow
 
 
 async def _read_document(response: aiohttp.ClientResponse) -> bytes:

@@ -7,7 +7,6 @@ an image nor a writable snapshot needs.
 
 import asyncio
 import contextlib
-import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from highrt.images.caches import Caches
 from highrt.images.content import ContentStore
-from highrt.images.errors import DigestMismatch, ImageError, ImageInUse, ImageNotFound, InvalidImage, InvalidReference
+from highrt.images.errors import (
+    DigestMismatch,
+    ImageError,
+    ImageInUse,
+    ImageNotFound,
+    InvalidImage,
+    InvalidReference,
+    StorageFailed,
+)
 from highrt.images.layers import Blob
 from highrt.images.locks import KeyedLocks
 from highrt.images.manifests import Manifest, checked_manifest
@@ -36,6 +43,7 @@ from highrt.images.model import (
     Platform,
     Progress,
     Usage,
+    is_digest,
 )
 from highrt.images.offload import Workers
 from highrt.images.reference import Reference, parse, parse_id
@@ -58,6 +66,8 @@ _PARALLEL_DOWNLOADS = 3
 _MOST_LAYERS = 500
 _CUT_DOWNLOAD_SECONDS = 86400
 _TEMPORARY = "temporary-"
+_VERDICT_SECONDS = 2
+"""How long a layer that cannot be unpacked waits for the end of its download, which tells whether its bytes are right."""
 
 
 @dataclass
@@ -94,7 +104,7 @@ class ImageService:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         self.content.open()
         # What is setuid in an image must not be within the reach of the host's users (CVE-2021-41103, CVE-2024-25621).
-        for folder in (self._root / "content", self._root / "snapshots"):
+        for folder in (self._root / "content", self._root / "snapshots", self._root / "mounts"):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)
         self.metadata = Metadata(self._root / "images.db")
@@ -137,10 +147,10 @@ class ImageService:
         """The image of a name, a digest, an ID or an ID's unique beginning. Raises InvalidReference."""
         digits = parse_id(reference_or_id)
         if digits:
-            found = [image for image in self._images.values() if image.id.removeprefix("sha256:").startswith(digits)]
+            found = [image for image in self._images.values() if image.id.partition(":")[2].startswith(digits)]
             if len(found) == 1:
                 return found[0]
-            if reference_or_id.startswith("sha256:"):
+            if reference_or_id.startswith(("sha256:", "sha512:")):
                 return None
         reference = parse(reference_or_id)
         for image in self._images.values():
@@ -189,7 +199,7 @@ class ImageService:
         if image is None:
             raise ImageNotFound(f"image {reference_or_id} is not here")
         digits = parse_id(reference_or_id)
-        by_id = bool(digits) and image.id.removeprefix("sha256:").startswith(digits or "")
+        by_id = bool(digits) and image.id.partition(":")[2].startswith(digits or "")
         stored = "" if by_id else parse(reference_or_id).stored
         if stored in image.tags and len(image.tags) > 1:
             self.metadata.remove_names([stored])
@@ -286,7 +296,7 @@ class ImageService:
         try:
             return await self._pull_into(name, auth, platform, report)
         except OSError as error:
-            raise ImageError(f"{name}: cannot be stored in {self._root}: {error}") from error
+            raise StorageFailed(f"{name}: cannot be stored in {self._root}: {error}") from error
 
     async def _pull_into(self, name: Reference, auth: Auth | None, platform: Platform, report: Report) -> Image:
         with span("pull image", image=str(name)):
@@ -368,6 +378,8 @@ class ImageService:
         """Downloads and unpacks layers side by side: each is unpacked while it arrives."""
         arriving = [asyncio.Event() for _ in layers]
         renewed: set[int] = set()
+        resumed: set[int] = set()
+        broken: set[int] = set()
 
         async def download(number: int, layer: Descriptor) -> None:
             reached = 0
@@ -383,9 +395,16 @@ class ImageService:
             if any(mark in layer.media_type for mark in FOREIGN_LAYERS) and not self.content.has(layer.digest):
                 raise InvalidImage(f"{name}: layer {layer.digest} may not be distributed ({layer.media_type})")
             report(Progress(str(name), layer.digest, 0, layer.size, "waiting"))
-            async with self._downloads:
+            async with self._downloads, self._blobs.hold(layer.digest):
+                partial = self.content.partial(layer.digest)
+                if partial.exists() and partial.stat().st_size:
+                    resumed.add(number)
                 try:
-                    await self._download(repository, name, layer, count)
+                    await repository.blob(layer, self.content, count)
+                except asyncio.CancelledError:
+                    if number in broken:
+                        self.content.drop_partial(layer.digest)  # nothing is worth going on with
+                    raise
                 finally:
                     arriving[number].set()
             report(Progress(str(name), layer.digest, layer.size, layer.size, "unpacking"))
@@ -401,6 +420,11 @@ class ImageService:
             try:
                 done = await self.workers.unpack_layer(Blob(path, partial, layer.size), folder, diff_id=diff_ids[number])
             except (DigestMismatch, InvalidImage):
+                # What an earlier pull has left may be wrong, and then the download begins anew; nothing else waits for its end.
+                await asyncio.wait([task], timeout=None if number in resumed else _VERDICT_SECONDS)
+                if not task.done():
+                    broken.add(number)
+                    raise
                 await task
                 if number not in renewed:
                     raise
@@ -418,6 +442,9 @@ class ImageService:
                 await _first_failure(tasks, task)
             for layer in layers:
                 report(Progress(str(name), layer.digest, layer.size, layer.size, "done"))
+        except (OSError, StorageFailed):
+            broken.update(range(len(layers)))  # a full disk must not stay full of what is half there
+            raise
         finally:
             for task in tasks:
                 task.cancel()
@@ -577,7 +604,7 @@ class ImageService:
             target = self._root / "mounts" / key
             rootfs = await self.snapshots.prepare(key, await self.unpack(layers, diff_ids), None)
             try:
-                target.mkdir(parents=True)
+                target.mkdir()
                 rootfs.mount(target)
                 yield target, rootfs
             finally:
@@ -586,10 +613,47 @@ class ImageService:
                     target.rmdir()
                 await asyncio.shield(self.snapshots.release(key))
 
+    # images that a person looks into
+
+    def mounted_at(self, image: Image) -> Path | None:
+        """Where an image is mounted by `mount`."""
+        target = self._root / "mounts" / _look_key(image)
+        return target if target.is_mount() else None
+
+    async def mount(self, image: Image) -> Path:
+        """Mounts an image read-only, until `unmount` or the next `open`; the same place every time. Meanwhile it is in use.
+
+        Raises ImageNotFound, InvalidImage.
+        """
+        target = self._root / "mounts" / _look_key(image)
+        rootfs = await self.prepare(image, _look_key(image))
+        if not target.is_mount():
+            target.mkdir(exist_ok=True)
+            try:
+                rootfs.mount_read_only(target)
+            except BaseException:
+                await self.unmount(image)
+                raise
+        return target
+
+    async def unmount(self, image: Image) -> Path:
+        """Takes the mount of `mount` away. Raises ImageNotFound where there is none."""
+        key = _look_key(image)
+        target, rootfs = self._root / "mounts" / key, await self.rootfs(key)
+        if rootfs is None:
+            raise ImageNotFound(f"image {image.id} is not mounted")
+        rootfs.unmount(target)
+        with contextlib.suppress(FileNotFoundError):
+            target.rmdir()
+        await self.release(key)
+        return target
+
     async def _drop_temporary(self) -> None:
-        """What a killed process left of `mounted`."""
-        mounts.umount_below(str(self._root.resolve() / "mounts"))
-        shutil.rmtree(self._root / "mounts", ignore_errors=True)
+        """What a killed process left of `mounted` and `mount`."""
+        folder = self._root.resolve() / "mounts"
+        mounts.umount_below(str(folder))
+        for left in folder.iterdir():
+            left.rmdir()
         for row in self.metadata.snapshots():
             if row.kind == "rootfs" and row.name.startswith(_TEMPORARY):
                 await self.snapshots.release(row.name)
@@ -616,6 +680,10 @@ class ImageService:
                 self.content.remove(digest)
         self.metadata.forget_steps_without(needed)
         await self.snapshots.collect(chains)
+
+
+def _look_key(image: Image) -> str:
+    return f"{_TEMPORARY}mount-of-{image.id.partition(':')[2][:32]}"
 
 
 async def _first_failure(tasks: Sequence[asyncio.Task[Any]], wanted: asyncio.Task[Any]) -> None:
@@ -659,6 +727,6 @@ def diff_ids_of(config: dict[str, Any], what: str) -> tuple[str, ...]:
     """The digests of the layers' tars, from an image's configuration. Raises InvalidImage."""
     rootfs = config.get("rootfs")
     found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-    if not isinstance(found, list) or not all(isinstance(item, str) and item.startswith("sha256:") for item in found):
+    if not isinstance(found, list) or not all(isinstance(item, str) and is_digest(item) for item in found):
         raise InvalidImage(f"{what}: the configuration has no rootfs.diff_ids (it may be an artifact and no image)")
     return tuple(found)

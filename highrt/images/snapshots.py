@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from highrt.images.errors import ImageError, ImageInUse
+from highrt.images.errors import ImageError, ImageInUse, StorageFailed
 from highrt.images.locks import KeyedLocks
 from highrt.images.metadata import Metadata, SnapshotRow
 from highrt.images.model import Applied
@@ -198,10 +198,16 @@ class Snapshots:
                     await self._workers.finish_layer(folder, below=lower, root=not done.complete)
                 self._metadata.snapshot_ready(snapshot, done.bytes, done.inodes, parent=below)
             except BaseException:
-                self._metadata.remove_snapshot(snapshot)
                 await asyncio.shield(asyncio.to_thread(remove_tree, self._root / str(snapshot)))
+                self._forget_unfinished(snapshot)
                 raise
             return snapshot
+
+    def _forget_unfinished(self, snapshot: int) -> None:
+        """Removes the row of a snapshot whose files are gone. On a full disk it may stay: one that is not ready is none to
+        anybody, and goes when the same is made again, or at the next start."""
+        with contextlib.suppress(StorageFailed):
+            self._metadata.remove_snapshot(snapshot)
 
     async def prepare(self, key: str, parent: int | None, image: str | None) -> Rootfs:
         """A writable snapshot on a layer (None: on nothing); the same one for the same key."""
@@ -226,8 +232,8 @@ class Snapshots:
                     os.chmod(upper, stat.S_IMODE(like.st_mode))
                 self._metadata.snapshot_ready(snapshot)
             except BaseException:
-                self._metadata.remove_snapshot(snapshot)
                 remove_tree(self._root / str(snapshot))
+                self._forget_unfinished(snapshot)
                 raise
             row = self._metadata.snapshot("rootfs", key)
             assert row is not None
@@ -268,9 +274,16 @@ class Snapshots:
             await asyncio.to_thread(remove_tree, self._root / str(snapshot))
 
     async def _remove(self, snapshot: int) -> None:
-        # The row first: a folder without one is removed at the next start, a row without its folder would be a lie.
-        self._metadata.remove_snapshot(snapshot)
-        await asyncio.to_thread(remove_tree, self._root / str(snapshot))
+        folder = self._root / str(snapshot)
+        try:
+            # The row first: a folder without one is removed at the next start, a row without its folder would be a lie.
+            self._metadata.remove_snapshot(snapshot)
+        except StorageFailed:
+            # On a full disk the row can go only when there is room again.
+            await asyncio.to_thread(remove_tree, folder)
+            self._metadata.remove_snapshot(snapshot)
+            return
+        await asyncio.to_thread(remove_tree, folder)
 
     def users(self, image: str) -> list[str]:
         """The keys of the writable snapshots that were made for an image."""

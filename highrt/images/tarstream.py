@@ -229,19 +229,21 @@ class TarStream:
 
     def _map(self) -> list[tuple[int, int]]:
         """A count and as many offsets and lengths, decimal, a line each, in whole blocks of the content."""
-        data = b""
+        data, lines = bytearray(), 0  # which grow without being copied or counted again: a map may have 30,000 blocks
         count = -1
         while True:
             if self._left < BLOCK:
                 raise ValueError
-            data += self._take(BLOCK)
+            block = self._take(BLOCK)
             self._left -= BLOCK
-            if count < 0 and b"\n" in data:
+            data += block
+            lines += block.count(b"\n")
+            if count < 0 and lines:
                 count = int(data.partition(b"\n")[0])
                 if not 0 <= count <= _MAX_EXTENTS:
                     raise ValueError
-            if count >= 0 and data.count(b"\n") >= 2 * count + 1:
-                numbers = [int(line) for line in data.split(b"\n", 2 * count + 1)[1 : 2 * count + 1]]
+            if count >= 0 and lines >= 2 * count + 1:
+                numbers = [int(line) for line in bytes(data).split(b"\n", 2 * count + 1)[1 : 2 * count + 1]]
                 return list(zip(numbers[::2], numbers[1::2], strict=True))
             if count < 0 and len(data) > BLOCK:
                 raise ValueError

@@ -63,16 +63,13 @@ class Trust:
 
     def _requirements(self, name: Reference) -> list[dict[str, Any]]:
         try:
-            policy = json.loads(self._places.policy.read_text())
-            scopes = (policy.get("transports") or {}).get("docker") or {}
-            for scope in _scopes(name):
-                if scope in scopes:
-                    return _listed(scopes[scope], f"{self._places.policy}: {scope or 'docker'}")
-            return _listed(policy.get("default"), f"{self._places.policy}: default")
+            policy = _checked(json.loads(self._places.policy.read_bytes(), object_pairs_hook=_unique))
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidConfiguration(f"the policy {self._places.policy} cannot be used: {error}") from None
+        scopes = policy.get("transports", {}).get("docker", {})
+        return next((scopes[scope] for scope in _scopes(name) if scope in scopes), policy["default"])
 
     async def _check_signed(self, name: Reference, digests: Sequence[str], requirement: dict[str, Any]) -> None:
         if requirement.get("keyType", "GPGKeys") != "GPGKeys":
@@ -125,14 +122,34 @@ def _scopes(name: Reference) -> list[str]:
     parts = [name.registry, *name.repository.split("/")]
     exact = f"{name.name}@{name.digest}" if name.digest else f"{name.name}:{name.tag}"
     found = [exact, *("/".join(parts[:count]) for count in range(len(parts), 0, -1))]
-    labels = name.registry.split(".")
+    labels = name.registry.partition(":")[0].split(".")  # a port does not count for wildcards, as with skopeo
     return [*found, *(f"*.{'.'.join(labels[count:])}" for count in range(1, len(labels))), ""]
 
 
-def _listed(value: Any, what: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"{what} must be a list of requirements")
-    return value
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"a field is there twice among {', '.join(key for key, _ in pairs)}")
+    return found
+
+
+def _checked(policy: Any) -> dict[str, Any]:
+    """As strict as the manual page wants it: a misspelt word must not let anything in. Raises ValueError."""
+    if not isinstance(policy, dict) or not {"default"} <= set(policy) <= {"default", "transports"}:
+        raise ValueError("it must be an object with `default`, which is needed, and `transports`")
+    transports = policy.get("transports", {})
+    if not isinstance(transports, dict) or not all(isinstance(scopes, dict) for scopes in transports.values()):
+        raise ValueError("`transports` must be an object of objects")
+    listed = {f"{transport} {scope!r}": found for transport, scopes in transports.items() for scope, found in scopes.items()}
+    for what, requirements in {"default": policy["default"], **listed}.items():
+        if not isinstance(requirements, list) or not requirements:
+            raise ValueError(f"{what} must be a list with one requirement at least")
+        for item in requirements:
+            if not isinstance(item, dict) or not isinstance(item.get("type"), str):
+                raise ValueError(f"{what}: a requirement must be an object with a type")
+            if item["type"] in ("insecureAcceptAnything", "reject") and len(item) > 1:
+                raise ValueError(f"{what}: {item['type']!r} has no further fields")
+    return policy
 
 
 def _store(entry: Any) -> str:

@@ -46,7 +46,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             "message": f"cannot {what} a layer: it takes more than {_MEMORY} bytes of memory",
         }
     except OSError as error:
-        return {"error": "ImageError", "message": f"cannot {what} {request['folder']}: {error}"}
+        return {"error": "StorageFailed", "message": f"cannot {what} {request['folder']}: {error}"}
 
 
 def _unpack(*, blob: dict[str, Any], folder: str, diff_id: str) -> dict[str, Any]:

@@ -273,6 +273,21 @@ class PersonService(HighrtBase):
         return api.History(id=image.id, tags=image.tags, steps=steps, chain_ids=chain_ids(image.diff_ids))
 
     @unary
+    async def MountImage(self, request: api.ImageName) -> api.MountedImage:
+        image = self._image(request.image)
+        return api.MountedImage(id=image.id, path=str(await self._images.mount(image)))
+
+    @unary
+    async def UnmountImage(self, request: api.ImageName) -> api.MountedImage:
+        image = self._image(request.image)
+        return api.MountedImage(id=image.id, path=str(await self._images.unmount(image)))
+
+    @unary
+    async def MountedImages(self, request: api.ImagesRequest) -> api.MountedImagesResponse:
+        found = [(image, self._images.mounted_at(image)) for image in self._images.list()]
+        return api.MountedImagesResponse(images=[api.MountedImage(id=image.id, path=str(path)) for image, path in found if path])
+
+    @unary
     async def PruneBuilds(self, request: api.PruneBuildsRequest) -> api.PruneBuildsResponse:
         return api.PruneBuildsResponse(freed_bytes=await self._images.prune_builds())
 

@@ -1,6 +1,9 @@
 """`highrt image`, `history` and `builder prune`."""
 
 import json
+from pathlib import Path
+
+import pytest
 
 from tests.integration.highrt.conftest import IMAGE, Daemon
 
@@ -35,7 +38,9 @@ def test_prune_takes_what_nobody_uses(daemon: Daemon) -> None:
     daemon.out("create", "--name", "user", unnamed, "true")
     assert daemon.out("image", "prune", "-f") == "", "a container uses it"
     daemon.out("rm", "user")
-    assert daemon.out("image", "prune", "-f") == f"removed image {unnamed}"
+    assert daemon.out("image", "prune", "-f", "--filter", "until=1h") == "", "it is younger"
+    assert "there is only until" in daemon.command("image", "prune", "-f", "--filter", "label=x", check=False).stderr
+    assert daemon.out("image", "prune", "-f", "--filter", "until=2100-01-01T00:00:00Z") == f"removed image {unnamed}"
     assert daemon.out("images", "-q") != "", "what has a name stays"
 
 
@@ -51,3 +56,26 @@ def test_builds_begin_anew_after_a_prune(daemon: Daemon) -> None:
     assert "CACHED" not in daemon.command(*build).stderr
     assert daemon.out("run", "--rm", "cached:1", "cat", "/x") == "x", "the cache mount's folder was empty"
     daemon.out("rmi", "cached:1")
+
+
+def test_an_image_is_mounted_to_look_into(daemon: Daemon) -> None:
+    context = daemon.folder / "mounted"
+    context.mkdir()
+    (context / "Containerfile").write_text(f"FROM {IMAGE}\nCOPY Containerfile /copied\n")
+    built = daemon.out("build", "-q", "-t", "mounted:1", str(context))
+    path = Path(daemon.out("image", "mount", "mounted:1"))
+    assert (path / "copied").read_text() == (context / "Containerfile").read_text()
+    with pytest.raises(OSError, match="Read-only"):
+        (path / "new").write_text("x")
+    assert daemon.out("image", "mount", "mounted:1") == str(path)
+    assert daemon.out("image", "mount").split() == [built.removeprefix("sha256:")[:12], str(path)]
+    assert "in use" in daemon.command("rmi", "mounted:1", check=False).stderr
+    daemon.kill()
+    daemon.start()
+    assert daemon.out("image", "mount") == "", "it belonged to the daemon before"
+    daemon.out("image", "mount", "mounted:1", IMAGE)
+    assert daemon.out("image", "unmount", "mounted:1") == built
+    assert not path.exists()
+    assert "is not mounted" in daemon.command("image", "umount", "mounted:1", check=False).stderr
+    daemon.out("image", "umount", IMAGE)
+    daemon.out("rmi", "mounted:1")

@@ -1,5 +1,6 @@
 """Real peers: Debian's docker-registry on loopback, with skopeo and umoci as its other clients, and a proxy that misbehaves."""
 
+import asyncio
 import base64
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,17 @@ class Proxy:
 
     def asked(self, method: str, part: str) -> list[web.Request]:
         return [request for request in self.seen if request.method == method and part in request.path]
+
+
+async def send(request: web.Request, data: bytes, held_from: int | None) -> web.StreamResponse:
+    """Answers with some bytes. held_from: the first ones are sent, and the others never: it waits until the client leaves."""
+    response = web.StreamResponse(headers={"Content-Length": str(len(data))})
+    with suppress(ConnectionError):
+        await response.prepare(request)
+        await response.write(data[:held_from])
+        while held_from is not None and request.transport and not request.transport.is_closing():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return response
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Registries that mean harm: whatever they send, a pull ends soon, takes little memory, and names what was wrong."""
 
 import asyncio
+import hashlib
 import json
+import os
 import resource
 import time
 from collections.abc import Awaitable, Callable
@@ -23,7 +25,8 @@ from highrt.images.errors import (
 )
 from highrt.images.model import Auth
 from highrt.images.service import ImageService
-from tests.interop.images.conftest import Proxy
+from tests.integration.images.conftest import file, header, tar_of
+from tests.interop.images.conftest import Proxy, send
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DIGEST = "sha256:" + "1" * 64
@@ -266,3 +269,83 @@ async def test_what_speaks_no_http_is_told(service: ImageService) -> None:
             await service.pull(f"127.0.0.1:{port}/app:1")
     finally:
         server.close()
+
+
+def served(config: dict[str, Any], layer: bytes, held_from: int | None = None) -> Callable[[web.Request], Awaitable[Any]]:
+    """A registry with one image of one layer, in which nothing is what a tool would write. held_from: the layer's first bytes
+    are sent, and the others never."""
+    digest = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    document = {
+        "os": "linux",
+        "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": [digest]},
+        **config,
+    }
+    stored = json.dumps(document).encode()
+    described = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": len(stored)}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {**described, "digest": f"sha256:{hashlib.sha256(stored).hexdigest()}"},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": len(layer)}],
+    }
+
+    async def rule(request: web.Request) -> web.StreamResponse | None:
+        if "/manifests/" in request.path:
+            return web.Response(body=json.dumps(manifest).encode(), content_type=MANIFEST)
+        if "/blobs/" not in request.path:
+            return None
+        if not request.path.endswith(digest):
+            return web.Response(body=stored)
+        return await send(request, layer, held_from)
+
+    return rule
+
+
+def _nul() -> bytes:
+    """A tar that begins with a file whose name has a NUL byte, which only an extended header can say."""
+    return tar_of(header("a", pax_headers={"path": "a\0b"}), file("rest", os.urandom(4 << 20)))
+
+
+def _checksum() -> bytes:
+    whole = bytearray(tar_of(file("a"), file("rest", os.urandom(4 << 20))))
+    whole[1024] ^= 1
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (_nul, "'a\\\\x00b' cannot be unpacked: embedded null"),
+        (_checksum, "its checksum is wrong"),
+        (lambda: b"\x1f\x8b" + bytes(4 << 20), "cannot be decompressed"),
+    ],
+    ids=["NUL", "checksum", "gzip"],
+)
+async def test_a_failure_ends_the_wait_for_the_rest(
+    service: ImageService, proxy: Proxy, layer: Callable[[], bytes], reason: str
+) -> None:
+    proxy.rules.append(served({}, layer(), held_from=3 << 20))
+    for _ in range(2):
+        async with asyncio.timeout(15):
+            await refused(service, proxy, InvalidImage, reason)
+        assert os.listdir(service.content.partial(DIGEST).parent) == [], "a broken layer is not gone on with"
+
+
+async def test_a_layer_that_trickles_is_left(service: ImageService, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_SLOW_SECONDS", 0.2)
+
+    async def trickle(request: web.Request) -> web.StreamResponse | None:
+        if "/blobs/" not in request.path:
+            return None
+        response = web.StreamResponse(headers={"Content-Length": "100000000"})
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            while True:
+                await response.write(b" ")
+                await asyncio.sleep(0.01)
+        return response
+
+    proxy.rules.append(trickle)
+    await refused(service, proxy, RegistryUnavailable, "too slowly, less than 65536 bytes in 0.2 s")
+    assert len(proxy.asked("GET", "/blobs/")) == 1

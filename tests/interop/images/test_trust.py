@@ -97,6 +97,25 @@ async def test_the_most_special_scope_counts(policed: Policed) -> None:
     await policed.taken("app:docker")
 
 
+async def test_wildcards_and_mistakes_count_as_with_skopeo(policed: Policed) -> None:
+    policed.policy([ACCEPT], {"*.0.1": [ACCEPT], "*.0.0.1": [REJECT]})  # of a registry with a port
+    assert "rejects" in await policed.refused("app:oci")
+    policed.policy([ACCEPT], {policed.registry: [ACCEPT, REJECT]})
+    assert "rejects" in await policed.refused("app:oci")
+    for text in (
+        '{"default": [{"type": "insecureAcceptAnything"}], "transport": {}}',
+        '{"default": [{"type": "reject"}], "default": [{"type": "insecureAcceptAnything"}]}',
+        '{"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {"x": []}}}',
+        '{"default": [{"type": "insecureAcceptAnything", "keyPath": "/k"}]}',
+        '{"transports": {}}',
+        "[" * 100_000,
+    ):
+        (policed.folder / "policy.json").write_text(text)
+        with pytest.raises(InvalidConfiguration, match=r"policy\.json"):
+            await policed.service.pull(f"{policed.registry}/app:oci")
+        assert not policed.skopeo_takes("app:oci")
+
+
 async def test_a_signature_by_the_right_key_lets_in(policed: Policed) -> None:
     policed.policy([policed.signed_by("ann")])
     await policed.taken("app:signed")

@@ -157,3 +157,8 @@ def test_no_daemon_at_another_address_is_said(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--address", f"unix://{tmp_path}/none.sock", "ps"])
     assert result.exit_code == 1
     assert "no daemon answers" in result.output
+
+
+def test_an_image_may_be_as_old_as_1970_or_have_no_age() -> None:
+    assert formats.image_age("1970-01-01T00:00:00Z").endswith(" days ago")
+    assert formats.image_age("") == "N/A"

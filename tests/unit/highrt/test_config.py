@@ -40,6 +40,7 @@ def test_gvisor_puts_pods_into_sandboxes(tmp_path: Path, handler: str) -> None:
         ),
         ("default_handler: nosuch", "default_handler 'nosuch' is none of"),
         ("streaming: {address: 0.0.0.0}", "can be reached from outside: give cert and key"),
+        ("policy: /nosuch", "policy /nosuch: there is no such file"),
         ("streaming: {address: localhost}", "must be an IP address"),
         ("streaming: {cert: /c}", "cert and key belong together"),
         ("handlers: {g: {sandbox: 1}}", "handler g: sandbox must be true or false"),
