@@ -425,7 +425,8 @@ class PersonContainers:
         image = self._images.resolve(found.image_id)
         configured = (self._images.content.document(image.id).get("config") or {}) if image else {}
         given = extras.of(found.owner, found.config.annotations).health or {}
-        return Check.of({**(configured.get("Healthcheck") or {}), **given})
+        own = configured.get("Healthcheck")
+        return Check.of({**(own if isinstance(own, dict) else {}), **given})
 
     async def _settle(self, pod_id: str) -> None:
         """After a container's end: removes it where --rm said so, starts it again after a pause, or gives its network back."""

@@ -24,6 +24,8 @@ _KEPT, _OUTPUT_BYTES = 5, 4096
 _SHELL = ("/bin/sh", "-c")
 _TIMED_OUT = -1
 _NS = 10**9
+_LEAST_SECONDS = 0.1
+"""Between two checks, whatever an image says: it must not keep the machine busy."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,21 @@ class Check:
 
     @staticmethod
     def of(configured: Mapping[str, Any]) -> "Check | None":
-        """From `Healthcheck` of an image's configuration; None where there is none. Raises InvalidArgument."""
-        test = [str(word) for word in configured.get("Test") or ()]
+        """From `Healthcheck` of an image's configuration, which may be anything; None where there is none. Raises
+        InvalidArgument."""
+        test = configured.get("Test") or []
+        if not isinstance(test, list) or not all(isinstance(word, str) for word in test):
+            raise InvalidArgument(f"health check {test!r}: not a list of words")
         if not test or test[0] == "NONE":
             return None
         if test[0] not in ("CMD", "CMD-SHELL") or len(test) < 2:
             raise InvalidArgument(f"health check {test}: it must begin with CMD or CMD-SHELL, and name a command")
         argv = [*_SHELL, test[1]] if test[0] == "CMD-SHELL" else test[1:]
         names = {"interval_ns": "Interval", "timeout_ns": "Timeout", "start_period_ns": "StartPeriod", "retries": "Retries"}
-        return Check(argv, **{name: int(configured[key]) for name, key in names.items() if configured.get(key)})
+        numbers = {name: configured[key] for name, key in names.items() if configured.get(key)}
+        if bad := [number for number in numbers.values() if not isinstance(number, int) or number < 0]:
+            raise InvalidArgument(f"health check: {bad[0]!r} is no number of nanoseconds, or of tries")
+        return Check(argv, **numbers)
 
 
 @dataclass
@@ -92,7 +100,7 @@ class HealthChecks:
 
     async def _look_after(self, found: Container, check: Check) -> None:
         while True:
-            await asyncio.sleep(check.interval_ns / _NS)
+            await asyncio.sleep(max(check.interval_ns / _NS, _LEAST_SECONDS))
             with contextlib.suppress(PodError):  # it is ending, or paused: its end is told elsewhere
                 await self.run(found, check)
 
