@@ -89,7 +89,7 @@ class Container:
         self._sources: dict[bytes, Source] = {}
         self._attached: dict[str, Attached] = {}
         self._draining: Any = None
-        self._asking = False
+        self._asking = self._loses_lines = False
         self._on_deleted: list[Callable[[], None]] = []
         self._log = LogFile(request.get("log") or "", request.get("log_bytes") or 0, request.get("log_files") or 1)
 
@@ -226,7 +226,10 @@ class Container:
             self._log_end(name)
         self.state = "exited"
         self._log.close()
-        record.write(os.path.dirname(self._pid_file), self.exit or {})
+        try:
+            record.write(os.path.dirname(self._pid_file), self.exit or {})
+        except OSError as error:  # of a full disk; as long as this monitor lives, it can tell
+            self._emit({"event": "trouble", "container": self.id, "text": f"its exit record cannot be written: {error}"})
         for attached in list(self._attached):
             self.detach(attached)
         if self.stdin:
@@ -327,6 +330,7 @@ class Container:
     def _keep(self, name: bytes, data: bytes) -> None:
         try:
             self._log.write(name, data)
+            self._loses_lines = False
         except OSError as error:
             self._log_failed(error)
 
@@ -346,8 +350,10 @@ class Container:
             self._log_failed(error)
 
     def _log_failed(self, error: OSError) -> None:
-        """A full disk loses lines, not containers."""
-        self._emit({"event": "trouble", "container": self.id, "text": f"log lines are lost: {error}"})
+        """A full disk loses lines, not containers. It is told once, until there is room again."""
+        if not self._loses_lines:
+            self._loses_lines = True
+            self._emit({"event": "trouble", "container": self.id, "text": f"log lines are lost: {error}"})
 
     @property
     def _cgroup(self) -> cgroups.Cgroup:

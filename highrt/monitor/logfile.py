@@ -70,10 +70,17 @@ class LogFile:
             self._descriptor = -1
 
     def _put(self, data: bytearray) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.write(self._descriptor, view)
-            view, self._size = view[written:], self._size + written
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self._descriptor, memoryview(data)[done:])
+        except OSError:
+            # A line of which the disk has taken a part would run into the next one.
+            torn = done - (data.rfind(b"\n", 0, done) + 1)
+            os.ftruncate(self._descriptor, os.lseek(self._descriptor, 0, os.SEEK_END) - torn)
+            raise
+        finally:
+            self._size += done
         if 0 < self._most_bytes <= self._size:
             self._rotate()
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,6 +171,9 @@ async def test_a_full_disk_of_the_pods_state_fails_what_needs_it_and_nothing_els
         for _ in range(2):
             with pytest.raises(PodError, match=r"[Nn]o space left"):
                 await node.started("sleep", "60", name="none")
+        async with asyncio.timeout(10):
+            await node.manager.stop_container(running, 0)
+        assert node.manager.container(running).exit_code == 137, "also without room for its exit record"
         filling.unlink()
         await node.manager.start_container(made.id)
         await ended(node.manager, made.id)
@@ -182,6 +186,34 @@ async def test_a_full_disk_of_the_pods_state_fails_what_needs_it_and_nothing_els
         assert list((node.folder / "s/pods").iterdir()) == []
         await node.manager.close()
     await node.manager_again()
+
+
+async def test_a_log_whose_disk_fills_in_the_middle_of_a_line_has_whole_lines_only(node: Node) -> None:
+    told: list[str] = []
+    heard = node.manager._monitors._on_event
+
+    def listen(pod_id: str, event: dict[str, Any]) -> None:
+        told.extend([event["text"]] if event.get("event") == "trouble" else [])
+        heard(pod_id, event)
+
+    node.manager._monitors._on_event = listen
+    with small_disk(node.folder / "logs", "64k"):
+        script = "seq -w 100000; touch /done; while test ! -e /go; do sleep 0.05; done; echo after"
+        container = await node.started("sh", "-c", script, name="c")
+        async with asyncio.timeout(10):
+            while (await node.manager.exec_sync(container, ["test", "-e", "/done"]))[2]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)  # what is in the pipe
+        assert len(told) == 1
+        assert "log lines are lost" in told[0]
+        mounts.mount("small", str(node.folder / "logs"), "tmpfs", mounts.REMOUNT, "size=1m")
+        await node.manager.exec_sync(container, ["touch", "/go"])
+        await ended(node.manager, container)
+        lines = node.log("c")
+        assert len(lines) > 100
+        assert lines[-1] == "stdout F after"
+        assert all(len(line) == len("stdout F 000001") for line in lines[:-1])
+        await node.manager.remove_pod(node.manager.container(container).pod_id)
 
 
 async def test_a_full_disk_of_the_logs_loses_lines_and_holds_nobody_up(node: Node) -> None:
