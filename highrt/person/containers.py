@@ -255,7 +255,9 @@ class PersonContainers:
             if life.policy != restarts.NO and flags.AUTO_REMOVE in pod.config.annotations:
                 raise InvalidArgument("a container with --rm is removed at its end and cannot start again")
             life.save(self._files(pod))
-        await self._pods.update_resources(found.id, flags.resources(request), pids_limit=request.pids_limit)
+        limits = flags.resources(request)
+        if limits.ByteSize() or request.pids_limit:
+            await self._pods.update_resources(found.id, limits, pids_limit=request.pids_limit)
 
     def stop_seconds(self, found: Container, asked: api.StopRequest) -> float:
         """How long a stop waits: as is asked, or as the container was made."""

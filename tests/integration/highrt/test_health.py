@@ -25,7 +25,8 @@ def health(daemon: Daemon, name: str) -> str:
 
 def test_from_starting_to_healthy_and_back(daemon: Daemon) -> None:
     start = time.time()
-    daemon.out("run", "-d", "--name", "well", "--health-cmd", "test -e /ok", *QUICK, IMAGE, "sleep", "60")
+    patience = ("--health-start-period", "1m")  # until the first success failures do not count
+    daemon.out("run", "-d", "--name", "well", "--health-cmd", "test -e /ok", *QUICK, *patience, IMAGE, "sleep", "60")
     assert daemon.out("ps", "--format", "{{.Status}}").endswith("(health: starting)")
     daemon.out("exec", "well", "touch", "/ok")
     wait_for(lambda: health(daemon, "well") == "healthy", what="it to be healthy")
