@@ -14,8 +14,9 @@ from grpclib.exceptions import GRPCError
 
 from highrt.cli import formats, listing, session, terminal
 from highrt.cli.connection import DaemonError, run
+from highrt.cli.limits import limits, take_limits
 from highrt.cli.options import filtered, time_ns
-from highrt.cli.run import create, environment, failure_of, memory_bytes
+from highrt.cli.run import create, environment, failure_of
 from highrt.cli.run import run as run_container
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
@@ -354,28 +355,13 @@ def diff(ctx: click.Context, container: str) -> None:
 
 
 @click.command()
-@click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 512m.")
-@click.option("--memory-swap", default="", metavar="SIZE", help="Limit of memory and swap together; -1 is none.")
-@click.option("--cpus", type=click.FloatRange(min=0.01), help="CPU limit, like 1.5.")
-@click.option("-c", "--cpu-shares", type=click.IntRange(min=2), default=None, help="Weight against other containers.")
-@click.option("--cpuset-cpus", default="", metavar="LIST", help="CPUs it may use, like 0-2,5.")
-@click.option("--cpuset-mems", default="", metavar="LIST", help="Memory nodes it may use.")
-@click.option("--pids-limit", type=int, default=0, help="Most processes it may have; -1 is without end.")
+@take_limits
 @click.option("--restart", default="", metavar="POLICY", help="no, always, unless-stopped or on-failure[:N].")
 @click.argument("containers", nargs=-1, required=True)
 @click.pass_context
 def update(ctx: click.Context, /, containers: tuple[str, ...], **asked: Any) -> None:
     """Change limits of containers, now and for their next runs."""
-    request = api.UpdateRequest(
-        memory_bytes=memory_bytes(asked["memory"]),
-        memory_swap_bytes=-1 if asked["memory_swap"] == "-1" else memory_bytes(asked["memory_swap"]),
-        cpu_millis=round((asked["cpus"] or 0) * 1000),
-        cpu_shares=asked["cpu_shares"] or 0,
-        cpuset_cpus=asked["cpuset_cpus"],
-        cpuset_mems=asked["cpuset_mems"],
-        pids_limit=asked["pids_limit"],
-        restart=asked["restart"],
-    )
+    request = api.UpdateRequest(**limits(asked), restart=asked["restart"])
 
     async def act(stub: HighrtStub, name: str) -> None:
         request.container = name

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
+from highrt.cli.options import has_label
 from strata.protocols import highrt_pb2 as api
 
 Meets = Callable[[api.Container, str], bool]
@@ -48,15 +49,10 @@ def _is_of(item: api.Container, image: str) -> bool:
     )
 
 
-def _has_label(item: api.Container, value: str) -> bool:
-    name, equals, wanted = value.partition("=")
-    return name in item.labels and (not equals or item.labels[name] == wanted)
-
-
 _KEYS: dict[str, Meets] = {
     "id": lambda item, value: item.id.startswith(value),
     "name": _is_named,
-    "label": _has_label,
+    "label": lambda item, value: has_label(item.labels, value),
     "status": lambda item, value: item.state == value,
     "ancestor": _is_of,
     "exited": lambda item, value: item.state == "exited" and str(item.exit_code) == value,

@@ -10,6 +10,7 @@ from grpclib.exceptions import GRPCError
 from highrt.cli import formats
 from highrt.cli.connection import run
 from highrt.cli.containers import each
+from highrt.cli.options import has_label
 from highrt.cli.run import labels
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
@@ -105,8 +106,7 @@ def _matches(item: api.Network, key: str, value: str) -> bool:
             return item.driver == value
         case "type":
             return (value == "builtin") == item.built_in
-    name, equals, wanted = value.partition("=")
-    return name in item.labels and (not equals or item.labels[name] == wanted)
+    return has_label(item.labels, value)
 
 
 @network.command()

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -38,6 +39,12 @@ def filtered(text: str) -> api.Filter:
     if not equals or not value:
         raise click.BadParameter(f"--filter {text!r}: write KEY=VALUE")
     return api.Filter(key=key, value=value)
+
+
+def has_label(labels: Mapping[str, str], wanted: str) -> bool:
+    """Whether labels have a NAME, or a NAME=VALUE."""
+    name, equals, value = wanted.partition("=")
+    return name in labels and (not equals or labels[name] == value)
 
 
 def time_ns(text: str, option: str) -> int:

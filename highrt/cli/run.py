@@ -11,16 +11,15 @@ import click
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from highrt.cli import endpoints, session
+from highrt.cli import endpoints, limits, session
 from highrt.cli.connection import DaemonError, errors
 from highrt.cli.connection import run as call
 from highrt.cli.images import pull_image
+from highrt.cli.limits import memory_bytes
 from highrt.cli.options import DURATION
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(?:i?[bB])?")
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _DAEMON_FAILED, _CANNOT_RUN, _NOT_FOUND = 125, 126, 127
 
 
@@ -31,15 +30,6 @@ class _ProgramError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(f"highrt: {self.message}", err=True)
-
-
-def memory_bytes(text: str) -> int:
-    """`512m`, `1g`, `1.5GiB`, or a number of bytes. Raises click.BadParameter."""
-    if not text:
-        return 0
-    if not (match := _SIZE.fullmatch(text)):
-        raise click.BadParameter(f"{text!r} is not a size: write a number with b, k, m or g, like 512m")
-    return int(float(match.group(1)) * _UNITS[match.group(2).lower()])
 
 
 def environment(items: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
@@ -186,13 +176,7 @@ _OPTIONS = (
     *endpoints.OPTIONS,
     click.option("-h", "--hostname", default="", help="Its host name."),
     click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's."),
-    click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 512m."),
-    click.option("--cpus", type=click.FloatRange(min=0.01), help="CPU limit, like 1.5."),
-    click.option("--memory-swap", default="", metavar="SIZE", help="Limit of memory and swap together; -1 is none."),
-    click.option("--cpuset-cpus", default="", metavar="LIST", help="CPUs it may use, like 0-2,5."),
-    click.option("--cpuset-mems", default="", metavar="LIST", help="Memory nodes it may use."),
-    click.option("-c", "--cpu-shares", type=click.IntRange(min=2), default=None, help="Weight against other containers."),
-    click.option("--pids-limit", type=int, default=0, help="Most processes it may have."),
+    *limits.OPTIONS,
     click.option("--privileged", is_flag=True, help="All capabilities and devices: as good as root on the host."),
     click.option("--cap-add", multiple=True, metavar="NAME", help="Give a capability, or ALL."),
     click.option("--cap-drop", multiple=True, metavar="NAME", help="Take a capability, or ALL."),
@@ -276,10 +260,7 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
         endpoints=endpoints.endpoints(options),
         hostname=options["hostname"],
         dns=options["dns"],
-        memory_bytes=memory_bytes(options["memory"]),
-        cpu_millis=round((options["cpus"] or 0) * 1000),
-        cpu_shares=options["cpu_shares"] or 0,
-        pids_limit=options["pids_limit"],
+        **limits.limits(options),
         privileged=options["privileged"],
         cap_add=options["cap_add"],
         cap_drop=options["cap_drop"],
@@ -299,8 +280,6 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
     )
     _take_log_options(request, options["log_options"])
     _take_health(request, options)
-    request.memory_swap_bytes = -1 if options["memory_swap"] == "-1" else memory_bytes(options["memory_swap"])
-    request.cpuset_cpus, request.cpuset_mems = options["cpuset_cpus"], options["cpuset_mems"]
     request.groups.extend(options["groups"])
     request.shm_bytes, request.stop_signal = memory_bytes(options["shm_size"]), options["stop_signal"]
     if options["stop_timeout"] is not None:
