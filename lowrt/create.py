@@ -86,12 +86,12 @@ class Created:
 
 def create(root: str, container_id: str, options: Options, fds: tuple[int, int, int], environ: "Mapping[str, str]") -> Created:
     """Makes a container up to the point where `start` lets its program go. Raises RuntimeFailure, having undone everything."""
-    spec = config.read(options.bundle)
-    linux = spec.get("linux") or {}
-    # What is joined before the first process is made, `_clone_inside` joins.
-    ahead = not config.namespace_path(linux, "pid") and not config.namespace_path(linux, "user")
-    forked = prefork.take(_new_namespaces(spec)) if ahead else None  # it has something to do already
+    forked = prefork.take()
     try:
+        spec = config.read(options.bundle)
+        linux = spec.get("linux") or {}
+        if forked:
+            forked.begin(_new_namespaces(spec) if not config.namespace_path(linux, "user") else 0)
         config.check_rest(spec)
         step("look what there is for the container")
         terminal.check_socket(bool((spec.get("process") or {}).get("terminal")), options.console_socket, detach=options.detach)

@@ -6,8 +6,9 @@ highrt's) forks this one ahead and lets it copy everything while nobody waits. W
 first process with clone(CLONE_VM | CLONE_VFORK): no copy at all, the new process goes on with this one's memory, and this one
 waits in the kernel until the program is executed, and ends.
 
-It is told in three messages, so that both are busy at once: of the namespaces, which it makes while the other one still checks
-the configuration; of what the first process is made of; and, once the container's ID is its own and its cgroup is there, to go.
+It is told in four messages, so that both are busy at once: that a container is wanted, since a CPU that idles takes a while to
+come; of the namespaces, which it makes while the other one still checks the configuration; of what the first process is made of;
+and, once the container's ID is its own and its cgroup is there, to go.
 
 Only for a process in a PID namespace of its own: whoever could trace it would have this one, which stays on the host.
 """
@@ -46,14 +47,14 @@ def prepare() -> None:
     theirs.close()
 
 
-def take(flags: int) -> "Forked | None":
-    """The process that waits, if there is one and it can make this first process. flags: its new namespaces."""
+def take() -> "Forked | None":
+    """The process that waits, if there is one. It wakes up meanwhile."""
     global _socket
-    if not _is_there() or flags & (namespaces.NEWPID | namespaces.NEWUSER) != namespaces.NEWPID:
+    if not _is_there():
         return None
     sock, _socket = _socket, None
     assert sock
-    return Forked(sock, flags)
+    return Forked(sock)
 
 
 def _is_there() -> bool:
@@ -71,13 +72,20 @@ def _is_there() -> bool:
 
 
 class Forked:
-    """The process that waits, as the one that has forked it sees it: told at once of a container's new namespaces."""
+    """The process that waits, as the one that has forked it sees it. Where it cannot make a first process, `go` says so."""
 
-    def __init__(self, sock: descriptors.Socket, flags: int) -> None:
+    def __init__(self, sock: descriptors.Socket) -> None:
         self._socket = sock
         self._is_there = True
         self._cpus: set[int] = set()
         self._separate()
+        self._tell(())
+
+    def begin(self, flags: int) -> None:
+        """Has it make what it can of the container's new namespaces. It can do nothing for one in a user namespace: that comes
+        before all others."""
+        if flags & (namespaces.NEWPID | namespaces.NEWUSER) != namespaces.NEWPID:
+            self._is_there = False
         self._tell((flags,))
 
     def tell(self, plan: init.Plan) -> None:
@@ -131,6 +139,7 @@ def _wait(sock: descriptors.Socket) -> None:
     try:
         _shed_everything(sock)
         pages.copy_now()
+        _heard(sock)
         (flags,) = _heard(sock)
         early = flags & _EARLY
         failure = _enter(early)

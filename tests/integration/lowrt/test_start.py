@@ -140,13 +140,16 @@ def test_what_cannot_be_saved_is_told_and_the_old_snapshot_stays(tree: Path, cod
     assert [file.name for file in (tree / "lowrt").glob("snapshot*")] == ["snapshot"]
 
 
-def test_who_wakes_has_its_own_arguments_and_environment(runtime: Runtime) -> None:
-    """And not those of who was saved: a hook is given lowrt's environment, whole."""
+@pytest.mark.parametrize("saved", [True, False])
+def test_it_has_its_own_arguments_and_environment(tree: Path, runtime: Runtime, saved: bool) -> None:
+    """Not those of who was saved, nor the interpreter's additions: a hook is given lowrt's environment, whole."""
+    if not saved:
+        (tree / "lowrt/snapshot").unlink()
     seen = runtime.bundle / "seen"
     runtime.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", f"env -0 >{seen}"]}]}
     runtime.config["process"]["args"] = ["true"]
     runtime.write()
-    command = [LOWRT, "--root", runtime.root, "run", "--bundle", runtime.bundle, runtime.id]
+    command = [tree / "lowrt/launcher", "--root", runtime.root, "run", "--bundle", runtime.bundle, runtime.id]
     given = {b"PATH": os.environb[b"PATH"], b"ODD": b"a=b\n\xff", b"EMPTY": b""}
     subprocess.run(command, env=given, check=True)
     got = dict(entry.partition(b"=")[::2] for entry in seen.read_bytes().split(b"\0")[:-1])

@@ -53,15 +53,16 @@ class Spawner:
         return status
 
     def ask(self, argv: list[str], fds: tuple[int, int, int]) -> int:
-        """The same, and no process waits any more."""
-        with self._spare:
-            descriptors.send(self._spare, "\0".join(argv).encode(), fds)
-            answer = self._spare.recv(16)
+        """The same, and no process waits any more. The one that has done it ends with the connection, in `replenish`: the end
+        of a process takes a millisecond, and often of the same CPU."""
+        descriptors.send(self._spare, "\0".join(argv).encode(), fds)
+        answer = self._spare.recv(16)
         assert answer, "the process has died"
         return int(answer)
 
     def replenish(self) -> None:
         """Has a process forked that waits for the next command."""
+        self._spare.close()
         self._spare = self._fork()
 
     def call(self, *argv: str | Path, stdin: "int | IO[str]" = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:

@@ -21,4 +21,5 @@ def run(entry: "Entry", connection: int) -> int:
     stdin, stdout, stderr = found
     status = entry(message.decode().split("\0"), (stdin, stdout, stderr), {"PATH": "/usr/bin:/bin"})
     sock.send(str(status).encode())
+    descriptors.receive(sock)  # its end: who asked goes on first
     return 0
