@@ -40,7 +40,7 @@ class Options:
     listen: str
     config: Path | None
     cni_conf_dir: Path
-    cni_bin_dir: Path
+    cni_bin_dir: tuple[Path, ...]
     registry_config: Path | None
     name: str
     pid_file: Path | None
@@ -79,7 +79,7 @@ async def run(options: Options) -> None:
             handlers=config.handlers,
             default_handler=config.default_handler,
             cni_conf_dir=options.cni_conf_dir,
-            cni_bin_dir=options.cni_bin_dir,
+            cni_bin_dirs=options.cni_bin_dir,
             cni_entry=config.cni_entries,
             cni_template=config.cni_template,
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from highrt.defaults import DEFAULT_ADDRESS, DEFAULT_ROOT, DEFAULT_STATE
+from highrt.defaults import CNI_BIN_DIRS, DEFAULT_ADDRESS, DEFAULT_ROOT, DEFAULT_STATE
 
 _PATH = click.Path(path_type=Path)
 
@@ -16,7 +16,14 @@ _PATH = click.Path(path_type=Path)
 @click.option("--listen", default=DEFAULT_ADDRESS, show_default=True, help="The socket for CRI and for the other commands.")
 @click.option("--config", type=_PATH, help="A YAML file with runtimes and CNI plugins.")
 @click.option("--cni-conf-dir", type=_PATH, default="/etc/cni/net.d", show_default=True, help="CNI configuration lists.")
-@click.option("--cni-bin-dir", type=_PATH, default="/opt/cni/bin", show_default=True, help="CNI executables.")
+@click.option(
+    "--cni-bin-dir",
+    type=_PATH,
+    multiple=True,
+    default=CNI_BIN_DIRS,
+    show_default=True,
+    help="CNI executables; may be given again: the first folder that has a plugin counts.",
+)
 @click.option("--registry-config", type=_PATH, help="containerd's certs.d: mirrors and CAs of registries.")
 @click.option("--name", default="default", show_default=True, help="The stack's name; cgroups are made below /strata/NAME.")
 @click.option("--pid-file", type=_PATH, help="Write the process's number here.")

@@ -105,14 +105,14 @@ class Network:
     """The node's pod network. `status` says whether it can be used yet."""
 
     def __init__(
-        self, conf_dir: Path, bin_dir: Path, entries: Mapping[str, str], cache_dir: Path, template_file: Path | None = None,
-        named_dir: Path | None = None,
+        self, conf_dir: Path, bin_dirs: Sequence[Path], entries: Mapping[str, str], cache_dir: Path,
+        template_file: Path | None = None, named_dir: Path | None = None,
     ) -> None:  # fmt: skip
-        """entries: plugin type → dotted name of a function that takes the executable's place. cache_dir: see above.
+        """bin_dirs, entries: see Plugins. cache_dir: see above.
         template_file: what a configuration is made from, see `template`. named_dir: has the configurations of further networks,
         as NAME.conflist."""
         self._conf_dir, self._cache_dir, self._named_dir, self._template = conf_dir, cache_dir, named_dir, template_file
-        self.plugins = Plugins(bin_dir, entries)
+        self.plugins = Plugins(bin_dirs, entries)
         self._pod_cidrs: list[str] = []
 
     async def close(self) -> None:
@@ -294,7 +294,7 @@ class Network:
         config = configuration.named(self._named_dir, name) if name else configuration.load(self._conf_dir)
         for plugin in config.plugins:
             if not self.plugins.has(plugin["type"]):
-                raise NotConfigured(f"network {config.name}: no plugin {plugin['type']} in {self.plugins.bin_dir}")
+                raise NotConfigured(f"network {config.name}: no plugin {plugin['type']} in {self.plugins.places}")
         return config
 
     def _remember(self, attachment: Attachment, config: NetworkConfig, result: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,23 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 class Plugins:
     """All plugins of a node, by type."""
 
-    def __init__(self, bin_dir: Path, entries: Mapping[str, str]) -> None:
-        """entries: type → dotted name, for plugins that run in a helper; others are executables in bin_dir."""
-        self.bin_dir, self._entries = bin_dir, dict(entries)
+    def __init__(self, bin_dirs: Sequence[Path], entries: Mapping[str, str]) -> None:
+        """entries: type → dotted name, for plugins that run in a helper. Others are executables: the first folder of bin_dirs that
+        has one counts."""
+        self.bin_dirs, self._entries = bin_dirs, dict(entries)
         self._helpers = {entry: Helper(entry) for entry in set(entries.values())}
 
     def has(self, kind: str) -> bool:
-        return kind in self._entries or os.access(self.bin_dir / kind, os.X_OK)
+        return kind in self._entries or self._find(kind) is not None
+
+    @property
+    def places(self) -> str:
+        """Where executables are looked for, in words."""
+        return " or ".join(map(str, self.bin_dirs))
+
+    def _find(self, kind: str) -> Path | None:
+        paths = (folder / kind for folder in self.bin_dirs)
+        return next((path for path in paths if os.access(path, os.X_OK)), None)
 
     async def warm(self) -> None:
         for helper in self._helpers.values():
@@ -129,7 +139,7 @@ class Plugins:
     async def run(self, kind: str, environ: Mapping[str, str], config: dict[str, Any]) -> Any:
         """The plugin's result, None where it printed nothing. Raises CniError with the plugin's own message."""
         stdin = json.dumps(config)
-        environ = {**environ, "CNI_PATH": str(self.bin_dir)}
+        environ = {**environ, "CNI_PATH": ":".join(map(str, self.bin_dirs))}
         entry = self._entries.get(kind)
         if entry:
             status, output, trouble = await self._helpers[entry].call(environ, stdin)
@@ -147,7 +157,9 @@ class Plugins:
         raise CniError(f"plugin {kind} ({environ.get('CNI_COMMAND')}): {text}{details}", int(error.get("code") or 0))
 
     async def _execute(self, kind: str, environ: Mapping[str, str], stdin: str) -> tuple[int, str, str]:
-        path = self.bin_dir / kind
+        path = self._find(kind)
+        if path is None:
+            raise CniError(f"plugin {kind}: not found in {self.places}")
         try:
             process = await asyncio.create_subprocess_exec(
                 path, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

@@ -71,7 +71,7 @@ class PodManager:
         handlers: Mapping[str, Handler] | None = None,
         default_handler: str = "lowrt",
         cni_conf_dir: Path = Path("/etc/cni/net.d"),
-        cni_bin_dir: Path = Path("/opt/cni/bin"),
+        cni_bin_dirs: Sequence[Path] = (),
         cni_entry: Mapping[str, str] | None = None,
         cni_template: Path | None = None,
         cdi_folders: Sequence[Path] = cdi.FOLDERS,
@@ -90,7 +90,7 @@ class PodManager:
             raise InvalidArgument(f"runtime handler {default_handler!r} is not among those of the configuration")
         self._default_handler = default_handler
         entry = next((handler.entry for handler in self._handlers.values() if handler.entry), "lowrt.main:run")
-        self.network = Network(cni_conf_dir, cni_bin_dir, cni_entry or {}, root / "cni", cni_template, root / "networks")
+        self.network = Network(cni_conf_dir, cni_bin_dirs, cni_entry or {}, root / "cni", cni_template, root / "networks")
         registry = self._registry = Registry(state, name)
         monitors = self._monitors = Monitors(state, registry.cgroup_root, entry, self._on_event, self._on_death)
         self._streams = Streams(registry, monitors)

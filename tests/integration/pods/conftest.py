@@ -111,7 +111,7 @@ class Node:
     def new_manager(self, **options: Any) -> PodManager:
         return PodManager(
             self.folder / "root", self.folder / "s", self.images, name=self.name,
-            cni_conf_dir=self.folder / "cni", **{"cni_bin_dir": Path("/usr/lib/cni"), **self._options, **options},
+            cni_conf_dir=self.folder / "cni", **{"cni_bin_dirs": [Path("/usr/lib/cni")], **self._options, **options},
         )  # fmt: skip
 
     async def reopen(self) -> PodManager:

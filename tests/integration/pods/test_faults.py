@@ -131,7 +131,7 @@ async def test_a_plugin_that_hangs_fails_the_pod_and_gives_its_address_back(node
     plugin.chmod(0o755)
     (node.folder / "cni/1.conflist").write_text('{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "test"}]}')
     await node.manager.close()
-    node.manager = node.new_manager(cni_bin_dir=node.folder / "bin")
+    node.manager = node.new_manager(cni_bin_dirs=[node.folder / "bin"])
     await node.manager.open()
     config = node.pod("slow")
     config.linux.security_context.namespace_options.network = NamespaceMode.POD

@@ -167,7 +167,7 @@ async def test_a_del_that_fails_after_a_reboot_is_repeated_until_it_succeeds(nod
     conflist = {"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "test"}]}
     (node.folder / "cni/1.conflist").write_text(json.dumps(conflist))
     await node.manager.close()
-    node.manager = node.new_manager(cni_bin_dir=node.folder / "bin")
+    node.manager = node.new_manager(cni_bin_dirs=[node.folder / "bin"])
     await node.manager.open()
     pod = await node.manager.run_pod(config_of(node, "pod"))
     assert pod.ips == ["10.9.8.7"]
@@ -175,7 +175,7 @@ async def test_a_del_that_fails_after_a_reboot_is_repeated_until_it_succeeds(nod
     with pytest.raises(PodError, match="not now"):
         await node.manager.stop_pod(pod.id)
     await node.manager.close()
-    node.manager = node.new_manager(cni_bin_dir=node.folder / "bin")
+    node.manager = node.new_manager(cni_bin_dirs=[node.folder / "bin"])
     node.manager._registry.boot = "another boot"
     await node.manager.open()
     assert node.manager.network.attached() == [pod.id]

@@ -43,7 +43,7 @@ class Plugins:
         plugins = [{"type": "one", "capabilities": {"portMappings": True}}, {"type": "two"}]
         config = {"cniVersion": "1.0.0", "name": "net", "plugins": plugins}
         (self.conf / "10-net.conflist").write_text(json.dumps(config))
-        self.network = Network(self.conf, self.bin, {}, self.cache)
+        self.network = Network(self.conf, [self.bin], {}, self.cache)
 
     def fail(self, name: str, command: str) -> None:
         Path(f"{self.record}.fail-{name}{command}").touch()
@@ -85,6 +85,20 @@ async def test_an_attachment_from_add_to_del(plugins: Plugins) -> None:
     await plugins.network.delete(_POD)
 
 
+async def test_the_first_folder_that_has_a_plugin_counts(plugins: Plugins, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (plugins.bin / "two").rename(other / "two")
+    (other / "one").write_text("not executable")
+    network = Network(plugins.conf, [other, tmp_path / "missing", plugins.bin], {}, plugins.cache)
+    await network.add(_POD)
+    one, two = plugins.calls()
+    assert one[3]["CNI_PATH"] == two[3]["CNI_PATH"] == f"{other}:{tmp_path / 'missing'}:{plugins.bin}"
+    (other / "two").unlink()
+    with pytest.raises(NotConfigured, match=f"no plugin two in {other} or .*{plugins.bin.name}"):
+        await network.add(Attachment("pod2", "/ns/2"))
+
+
 async def test_a_pod_on_several_networks_and_what_is_kept_of_it(plugins: Plugins, tmp_path: Path) -> None:
     second = Attachment("pod1", "/ns/1", interface="eth1", addresses=["10.1.2.3"])
     await plugins.network.add(_POD)
@@ -92,7 +106,7 @@ async def test_a_pod_on_several_networks_and_what_is_kept_of_it(plugins: Plugins
     await plugins.network.add(Attachment("pod2", "/ns/2"))
     assert [call[3]["CNI_IFNAME"] for call in plugins.calls()] == ["eth0", "eth0", "eth1", "eth1", "eth0", "eth0"]
     (plugins.cache / ".pod3").write_text("what was being written when the daemon was killed")
-    again = Network(plugins.conf, plugins.bin, {}, plugins.cache)
+    again = Network(plugins.conf, [plugins.bin], {}, plugins.cache)
     assert again.attached() == ["pod1", "pod2"]
     assert not (plugins.cache / ".pod3").exists()
     assert [(each.name, each.network, each.plain()) for each in again.interfaces("pod1")] == [
@@ -234,7 +248,7 @@ async def test_a_plugin_that_hangs_is_ended_with_what_it_started(plugins: Plugin
 async def test_a_helper_that_hangs_is_replaced(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("highrt.cni.plugins.TIMEOUT_SECONDS", 3.0)
     entry = "tests.unit.pods.cni_plugin:run"
-    network = Network(plugins.conf, plugins.bin, {"two": entry}, plugins.cache)
+    network = Network(plugins.conf, [plugins.bin], {"two": entry}, plugins.cache)
     slow = Attachment("pod1", "/ns/1", {"HANG": "yes"})
     try:
         with pytest.raises(CniError, match=f"{entry} took longer than") as caught:
@@ -256,7 +270,7 @@ async def test_a_configuration_is_made_of_the_template_and_follows_the_cidrs(plu
     (plugins.conf / "10-net.conflist").unlink()
     template = plugins.conf.parent / "template"
     template.write_text(json.dumps(TEMPLATE))
-    network = Network(plugins.conf, plugins.bin, {}, plugins.cache, template)
+    network = Network(plugins.conf, [plugins.bin], {}, plugins.cache, template)
     assert (await network.status())[0] is False
     for cidrs, routes in ((["10.1.0.0/24", "fd00::/64"], ["0.0.0.0/0", "::/0"]), (["fd01::/64"], ["::/0"])):
         network.set_pod_cidrs(cidrs)
@@ -275,7 +289,7 @@ async def test_a_configuration_is_made_of_the_template_and_follows_the_cidrs(plu
 def test_a_template_that_is_no_configuration_is_told(plugins: Plugins) -> None:
     (plugins.conf / "10-net.conflist").unlink()
     template = plugins.conf.parent / "template"
-    network = Network(plugins.conf, plugins.bin, {}, plugins.cache, template)
+    network = Network(plugins.conf, [plugins.bin], {}, plugins.cache, template)
     for text in (None, "{", "{}"):
         if text is not None:
             template.write_text(text)
