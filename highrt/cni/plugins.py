@@ -111,8 +111,8 @@ class Plugins:
     """All plugins of a node, by type."""
 
     def __init__(self, bin_dirs: Sequence[Path], entries: Mapping[str, str]) -> None:
-        """entries: type → dotted name, for plugins that run in a helper. Others are executables: the first folder of bin_dirs that
-        has one counts."""
+        """entries: type → dotted name, for plugins that run in a helper. Others are executables, in the first folder of bin_dirs
+        that has them."""
         self.bin_dirs, self._entries = bin_dirs, dict(entries)
         self._helpers = {entry: Helper(entry) for entry in set(entries.values())}
 
