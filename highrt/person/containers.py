@@ -159,17 +159,15 @@ class PersonContainers:
             if request.ports:
                 raise InvalidArgument(f"-p needs a bridge network: with --network {names[0]} there is no port to map")
             return names[0], [], []
+        warnings: list[str] = []
         if not names or "bridge" in names:
             ready, message = await self._pods.network_ready()
-            if not ready and not names and not request.ports:
-                return "none", [], [f"loopback only ({message}); --network host shares the host's network"]
-            if not ready:
-                raise FailedPrecondition(
-                    f"there is no CNI network for the container: {message}; put a conflist there, use --network host or none, "
-                    "or make a network (highrt network create)"
-                )
-        chosen = self.networks.choose(wishes or [api.Endpoint(network="bridge")], ports=bool(request.ports))
-        return names[0] if names else "bridge", chosen, []
+            if not ready and len(names) > 1:
+                raise FailedPrecondition(f"there is no CNI network bridge for the container: {message}")
+            names = ["bridge" if ready else await self.networks.stand_in(message, warnings.append), *names[1:]]
+            wishes = wishes or [api.Endpoint()]
+            wishes[0].network = names[0]
+        return names[0], self.networks.choose(wishes, ports=bool(request.ports)), warnings
 
     # starting
 

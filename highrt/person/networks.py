@@ -13,8 +13,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ log = logs.get("highrt.person")
 
 BUILT_IN = {"bridge": "bridge", "host": "host", "none": "null"}
 """The node's own, by the names that people know, and their drivers. They are no configurations here."""
+
+STAND_IN = "highrt"
+"""Of `bridge`, where the node has no CNI configuration: a network like any that a person makes."""
 
 _POOLS = (ipaddress.ip_network("10.89.0.0/16"), ipaddress.ip_network("10.90.0.0/15"), ipaddress.ip_network("10.92.0.0/14"))
 _PREFIX = 24
@@ -137,6 +140,15 @@ class Networks:
             )  # fmt: skip
             self._write(file, self._conflist(record, wish.ranges))
             return record
+
+    async def stand_in(self, why: str, told: Callable[[str], None]) -> str:
+        """The network for containers that ask for none where the node has none of its own, which is made when it is first needed.
+        told: takes a word about that, with `why` there is none."""
+        if not self._file(STAND_IN).exists():
+            with suppress(AlreadyExists):  # another container's, at the same time
+                await self.create(Wish(STAND_IN))
+                told(f"the network {STAND_IN} is made, which containers are on unless you say otherwise ({why})")
+        return STAND_IN
 
     async def remove(self, reference: str) -> str:
         """With its bridge; returns its name. Raises NotFound, FailedPrecondition where a container is on it or it is built in,

@@ -140,14 +140,24 @@ def reboot(daemon: Daemon) -> None:
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
+    with network_namespace() as namespace, started(namespace) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def near_daemon() -> Iterator[Daemon]:
+    """A daemon in the test's own network namespace: what serves on either's loopback is reached by the other."""
     with started() as daemon:
         yield daemon
 
 
 @contextlib.contextmanager
-def started(prefix: Sequence[str] = (), options: Sequence[str | Path] = ()) -> Iterator[Daemon]:
-    """A daemon with the image `hello:test`. prefix: what its command is run by. options: further ones of `highrt serve`."""
-    daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrt", dir="/tmp")), prefix=[*prefix], options=[*options])
+def started(namespace: str = "", options: Sequence[str | Path] = ()) -> Iterator[Daemon]:
+    """A daemon with the image `hello:test`. namespace: the name of the network namespace that it is in, "" for the test's own.
+    options: further ones of `highrt serve`."""
+    # not `ip netns exec`: it mounts a /sys without the cgroups
+    prefix = ["nsenter", f"--net=/run/netns/{namespace}"] if namespace else []
+    daemon = Daemon(Path(tempfile.mkdtemp(prefix="hrt", dir="/tmp")), prefix=prefix, options=[*options])
     daemon.folder.chmod(0o711)  # as /run is: roots of user namespaces reach their containers' roots through it
     try:
         daemon.start()
@@ -165,17 +175,21 @@ def started(prefix: Sequence[str] = (), options: Sequence[str | Path] = ()) -> I
 @contextlib.contextmanager
 def networked() -> Iterator[tuple[Daemon, str]]:
     """The same in a network namespace of its own, with a CNI bridge and published ports; and the namespace's name."""
-    # not `ip netns exec`: it mounts a /sys without the cgroups
-    with network_namespace() as namespace, started(["nsenter", f"--net=/run/netns/{namespace}"]) as daemon:
-        subnet = {"subnet": "10.231.9.0/24"}
-        ipam = {"type": "host-local", "ranges": [[subnet]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": f"{daemon.folder}/ipam"}
-        bridge = {"type": "bridge", "bridge": "hrt0", "isGateway": True, "ipam": ipam}
-        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        conflist = {"cniVersion": "1.0.0", "name": "person", "plugins": [bridge, portmap]}
-        (daemon.folder / "cni").mkdir()
-        (daemon.folder / "cni" / "10-person.conflist").write_text(json.dumps(conflist))
-        wait_for(lambda: daemon.out("system", "--format", "{{.networkReady}}") == "true", what="the network to be seen")
+    with network_namespace() as namespace, started(namespace) as daemon:
+        configure(daemon)
         yield daemon, namespace
+
+
+def configure(daemon: Daemon) -> None:
+    """Gives its node a CNI network, a bridge."""
+    subnet = {"subnet": "10.231.9.0/24"}
+    ipam = {"type": "host-local", "ranges": [[subnet]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": f"{daemon.folder}/ipam"}
+    bridge = {"type": "bridge", "bridge": "hrt0", "isGateway": True, "ipam": ipam}
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    conflist = {"cniVersion": "1.0.0", "name": "person", "plugins": [bridge, portmap]}
+    (daemon.folder / "cni").mkdir()
+    (daemon.folder / "cni" / "10-person.conflist").write_text(json.dumps(conflist))
+    wait_for(lambda: daemon.out("system", "--format", "{{.networkReady}}") == "true", what="the network to be seen")
 
 
 @pytest.fixture

@@ -41,6 +41,12 @@ class Client:
         return lambda request, timeout=30: call(request, timeout=timeout)
 
 
+@pytest.fixture(scope="module")
+def daemon(near_daemon: Daemon) -> Daemon:
+    """Its streams are on the loopback of the test."""
+    return near_daemon
+
+
 @pytest.fixture
 def client(daemon: Daemon) -> Iterator[Client]:
     client = Client(daemon.address)

@@ -18,7 +18,7 @@ from strata.protocols import highrt_pb2 as api
 from strata.protocols.grpc import channel
 from strata.protocols.highrt_grpc import HighrtStub
 from tests.conftest import network_namespace, wait_for
-from tests.integration.highrt.conftest import IMAGE, Daemon, networked, reboot
+from tests.integration.highrt.conftest import IMAGE, Daemon, configure, networked, reboot, started
 
 NetworkCall = Callable[[HighrtStub], Awaitable[Any]]
 
@@ -444,3 +444,21 @@ def test_ten_containers_come_and_go_at_once(daemon: Daemon, host: Host) -> None:
         host.check()
         assert [*pool.map(lambda name: daemon.command("rm", "-f", name).returncode, left)] == [0] * len(left)
         wait_for(lambda: names(daemon, watcher) & {"worker", *left} == set())
+
+
+def test_where_the_node_has_no_network_one_is_made() -> None:
+    with network_namespace() as namespace, started(namespace) as daemon:
+        host = Host(daemon, namespace)
+        first = daemon.command("run", "-d", "--name", "first", "-p", "8080:80", IMAGE, "httpd", "-f", "-p", "80")
+        assert "the network highrt is made" in first.stderr
+        second = daemon.command("run", "-d", "--network", "bridge", "--name", "second", IMAGE, "sleep", "300")
+        assert second.stderr == ""
+        assert resolve(daemon, "second", "first") == address(daemon, "first", "highrt")
+        assert "404" in host.run("curl", "-s", "-m", "5", "http://127.0.0.1:8080/")
+        assert "first, second" in refused(daemon, "network", "rm", "highrt")
+        configure(daemon)
+        assert daemon.out("run", "--rm", IMAGE, "ip", "-o", "-4", "a", "show", "eth0").split()[3].startswith("10.231.9.")
+        daemon.out("rm", "-f", "first", "second")
+        assert daemon.out("network", "rm", "highrt") == "highrt"
+        host.check()
+        assert host.bridges() == host.ruled() == set()

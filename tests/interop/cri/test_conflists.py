@@ -45,8 +45,7 @@ def daemon(request: pytest.FixtureRequest, namespace: str, tmp_path_factory: pyt
     config = tmp_path_factory.mktemp("config") / "config.yaml"
     types = ("bridge", "host-local", "portmap", "loopback") if request.param == "with their plugins" else ()
     config.write_text(json.dumps({"cni": dict.fromkeys(types, "")}))
-    inside = ["nsenter", f"--net=/run/netns/{namespace}"]
-    with started(inside, ["--cni-bin-dir", PLUGINS, "--config", config]) as daemon:
+    with started(namespace, ["--cni-bin-dir", PLUGINS, "--config", config]) as daemon:
         (daemon.folder / "cni").mkdir()
         yield daemon
 

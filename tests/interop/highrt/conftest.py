@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.highrt.conftest import daemon
+from tests.integration.highrt.conftest import Daemon, near_daemon
 from tests.interop.images.conftest import DockerRegistry
 
-__all__ = ["daemon", "registry"]
+__all__ = ["near_daemon"]
+
+
+@pytest.fixture(scope="module")
+def daemon(near_daemon: Daemon) -> Daemon:
+    """The registry is on the loopback of the test."""
+    return near_daemon
 
 
 @pytest.fixture
