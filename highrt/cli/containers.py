@@ -1,6 +1,5 @@
 """The commands about containers that are there."""
 
-import asyncio
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from highrt.cli.limits import limits, take_limits
 from highrt.cli.options import filtered, time_ns
 from highrt.cli.run import create, environment, failure_of
 from highrt.cli.run import run as run_container
+from highrt.cli.stats import stats
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -74,13 +74,10 @@ def ps(
     if quiet:
         for row in rows:
             click.echo(row["ID"])
-    elif template:
-        for row in rows:
-            click.echo(formats.render(template, row))
     else:
-        heads = {"ID": "CONTAINER ID", "RunningFor": "CREATED"}
+        heads = {"ID": "CONTAINER ID", "RunningFor": "CREATED", "CreatedAt": "CREATED AT"}
         columns = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", *(["Owner"] if every_owner else []), "Names"]
-        click.echo(formats.table([heads.get(c, c.upper()) for c in columns], ([row[c] for c in columns] for row in rows)))
+        formats.print_rows(template, rows, columns, heads)
 
 
 def _status(item: api.Container) -> str:
@@ -487,35 +484,6 @@ def inspect(ctx: click.Context, template: str, kind: str | None, names: tuple[st
             click.echo(formats.render(template, document))
     else:
         click.echo(json.dumps(documents, indent=4, ensure_ascii=False))
-
-
-@click.command()
-@click.option("--no-stream", is_flag=True, help="Print once, instead of every second.")
-@click.argument("containers", nargs=-1)
-@click.pass_context
-def stats(ctx: click.Context, no_stream: bool, containers: tuple[str, ...]) -> None:
-    """Show what running containers use."""
-    run(ctx, lambda stub: _stats(stub, containers, once=no_stream))
-
-
-async def _stats(stub: HighrtStub, containers: tuple[str, ...], *, once: bool) -> None:
-    request = api.StatsRequest(containers=containers)
-    before = {item.id: item for item in (await stub.Stats(request)).stats}
-    while True:
-        await asyncio.sleep(1)
-        rows = []
-        for item in (await stub.Stats(request)).stats:
-            last = before.get(item.id)
-            passed = item.time_ns - last.time_ns if last else 0
-            share = 100 * (item.cpu_nanoseconds - last.cpu_nanoseconds) / passed if last and passed > 0 else 0.0
-            limit = formats.size(item.memory_limit_bytes) if item.memory_limit_bytes else "-"
-            rows.append([formats.short(item.id), item.name, f"{share:.2f}%", formats.size(item.memory_bytes), limit])
-            before[item.id] = item
-        if not once and os.isatty(1):
-            click.clear()
-        click.echo(formats.table(["CONTAINER ID", "NAME", "CPU %", "MEM USAGE", "LIMIT"], rows))
-        if once:
-            return
 
 
 @click.group()

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -67,6 +67,28 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return f"map[{' '.join(f'{key}:{_plain(item)}' for key, item in value.items())}]"
     return "" if value is None else str(value)
+
+
+def print_rows(template: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], heads: Mapping[str, str]) -> None:
+    """Prints rows as `--format` wants them, a line each, or without one as a table of columns. `table TEMPLATE` is a table whose
+    columns are apart by tabs. heads: of the fields whose name alone does not say it.
+
+    Raises click.UsageError as `render`.
+    """
+
+    def head(name: str) -> str:
+        return heads.get(name, name.upper())
+
+    kind, _, wanted = template.partition(" ")
+    if kind == "table" and wanted.strip():
+        cells = wanted.replace("\\t", "\t").split("\t")
+        named = [_FIELD.sub(lambda match: head(match.group(2).removeprefix(".")), cell) for cell in cells]
+        click.echo(table(named, ([render(cell, row) for cell in cells] for row in rows)))
+    elif kind in ("", "table"):
+        click.echo(table([*map(head, columns)], ([str(row[column]) for column in columns] for row in rows)))
+    else:
+        for row in rows:
+            click.echo(render(template, row))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

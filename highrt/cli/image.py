@@ -45,12 +45,9 @@ def history(ctx: click.Context, no_trunc: bool, quiet: bool, template: str, name
     if quiet:
         for row in rows:
             click.echo(row["ID"])
-    elif template:
-        for row in rows:
-            click.echo(formats.render(template, row))
     else:
-        heads = {"ID": "LAYER", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT"}
-        click.echo(formats.table([*heads.values()], ([row[key] for key in heads] for row in rows)))
+        heads = {"ID": "LAYER", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "CreatedBy": "CREATED BY"}
+        formats.print_rows(template, rows, ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"], heads)
 
 
 @image.command()

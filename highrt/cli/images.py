@@ -95,6 +95,7 @@ async def _show(stream: AsyncIterator[api.Progress], name: str, *, quiet: bool) 
 @click.option("--format", "template", default="", help="A template, like '{{.Repository}}:{{.Tag}}', or json.")
 @click.option("--no-trunc", is_flag=True, help="Whole IDs.")
 @click.option("--digests", is_flag=True, help="Show digests, too.")
+@click.option("-a", "--all", is_flag=True, expose_value=False, help="Here all are shown anyway.")
 @click.argument("name", required=False)
 @click.pass_context
 def list_images(ctx: click.Context, quiet: bool, template: str, no_trunc: bool, digests: bool, name: str | None) -> None:
@@ -127,13 +128,10 @@ def list_images(ctx: click.Context, quiet: bool, template: str, no_trunc: bool, 
     if quiet:
         for identifier in dict.fromkeys(row["ID"] for row in rows):
             click.echo(identifier)
-    elif template:
-        for row in rows:
-            click.echo(formats.render(template, row))
     else:
         columns = ["Repository", "Tag", *(["Digest"] if digests else []), "ID", "CreatedSince", "Size"]
-        heads = {"ID": "IMAGE ID", "CreatedSince": "CREATED"}
-        click.echo(formats.table([heads.get(c, c.upper()) for c in columns], ([row[c] for c in columns] for row in rows)))
+        heads = {"ID": "IMAGE ID", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT"}
+        formats.print_rows(template, rows, columns, heads)
 
 
 def _familiar(repository: str) -> str:

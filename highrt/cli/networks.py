@@ -79,12 +79,8 @@ def list_networks(
     elif quiet:
         for item in found:
             click.echo(item.name)
-    elif template:
-        for document in documents:
-            click.echo(formats.render(template, document))
     else:
-        rows = ([str(document[key]) for key in ("ID", "Name", "Driver", "Scope")] for document in documents)
-        click.echo(formats.table(["NETWORK ID", "NAME", "DRIVER", "SCOPE"], rows))
+        formats.print_rows(template, documents, ["ID", "Name", "Driver", "Scope"], {"ID": "NETWORK ID"})
 
 
 def _filter(text: str) -> tuple[str, str]:

@@ -30,6 +30,24 @@ def info(ctx: click.Context, template: str) -> None:
     _show(ctx, template)
 
 
+@click.command()
+@click.option("-f", "--format", "template", default="", help="json, or a template, like '{{.Server.Version}}'.")
+@click.pass_context
+def version(ctx: click.Context, template: str) -> None:
+    """Show the versions of this command and of the daemon."""
+    from importlib import metadata  # takes as long as all other imports of a command
+
+    async def work(stub: HighrtStub) -> str:
+        return (await stub.System(api.SystemRequest())).version
+
+    found = {"Client": metadata.version("strata"), "Server": run(ctx, work)}
+    if template:
+        click.echo(formats.render(template, {side: {"Version": number} for side, number in found.items()}))
+    else:
+        for side, number in found.items():
+            click.echo(f"{side + ':':9}{number}")
+
+
 def _show(ctx: click.Context, template: str) -> None:
 
     async def work(stub: HighrtStub) -> api.SystemResponse:
@@ -147,8 +165,9 @@ def volume() -> None:
 
 @volume.command("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Print names only.")
+@click.option("--format", "template", default="", help="A template, like '{{.Name}} {{.Mountpoint}}', or json.")
 @click.pass_context
-def list_volumes(ctx: click.Context, quiet: bool) -> None:
+def list_volumes(ctx: click.Context, quiet: bool, template: str) -> None:
     """List volumes."""
 
     async def work(stub: HighrtStub) -> list[api.Volume]:
@@ -159,7 +178,8 @@ def list_volumes(ctx: click.Context, quiet: bool) -> None:
         for item in found:
             click.echo(item.name)
     else:
-        click.echo(formats.table(["DRIVER", "VOLUME NAME"], (["local", item.name] for item in found)))
+        rows = [{"Driver": "local", "Name": item.name, "Mountpoint": item.path, "Scope": "local"} for item in found]
+        formats.print_rows(template, rows, ["Driver", "Name"], {"Name": "VOLUME NAME"})
 
 
 @volume.command()
@@ -204,4 +224,4 @@ def rm(ctx: click.Context, names: tuple[str, ...]) -> None:
 system.add_command(events)
 system.add_command(info)
 
-COMMANDS = (system, info, events, volume)
+COMMANDS = (system, info, version, events, volume)

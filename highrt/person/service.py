@@ -22,7 +22,7 @@ from highrt.images.errors import ImageNotFound
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
 from highrt.images.snapshots import chain_ids
-from highrt.person import changes, documents, loglines, processes, progress, transfer
+from highrt.person import changes, documents, loglines, processes, progress, transfer, usage
 from highrt.person.containers import PersonContainers
 from highrt.person.flags import AUTO_REMOVE, NETWORK
 from highrt.person.networks import BUILT_IN, Wish, endpoint_id
@@ -573,18 +573,7 @@ class PersonService(HighrtBase):
             wanted = [self._running(name) for name in request.containers]
         else:
             wanted = [item for item in self._pods.containers() if item.state is ContainerState.RUNNING]
-        response = api.StatsResponse()
-        for item in wanted:
-            used = await self._pods.container_stats(item.id)
-            response.stats.add(
-                id=item.id,
-                name=item.config.metadata.name,
-                cpu_nanoseconds=used.cpu_usage_ns,
-                time_ns=used.time_ns,
-                memory_bytes=used.memory_working_set_bytes,
-                memory_limit_bytes=item.config.linux.resources.memory_limit_in_bytes,
-            )
-        return response
+        return api.StatsResponse(stats=[await usage.of(self._pods, item) for item in wanted])
 
     @streaming
     async def Logs(self, request: api.LogsRequest) -> AsyncGenerator[api.LogLine, None]:

@@ -3,12 +3,14 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,30 @@ def test_limits_are_in_the_cgroup(daemon: Daemon) -> None:
 def test_a_named_volume_outlives_its_container(daemon: Daemon) -> None:
     run(daemon, "-v", "kept:/data", IMAGE, "sh", "-c", "echo here > /data/file")
     assert run(daemon, "-v", "kept:/data", IMAGE, "cat", "/data/file").stdout == "here\n"
+
+
+def test_stats(daemon: Daemon) -> None:
+    page, client = "stats-page", ["run", "--rm", IMAGE, "wget", "-q", "-O", "/dev/null"]
+    make = "dd if=/dev/zero of=/tmp/megabyte bs=1M count=1 && exec httpd -f -p 80 -h /tmp"
+    daemon.out("run", "-d", "--name", page, "-m", "64m", IMAGE, "sh", "-c", make)
+    try:
+        address = daemon.out("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", page)
+        wait_for(lambda: daemon.command(*client, f"http://{address}/megabyte", check=False).returncode == 0)
+        [found] = [json.loads(line) for line in daemon.out("stats", "--no-stream", "--format", "json", page).splitlines()]
+        assert (found["Name"], found["PIDs"]) == (page, "1")
+        assert found["MemUsage"].endswith("MB / 67.1MB")
+        assert 0 < float(found["MemPerc"].removesuffix("%")) < 50
+        assert re.fullmatch(r"[\d.]+k?B / 1\.\d+MB", found["NetIO"]), found["NetIO"]
+        table = daemon.out("stats", "--no-stream").splitlines()
+        assert re.split(" {3,}", table[0])[3:] == ["MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS"]
+        assert table[1].split()[1] == page
+    finally:
+        daemon.out("rm", "-f", page)
+
+
+def test_versions(daemon: Daemon) -> None:
+    assert daemon.out("version", "--format", "{{.Client.Version}}") == daemon.out("version", "--format", "{{.Server.Version}}")
+    assert daemon.out("version").splitlines()[0].split() == ["Client:", metadata.version("strata")]
 
 
 def test_ps_exec_inspect_stop_and_rm(daemon: Daemon) -> None:

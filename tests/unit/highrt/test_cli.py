@@ -108,6 +108,21 @@ def test_templates() -> None:
         formats.render("{{range .Names}}", value)
 
 
+def test_rows_by_template(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"ID": "1", "Names": "web"}, {"ID": "22", "Names": "db"}]
+
+    def printed(template: str, rows: list[dict[str, str]]) -> list[str]:
+        formats.print_rows(template, rows, ["ID", "Names"], {"ID": "CONTAINER ID"})
+        return capsys.readouterr().out.splitlines()
+
+    assert printed("", rows) == printed("table", rows) == ["CONTAINER ID   NAMES", "1              web", "22             db"]
+    assert printed("table {{.Names}}\\t{{.ID}}", rows) == ["NAMES   CONTAINER ID", "web     1", "db      22"]
+    assert printed("table {{.Names}}\\t{{.State}}", []) == ["NAMES   STATE"]
+    assert printed("{{.Names}}: {{.ID}}", rows) == ["web: 1", "db: 22"]
+    assert printed("json", rows[:1]) == ['{"ID": "1", "Names": "web"}']
+    assert printed("{{.Names}}", []) == []
+
+
 def test_columns_and_sizes() -> None:
     assert formats.table(["A", "LONGER"], [["xyz", "1"]]) == "A     LONGER\nxyz   1"
     assert [formats.size(count) for count in (0, 999, 1_100_000, 31_000_000_000)] == ["0B", "999B", "1.1MB", "31GB"]
