@@ -1,5 +1,6 @@
 """`highrt run`: makes a container from an image, starts it, and stays with it."""
 
+import json
 import os
 import re
 import sys
@@ -207,7 +208,7 @@ _OPTIONS = (
     click.option("--no-healthcheck", is_flag=True, help="Leave the image's check out."),
     click.option("--cidfile", type=click.Path(dir_okay=False), metavar="FILE", help="Write the container's ID to a new file."),
     click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True),
-    click.option("--platform", default="", metavar="OS/ARCH", help="Which of an image's platforms to pull."),
+    click.option("--platform", default="", metavar="OS/ARCH", help="Which of an image's platforms is wanted."),
     click.option("--runtime", default="", metavar="NAME", help="A runtime handler of the daemon's configuration."),
 )
 """What `run` and `create` have in common."""
@@ -382,8 +383,12 @@ def failure_of(error: GRPCError, *, otherwise: int) -> click.ClickException:
 async def _need_image(stub: HighrtStub, image: str, policy: str, platform: str) -> None:
     if policy != "always":
         try:
-            await stub.InspectImage(api.ImageName(image=image))
-            return
+            found = json.loads((await stub.InspectImage(api.ImageName(image=image))).json)
+            have = f"{found['Os']}/{found['Architecture']}"
+            if f"{have}/".startswith(f"{platform or have}/"):
+                return
+            if policy == "never":
+                raise DaemonError(f"the image {image} here is for {have}, not for {platform}")
         except GRPCError as error:
             if error.status is not Status.NOT_FOUND or policy == "never":
                 raise

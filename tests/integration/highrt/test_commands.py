@@ -133,6 +133,14 @@ def test_stats(daemon: Daemon) -> None:
         daemon.out("rm", "-f", page)
 
 
+def test_an_image_of_another_platform_does_not_run_in_its_place(daemon: Daemon) -> None:
+    have = daemon.out("inspect", "-f", "{{.Os}}/{{.Architecture}}", IMAGE)
+    other = "linux/riscv64"
+    run(daemon, "--pull", "never", "--platform", have, IMAGE, "true")
+    done = run(daemon, "--pull", "never", "--platform", other, IMAGE, "true")
+    assert (done.returncode, done.stderr) == (125, f"highrt: the image {IMAGE} here is for {have}, not for {other}\n")
+
+
 def test_versions(daemon: Daemon) -> None:
     assert daemon.out("version", "--format", "{{.Client.Version}}") == daemon.out("version", "--format", "{{.Server.Version}}")
     assert daemon.out("version").splitlines()[0].split() == ["Client:", metadata.version("strata")]
