@@ -86,8 +86,10 @@ async def build(
         containerfile = _containerfile(context, file)
         try:
             text = containerfile.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BuildError(f"cannot read {containerfile}: {error}") from None
+        except OSError as error:
+            raise BuildError(f"cannot read {containerfile}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise BuildError(f"{containerfile} is no text in UTF-8: {error.reason} at byte {error.start}") from None
     for other, path in (build_contexts or {}).items():
         if not path.is_dir():
             raise BuildError(f"the build context {other}={path} is not a folder")

@@ -192,7 +192,10 @@ def _number(variant: str) -> int | None:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How a container of the image is started by default (image-spec, config.md, the property `config`)."""
+    """How a container of the image is started by default (image-spec, config.md, the property `config`).
+
+    health_check: docker's `Healthcheck`, unchecked; empty where there is none.
+    """
 
     user: str = ""
     env: tuple[str, ...] = ()
@@ -203,6 +206,7 @@ class ImageConfig:
     stop_signal: str = ""
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()
+    health_check: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, value: Any, what: str) -> "ImageConfig":
@@ -243,6 +247,7 @@ class ImageConfig:
             stop_signal=text("StopSignal"),
             volumes=keys("Volumes"),
             exposed_ports=keys("ExposedPorts"),
+            health_check=check if isinstance(check := value.get("Healthcheck"), dict) else {},
         )
 
 

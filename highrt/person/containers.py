@@ -423,10 +423,8 @@ class PersonContainers:
     def check_of(self, found: Container) -> Check | None:
         """Its health check: what was asked for, over the image's. Raises InvalidArgument."""
         image = self._images.resolve(found.image_id)
-        configured = (self._images.content.document(image.id).get("config") or {}) if image else {}
         given = extras.of(found.owner, found.config.annotations).health or {}
-        own = configured.get("Healthcheck")
-        return Check.of({**(own if isinstance(own, dict) else {}), **given})
+        return Check.of({**(image.config.health_check if image else {}), **given})
 
     async def _settle(self, pod_id: str) -> None:
         """After a container's end: removes it where --rm said so, starts it again after a pause, or gives its network back."""

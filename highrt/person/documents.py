@@ -1,14 +1,23 @@
 """What `inspect` prints: JSON in the form that people know from docker."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from highrt.cni.network import Interface
-from highrt.images.model import Image
+from highrt.images.model import Image, ImageConfig
 from highrt.person.health import Health
+from highrt.pods import extras
 from highrt.pods.model import Container, ContainerState, Pod
+from strata.protocols import cri_pb2 as cri
 from strata.protocols import highrt_pb2 as api
+
+_PROPAGATIONS = {
+    cri.MountPropagation.PROPAGATION_PRIVATE: "rprivate",
+    cri.MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
+    cri.MountPropagation.PROPAGATION_BIDIRECTIONAL: "rshared",
+}
 
 
 def image(found: Image) -> dict[str, Any]:
@@ -31,19 +40,26 @@ def image(found: Image) -> dict[str, Any]:
             "StopSignal": config.stop_signal,
             "Volumes": {key: {} for key in config.volumes},
             "ExposedPorts": {key: {} for key in config.exposed_ports},
+            **_given(Healthcheck=dict(config.health_check)),
         },
         "RootFS": {"Type": "layers", "Layers": [*found.diff_ids]},
         "Pinned": found.pinned,
     }
 
 
-def container(found: Container, pod: Pod, name: str) -> dict[str, Any]:
-    config = found.config
+def container(
+    found: Container, pod: Pod, name: str, made_from: Image | None, volume_of: Callable[[str], str]
+) -> dict[str, Any]:  # fmt: skip
+    """made_from: its image, if that is still here. volume_of: a volume's name, of its folder; of another path, that."""
     running = found.state is ContainerState.RUNNING
+    config = _whole_config(found, pod, made_from)
+    argv = [*config["Entrypoint"], *config["Cmd"]]
     return {
         "Id": found.id,
         "Name": name,
         "Created": time_text(found.created_at_ns),
+        "Path": argv[0] if argv else "",
+        "Args": argv[1:],
         "State": {
             "Status": found.state.value,
             "Running": running,
@@ -56,30 +72,92 @@ def container(found: Container, pod: Pod, name: str) -> dict[str, Any]:
             "FinishedAt": time_text(found.finished_at_ns),
         },
         "Image": found.image_id,
-        "ImageName": config.image.user_specified_image or config.image.image,
-        "Config": {
-            "Hostname": pod.config.hostname,
-            "Env": [f"{item.key}={item.value.decode(errors='replace')}" for item in config.envs],
-            "Entrypoint": [*config.command],
-            "Cmd": [*config.args],
-            "WorkingDir": config.working_dir,
-            "Tty": config.tty,
-            "OpenStdin": config.stdin,
-            "Labels": dict(config.labels),
-        },
-        "HostConfig": {
-            "Memory": config.linux.resources.memory_limit_in_bytes,
-            "CpuQuota": config.linux.resources.cpu_quota,
-            "CpuPeriod": config.linux.resources.cpu_period,
-            "Privileged": config.linux.security_context.privileged,
-            "ReadonlyRootfs": config.linux.security_context.readonly_rootfs,
-        },
-        "Mounts": [
-            {"Source": mount.host_path, "Destination": mount.container_path, "RW": not mount.readonly} for mount in config.mounts
-        ],
+        "ImageName": config["Image"],
+        "Config": config,
+        "HostConfig": _host_config(found, pod),
+        "Mounts": [_mount(mount, volume_of(mount.host_path)) for mount in found.config.mounts],
         "LogPath": found.log_path or "",
         "Pod": {"Id": pod.id, "Owner": pod.owner.value, "Handler": pod.handler},
     }
+
+
+def _whole_config(found: Container, pod: Pod, made_from: Image | None) -> dict[str, Any]:
+    """The image's configuration with what was given over it."""
+    config, given = found.config, image_config(found)
+    own, more = made_from.config if made_from else ImageConfig(), extras.of(found.owner, config.annotations)
+    env = dict(item.partition("=")[::2] for item in own.env)
+    env.update({item.key: item.value.decode(errors="replace") for item in config.envs})
+    return {
+        "Hostname": pod.config.hostname,
+        "User": given.get("User", own.user),
+        "Env": [f"{key}={value}" for key, value in env.items()],
+        "Entrypoint": given.get("Entrypoint", [*own.entrypoint]),
+        "Cmd": given.get("Cmd", [*own.cmd]),
+        "WorkingDir": given.get("WorkingDir", own.working_dir),
+        "Image": config.image.user_specified_image or config.image.image,
+        "Tty": config.tty,
+        "OpenStdin": config.stdin,
+        "Labels": {**own.labels, **config.labels},
+        "ExposedPorts": {key: {} for key in own.exposed_ports},
+        "Volumes": {key: {} for key in own.volumes},
+        "StopSignal": more.stop_signal or own.stop_signal,
+        **_given(Healthcheck={**own.health_check, **(more.health or {})}),
+    }
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Without what is empty: docker leaves that out."""
+    return {key: value for key, value in values.items() if value}
+
+
+def _host_config(found: Container, pod: Pod) -> dict[str, Any]:
+    config, more = found.config, extras.of(found.owner, found.config.annotations)
+    limits, security = config.linux.resources, config.linux.security_context
+    return {
+        "Memory": limits.memory_limit_in_bytes,
+        "MemorySwap": limits.memory_swap_limit_in_bytes,
+        "CpuQuota": limits.cpu_quota,
+        "CpuPeriod": limits.cpu_period,
+        "CpuShares": limits.cpu_shares,
+        "CpusetCpus": limits.cpuset_cpus,
+        "CpusetMems": limits.cpuset_mems,
+        "PidsLimit": more.pids_limit,
+        "ShmSize": more.shm_bytes,
+        "Privileged": security.privileged,
+        "ReadonlyRootfs": security.readonly_rootfs,
+        "CapAdd": [*security.capabilities.add_capabilities],
+        "CapDrop": [*security.capabilities.drop_capabilities],
+        "Init": more.init,
+        "Tmpfs": dict(more.tmpfs),
+        "Ulimits": [
+            {"Name": kind.removeprefix("RLIMIT_").lower(), "Soft": soft, "Hard": hard}
+            for kind, (soft, hard) in more.rlimits.items()
+        ],
+        "Binds": [f"{mount.host_path}:{mount.container_path}{':ro' if mount.readonly else ''}" for mount in config.mounts],
+        "PortBindings": ports(pod),
+    }
+
+
+def _mount(mount: cri.Mount, source: str) -> dict[str, Any]:
+    kind = {"Type": "bind"} if source == mount.host_path else {"Type": "volume", "Name": source, "Driver": "local"}
+    return {
+        **kind,
+        "Source": mount.host_path,
+        "Destination": mount.container_path,
+        "Mode": "ro" if mount.readonly else "",
+        "RW": not mount.readonly,
+        "Propagation": _PROPAGATIONS[mount.propagation],
+    }
+
+
+def ports(pod: Pod) -> dict[str, Any]:
+    """Where a pod's ports are published."""
+    found: dict[str, Any] = {}
+    for port in pod.config.port_mappings:
+        key = f"{port.container_port}/{cri.Protocol.Name(port.protocol).lower()}"
+        if port.host_port:
+            found.setdefault(key, []).append({"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port)})
+    return found
 
 
 def health(found: Health) -> dict[str, Any]:

@@ -282,6 +282,7 @@ class Networks:
         return {
             **documents.interface(next(iter(faces.values()), None)),
             "IPAddresses": [address for face in faces.values() for address in face.plain()],
+            "Ports": documents.ports(pod),
             "Networks": found or {name: {} for name in [mode] if name in ("host", "none")},
         }
 

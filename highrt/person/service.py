@@ -554,7 +554,8 @@ class PersonService(HighrtBase):
     async def Inspect(self, request: api.ContainerName) -> api.Document:
         container = self._containers.find(request.container)
         pod = self._pods.pod(container.pod_id)
-        document = documents.container(container, pod, self._containers.name(container))
+        name, image = self._containers.name(container), self._images.resolve(container.image_id)
+        document = documents.container(container, pod, name, image, self._volumes.named)
         document["HostConfig"]["NetworkMode"] = pod.config.annotations.get(NETWORK, "")
         document["NetworkSettings"] = self._containers.networks.settings(pod, container)
         document["HostConfig"]["AutoRemove"] = AUTO_REMOVE in pod.config.annotations

@@ -114,6 +114,41 @@ def test_a_named_volume_outlives_its_container(daemon: Daemon) -> None:
     assert run(daemon, "-v", "kept:/data", IMAGE, "cat", "/data/file").stdout == "here\n"
 
 
+def test_inspect_has_what_was_asked_for_and_what_the_image_says(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "Containerfile").write_text(
+        f'FROM {IMAGE}\nENV OWN=1\nUSER 7\nWORKDIR /tmp\nENTRYPOINT ["sleep"]\nCMD ["300"]\nLABEL of=image\n'
+        "EXPOSE 80\nVOLUME /kept\nSTOPSIGNAL SIGINT\nHEALTHCHECK --interval=2s CMD true\n"
+    )
+    daemon.out("build", "-q", "-t", "inspected", str(tmp_path))
+    [image] = json.loads(daemon.out("image", "inspect", "inspected"))
+    assert image["Config"]["Healthcheck"] == {"Test": ["CMD-SHELL", "true"], "Interval": 2 * 10**9}
+    options = ["--name", "asked", "-e", "GIVEN=2", "-l", "a=b", "-m", "64m", "--pids-limit", "9", "--cap-add", "NET_ADMIN"]
+    options += ["-v", f"{tmp_path}:/host:ro", "-v", "inspected:/data", "-p", "127.0.0.1:8099:80", "--ulimit", "nofile=64:128"]
+    try:
+        daemon.out("run", "-d", *options, "inspected", "200")
+        [found] = json.loads(daemon.out("inspect", "asked"))
+        assert (found["Path"], found["Args"]) == ("sleep", ["200"])
+        config, host = found["Config"], found["HostConfig"]
+        assert (config["Entrypoint"], config["Cmd"], config["Image"]) == (["sleep"], ["200"], "inspected")
+        assert (config["User"], config["WorkingDir"], config["StopSignal"]) == ("7", "/tmp", "SIGINT")
+        assert {"OWN=1", "GIVEN=2"} <= set(config["Env"])
+        assert {"of": "image", "a": "b"}.items() <= config["Labels"].items()
+        assert (config["ExposedPorts"], config["Volumes"]) == ({"80/tcp": {}}, {"/kept": {}})
+        assert config["Healthcheck"] == image["Config"]["Healthcheck"]
+        assert (host["Memory"], host["PidsLimit"], host["CapAdd"]) == (64 * 2**20, 9, ["NET_ADMIN"])
+        assert host["Ulimits"] == [{"Name": "nofile", "Soft": 64, "Hard": 128}]
+        assert f"{tmp_path}:/host:ro" in host["Binds"]
+        published = {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8099"}]}
+        assert host["PortBindings"] == found["NetworkSettings"]["Ports"] == published
+        mounts = {mount["Destination"]: mount for mount in found["Mounts"]}
+        assert (mounts["/host"]["Type"], mounts["/host"]["RW"], mounts["/host"]["Propagation"]) == ("bind", False, "rprivate")
+        assert (mounts["/data"]["Type"], mounts["/data"]["Name"], mounts["/data"]["RW"]) == ("volume", "inspected", True)
+    finally:
+        daemon.command("rm", "-f", "asked", check=False)
+        daemon.command("volume", "rm", "inspected", check=False)
+        daemon.command("rmi", "inspected", check=False)
+
+
 def test_stats(daemon: Daemon) -> None:
     page, client = "stats-page", ["run", "--rm", IMAGE, "wget", "-q", "-O", "/dev/null"]
     make = "dd if=/dev/zero of=/tmp/megabyte bs=1M count=1 && exec httpd -f -p 80 -h /tmp"
