@@ -18,6 +18,7 @@ from highrt.cli.options import filtered, time_ns
 from highrt.cli.run import create, environment, failure_of
 from highrt.cli.run import run as run_container
 from highrt.cli.stats import stats
+from highrt.cli.wait import wait
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -438,19 +439,6 @@ def rm(ctx: click.Context, force: bool, containers: tuple[str, ...]) -> None:
                 raise
 
     each(ctx, containers, act)
-
-
-@click.command()
-@click.argument("containers", nargs=-1, required=True)
-@click.pass_context
-def wait(ctx: click.Context, containers: tuple[str, ...]) -> None:
-    """Wait until containers end, and print their exit codes."""
-
-    async def work(stub: HighrtStub) -> None:
-        for name in containers:
-            click.echo((await stub.Wait(api.ContainerName(container=name))).exit_code)
-
-    run(ctx, work)
 
 
 @click.command()

@@ -149,6 +149,33 @@ def test_inspect_has_what_was_asked_for_and_what_the_image_says(daemon: Daemon, 
         daemon.command("rmi", "inspected", check=False)
 
 
+def test_wait_for_conditions(daemon: Daemon) -> None:
+    check = ["--health-cmd", "test -e /tmp/well", "--health-interval", "200ms"]
+    try:
+        daemon.out("create", "--name", "checked", *check, IMAGE, "sh", "-c", "until test -e /tmp/end; do sleep 0.1; done; exit 3")
+        daemon.out("run", "-d", "--name", "plain", IMAGE, "sh", "-c", "exit 4")
+        assert daemon.out("wait", "--condition", "created", "checked") == "-1"
+        daemon.out("start", "checked")
+        assert daemon.out("wait", "--condition", "running", "checked") == "-1"
+        healthy = subprocess.Popen(daemon.argv("wait", "--condition", "healthy", "checked"), cwd=PROJECT, stdout=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            healthy.wait(1)
+        daemon.out("exec", "checked", "touch", "/tmp/well")
+        assert healthy.communicate(timeout=10)[0] == b"-1\n"
+        daemon.out("exec", "checked", "touch", "/tmp/end")
+        done = daemon.command("wait", "checked", "nothing", "plain", check=False)
+        assert (done.returncode, done.stdout) == (1, "3\n4\n")
+        assert done.stderr == "highrt: there is no container 'nothing'\n"
+        assert daemon.out("wait", "--ignore", "nothing", "plain").split() == ["-1", "4"]
+        removed = subprocess.Popen(daemon.argv("wait", "--condition", "removed", "plain"), cwd=PROJECT, stdout=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            removed.wait(1)
+        daemon.out("rm", "plain")
+        assert removed.communicate(timeout=10)[0] == b"-1\n"
+    finally:
+        daemon.command("rm", "-f", "checked", "plain", check=False)
+
+
 def test_stats(daemon: Daemon) -> None:
     page, client = "stats-page", ["run", "--rm", IMAGE, "wget", "-q", "-O", "/dev/null"]
     make = "dd if=/dev/zero of=/tmp/megabyte bs=1M count=1 && exec httpd -f -p 80 -h /tmp"
