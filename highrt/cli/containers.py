@@ -28,20 +28,21 @@ from strata.protocols.highrt_grpc import HighrtStub
 @click.option("-q", "--quiet", is_flag=True, help="Print IDs only.")
 @click.option("--every-owner", "-k", is_flag=True, help="Also those of a kubelet on this machine.")
 @click.option("--no-trunc", is_flag=True, help="Whole IDs and commands.")
+@click.option("-s", "--size", "sizes", is_flag=True, help="Show what they have written, and that with their images.")
 @click.option("-f", "--filter", "texts", multiple=True, metavar="KEY=VALUE", help="Like status=exited, name=web, label=a=b.")
 @click.option("-n", "--last", type=click.IntRange(min=0), default=None, metavar="NUMBER", help="The last ones, in any state.")
 @click.option("-l", "--latest", is_flag=True, help="The last one, in any state.")
 @click.option("--format", "template", default="", help="A template, like '{{.ID}} {{.Names}}', or json.")
 @click.pass_context
 def ps(
-    ctx: click.Context, /, everything: bool, quiet: bool, every_owner: bool, no_trunc: bool, texts: tuple[str, ...],
-    last: int | None, latest: bool, template: str,
+    ctx: click.Context, /, everything: bool, quiet: bool, every_owner: bool, no_trunc: bool, sizes: bool,
+    texts: tuple[str, ...], last: int | None, latest: bool, template: str,
 ) -> None:  # fmt: skip
     """List containers."""
     filters = [*map(filtered, texts)]
     last = 1 if latest else last
     # who filters by state wants all states
-    asked = api.ListRequest(all=True, every_owner=every_owner)
+    asked = api.ListRequest(all=True, every_owner=every_owner, sizes=sizes or "{{.Size" in template.replace(" ", ""))
 
     async def work(stub: HighrtStub) -> list[api.Container]:
         return list((await stub.List(asked)).containers)
@@ -69,6 +70,7 @@ def ps(
                 "Names": item.name,
                 "Owner": item.owner,
                 "Pod": item.pod_id,
+                "Size": f"{formats.size(item.written_bytes)} (virtual {formats.size(item.whole_bytes)})",
                 "Labels": ",".join(f"{key}={value}" for key, value in sorted(item.labels.items())),
             }
         )
@@ -78,6 +80,7 @@ def ps(
     else:
         heads = {"ID": "CONTAINER ID", "RunningFor": "CREATED", "CreatedAt": "CREATED AT"}
         columns = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", *(["Owner"] if every_owner else []), "Names"]
+        columns += ["Size"] if sizes else []
         formats.print_rows(template, rows, columns, heads)
 
 

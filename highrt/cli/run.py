@@ -35,13 +35,8 @@ class _ProgramError(click.ClickException):
 
 def environment(items: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
     """`-e NAME=VALUE`, `-e NAME` (this process's own value, if it has one), and the lines of --env-file."""
-    lines: list[str] = []
-    for file in files:
-        for line in Path(file).read_text().splitlines():
-            if line.strip() and not line.lstrip().startswith("#"):
-                lines.append(line.lstrip())
     found = []
-    for item in [*lines, *items]:
+    for item in [*_lines(files), *items]:
         name, equals, _ = item.partition("=")
         if not name:
             raise click.BadParameter(f"{item!r}: a variable has no name; write NAME=VALUE")
@@ -50,6 +45,12 @@ def environment(items: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
         elif name in os.environ:
             found.append(f"{name}={os.environ[name]}")
     return found
+
+
+def _lines(files: tuple[str, ...]) -> list[str]:
+    """Of all files, without comments and empty ones."""
+    lines = [line.lstrip() for file in files for line in Path(file).read_text().splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def volume(text: str) -> api.Mount:
@@ -178,6 +179,8 @@ _OPTIONS = (
     click.option("-h", "--hostname", default="", help="Its host name."),
     click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's."),
     *limits.OPTIONS,
+    click.option("--memory-reservation", default="", metavar="SIZE", help="What it is left of when memory is short."),
+    click.option("--cgroup-parent", default="", metavar="PATH", help="The cgroup that its own is made in, or a systemd slice."),
     click.option("--privileged", is_flag=True, help="All capabilities and devices: as good as root on the host."),
     click.option("--cap-add", multiple=True, metavar="NAME", help="Give a capability, or ALL."),
     click.option("--cap-drop", multiple=True, metavar="NAME", help="Take a capability, or ALL."),
@@ -195,6 +198,7 @@ _OPTIONS = (
     click.option("--add-host", "hosts", multiple=True, metavar="NAME:IP", help="Add a line to its /etc/hosts."),
     click.option("--log-opt", "log_options", multiple=True, metavar="NAME=VALUE", help="max-size=20m and max-file=5."),
     click.option("-l", "--label", multiple=True, metavar="NAME=VALUE", help="Note something on it."),
+    click.option("--label-file", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Read labels from a file."),
     click.option(
         "--restart", default="no", show_default=True, metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]."
     ),
@@ -267,12 +271,14 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
         cap_drop=options["cap_drop"],
         devices=[*map(device, options["devices"])],
         sysctls=labels(options["sysctl"]),
+        memory_reservation_bytes=memory_bytes(options["memory_reservation"]),
+        cgroup_parent=options["cgroup_parent"],
         pid_mode=options["pid"],
         ipc_mode=options["ipc"],
         read_only=options["read_only"],
         auto_remove=options["auto_remove"],
         handler=options["runtime"],
-        labels=labels(options["label"]),
+        labels=labels((*_lines(options["label_file"]), *options["label"])),
         restart=options["restart"],
         init=options["init"],
         tmpfs=dict(item.partition(":")[::2] for item in options["tmpfs"]),

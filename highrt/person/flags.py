@@ -86,6 +86,7 @@ def pod_config(
     _namespaces(security.namespace_options, request, network)
     security.seccomp.profile_type = _seccomp(request)
     config.linux.sysctls.update(request.sysctls)
+    config.linux.cgroup_parent = request.cgroup_parent
     return config
 
 
@@ -183,6 +184,7 @@ def _extras(request: api.CreateRequest) -> extras.Extras:
             raise InvalidArgument(f"--add-host {name!r}: not a host's name")
     return extras.Extras(
         pids_limit=request.pids_limit,
+        memory_reservation_bytes=request.memory_reservation_bytes,
         log_bytes=request.log_bytes or _LOG_BYTES,
         log_files=request.log_files or _LOG_FILES,
         tmpfs=dict(request.tmpfs),

@@ -84,8 +84,7 @@ class PersonService(HighrtBase):
             bytes=self._images.usage().bytes,
             reclaimable_bytes=sum(image.size_bytes for image in images if image.id not in used),
         )
-        layers = {item.id: await self._images.rootfs(item.id) for item in containers}
-        sizes = {key: await asyncio.to_thread(size, rootfs.upper) if rootfs else 0 for key, rootfs in layers.items()}
+        sizes = {item.id: await self._written_bytes(item.id) for item in containers}
         running = {item.id for item in containers if item.state is ContainerState.RUNNING}
         response.kinds.add(
             kind="Containers",
@@ -505,7 +504,16 @@ class PersonService(HighrtBase):
             item for item in containers
             if request.all or item.state is ContainerState.RUNNING or self._containers.restarting(item.id)
         ]  # fmt: skip
-        return api.ListResponse(containers=[self._message(item) for item in wanted])
+        found = [self._message(item) for item in wanted]
+        for message in found if request.sizes else ():
+            image = self._images.resolve(message.image_id)
+            message.written_bytes = await self._written_bytes(message.id)
+            message.whole_bytes = message.written_bytes + (image.size_bytes if image else 0)
+        return api.ListResponse(containers=found)
+
+    async def _written_bytes(self, container_id: str) -> int:
+        rootfs = await self._images.rootfs(container_id)
+        return await asyncio.to_thread(size, rootfs.upper) if rootfs else 0
 
     def _message(self, item: Container) -> api.Container:
         pod = self._pods.pod(item.pod_id)

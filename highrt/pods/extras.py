@@ -30,13 +30,14 @@ class NetworkChoice:
 
 @dataclass(frozen=True)
 class Extras:
-    """pids_limit: 0 is none. log_bytes: how large a log file grows before it is moved away, 0 for without end; log_files: how
-    many are kept. tmpfs: where → options. rlimits: RLIMIT_… → (soft, hard). hosts: name → address, of the pod. networks: the
-    pod's, None for the node's. health: in place of the image's Healthcheck, in its form. shm_bytes: of the pod's /dev/shm, 0 for
-    the default. stop_seconds, stop_signal: how a stop ends it. init: a tiny one runs the command, which passes signals on and
-    reaps."""
+    """pids_limit: 0 is none. memory_reservation_bytes: which the kernel tries to leave it, 0 for none. log_bytes: how large a log
+    file grows before it is moved away, 0 for without end; log_files: how many are kept. tmpfs: where → options. rlimits:
+    RLIMIT_… → (soft, hard). hosts: name → address, of the pod. networks: the pod's, None for the node's. health: in place of the
+    image's Healthcheck, in its form. shm_bytes: of the pod's /dev/shm, 0 for the default. stop_seconds, stop_signal: how a stop
+    ends it. init: a tiny one runs the command, which passes signals on and reaps."""
 
     pids_limit: int = 0
+    memory_reservation_bytes: int = 0
     log_bytes: int = 0
     log_files: int = 1
     tmpfs: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +74,9 @@ def apply(built: dict[str, Any], extras: Extras) -> None:
     """Adds them to a container's config.json."""
     if extras.pids_limit > 0:
         built["linux"].setdefault("resources", {})["pids"] = {"limit": extras.pids_limit}
+    if extras.memory_reservation_bytes > 0:
+        memory = built["linux"].setdefault("resources", {}).setdefault("memory", {})
+        memory["reservation"] = extras.memory_reservation_bytes
     for where, options in extras.tmpfs.items():
         asked = [option for option in options.split(",") if option]
         mount = {"destination": where, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "noexec", *asked]}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from strata.linux import cgroups
 from tests.conftest import wait_for
 from tests.integration.highrt.conftest import IMAGE, Daemon
 
@@ -89,6 +90,47 @@ def test_a_log_can_be_followed_while_its_files_are_moved_away(daemon: Daemon) ->
     name = daemon.out("run", "-d", "--network", "none", "--log-opt", "max-size=1k", IMAGE, "sh", "-c", script)
     try:
         assert daemon.out("logs", "-f", name).splitlines() == [f"line {number}" for number in range(60)]
+    finally:
+        daemon.command("rm", "-f", name)
+
+
+def test_memory_that_is_reserved_a_parent_group_and_labels_of_a_file(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("# of the file\nfrom=file\nboth=file\n")
+    parent, file = f"/strata-{daemon.name}-parent", str(tmp_path / "labels")
+    options = ("--memory-reservation", "32m", "--cgroup-parent", parent, "--label-file", file, "-l", "both=flag")
+    name = daemon.out("run", "-d", "--network", "none", *options, IMAGE, "sleep", "300")
+    try:
+        group = Group(int(daemon.out("inspect", "-f", "{{.State.Pid}}", name)))
+        assert group.path.startswith(f"{parent}/")
+        assert group.read("memory", "memory.soft_limit_in_bytes", "memory.low") == str(32 * 2**20)
+        assert daemon.out("ps", "--format", "{{.Labels}}") == "both=flag,from=file"
+        assert daemon.out("inspect", "-f", "{{.HostConfig.CgroupParent}} {{.HostConfig.MemoryReservation}}", name) == (
+            f"{parent} {32 * 2**20}"
+        )
+    finally:
+        daemon.command("rm", "-f", name)
+        cgroups.open_cgroup(parent).remove()
+
+
+class Group:
+    """The cgroup of a process, where the memory controller is."""
+
+    def __init__(self, pid: int) -> None:
+        groups = dict(line.split(":")[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
+        self._is_v2 = "memory" not in groups
+        self.path = groups["" if self._is_v2 else "memory"]
+
+    def read(self, controller: str, name: str, name_on_v2: str) -> str:
+        base = Path("/sys/fs/cgroup" if self._is_v2 else f"/sys/fs/cgroup/{controller}")
+        return (base / f".{self.path}" / (name_on_v2 if self._is_v2 else name)).read_text().strip()
+
+
+def test_sizes(daemon: Daemon) -> None:
+    name = daemon.out("run", "-d", "--network", "none", IMAGE, "sh", "-c", "dd if=/dev/zero of=/f bs=1M count=3; sleep 300")
+    try:
+        wait_for(lambda: re.fullmatch(r"3\.1\dMB \(virtual 4\.[23]\d*MB\)", daemon.out("ps", "--format", "{{.Size}}")))
+        assert daemon.out("ps", "-s").splitlines()[0].split()[-1] == "SIZE"
+        assert "SIZE" not in daemon.out("ps")
     finally:
         daemon.command("rm", "-f", name)
 
