@@ -41,7 +41,7 @@ class PersonContainers:
         self._root = root
         self.networks = Networks(root, pods)
         self.events = Events(pods)
-        self.health = HealthChecks(pods, self.events)
+        self.health = HealthChecks(pods, self.events, self._health_file)
         self._making: set[str] = set()
         self._sessions: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -375,6 +375,9 @@ class PersonContainers:
 
     def name(self, found: Container) -> str:
         return found.config.metadata.name
+
+    def _health_file(self, found: Container) -> Path:
+        return self._files(self._pods.pod(found.pod_id)).folder / "health"
 
     def _files(self, pod: Pod) -> flags.PersonFiles:
         return flags.PersonFiles(self._root, pod.config.metadata.uid)

@@ -1,14 +1,16 @@
 """Health checks of a person's containers (`HEALTHCHECK`, `--health-cmd`), as docker has them: run inside, by exec, in intervals.
 
-What they said is in memory: after a restart of the daemon a container is `starting` again, until its next check.
+What they said is in the container's folder too, from where the next daemon takes it while the container runs.
 """
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from highrt.person.events import Events
@@ -66,12 +68,31 @@ class Health:
     failing: int = 0
     results: deque[tuple[int, int, int, str]] = field(default_factory=lambda: deque(maxlen=_KEPT))
 
+    def save(self, file: Path, started_at_ns: int) -> None:
+        """started_at_ns: when the container that it is about was started."""
+        kept = {"started": started_at_ns, "status": self.status, "failing": self.failing, "results": [*self.results]}
+        fresh = file.with_name(f".{file.name}")
+        fresh.write_text(json.dumps(kept))
+        fresh.rename(file)
+
+    @staticmethod
+    def load(file: Path, started_at_ns: int) -> "Health":
+        """What was saved about this run of the container; a new one where that was nothing."""
+        try:
+            kept = json.loads(file.read_text())
+        except (OSError, ValueError):
+            return Health()
+        if kept["started"] != started_at_ns:
+            return Health()
+        return Health(kept["status"], kept["failing"], deque(map(tuple, kept["results"]), _KEPT))
+
 
 class HealthChecks:
     """Looks after containers that run: a task each, which ends with its container."""
 
-    def __init__(self, pods: PodManager, events: Events) -> None:
-        self._pods, self._events = pods, events
+    def __init__(self, pods: PodManager, events: Events, file_of: Callable[[Container], Path]) -> None:
+        """file_of: where a container's results are kept."""
+        self._pods, self._events, self._file_of = pods, events, file_of
         self._health: dict[str, Health] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -83,7 +104,7 @@ class HealthChecks:
         """From a container's start on."""
         self.end(found.id)
         if check:
-            self._health[found.id] = Health()
+            self._health[found.id] = Health.load(self._file_of(found), found.started_at_ns or 0)
             self._tasks[found.id] = asyncio.create_task(self._look_after(found, check))
 
     def end(self, container_id: str) -> None:
@@ -125,6 +146,10 @@ class HealthChecks:
             health.failing += 1
             if health.failing >= check.retries:
                 health.status = UNHEALTHY
+        try:
+            health.save(self._file_of(found), found.started_at_ns or 0)
+        except OSError as error:
+            log.warning("the result of a health check cannot be kept", container=found.id, error=str(error))
         if health.status != before:
             self._events.note_container(found, f"health_status: {health.status}")
         return health.status

@@ -68,6 +68,20 @@ def test_the_images_own_check_and_none(daemon: Daemon) -> None:
     wait_for(lambda: health(daemon, "own") == "healthy", what="the next daemon to look after it")
 
 
+def test_what_was_found_survives_a_daemon_but_not_the_containers_end(daemon: Daemon) -> None:
+    slow = ("--health-interval", "1s", "--health-retries", "2")
+    daemon.out("run", "-d", "--name", "kept", "--health-cmd", "echo seen; false", *slow, IMAGE, "sleep", "60")
+    wait_for(lambda: health(daemon, "kept") == "unhealthy", what="it to be unhealthy")
+    before = json.loads(daemon.out("inspect", "kept"))[0]["State"]["Health"]
+    daemon.kill()
+    daemon.start()
+    after = json.loads(daemon.out("inspect", "kept"))[0]["State"]["Health"]
+    assert (after["Status"], after["FailingStreak"] >= before["FailingStreak"]) == ("unhealthy", True)
+    assert before["Log"][-1] in after["Log"]
+    daemon.out("restart", "-t", "0", "kept")
+    assert health(daemon, "kept") == "starting"
+
+
 def test_it_ends_with_its_container_and_begins_with_the_next_run(daemon: Daemon) -> None:
     daemon.out("run", "-d", "--name", "again", "--health-cmd", "true", *QUICK, IMAGE, "sleep", "60")
     wait_for(lambda: health(daemon, "again") == "healthy", what="it to be healthy")
