@@ -44,6 +44,9 @@ class DockerRegistry:
     folder: Path
     http: str = ""
     auth: str = ""
+    more: str = ""
+    """Further parts of its configuration."""
+    deletes: bool = True
     address: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     _process: "subprocess.Popen[bytes] | None" = None
 
@@ -51,8 +54,8 @@ class DockerRegistry:
         configuration = self.folder / "config.yml"
         configuration.write_text(
             "version: 0.1\nlog: {level: error}\n"
-            f"storage: {{filesystem: {{rootdirectory: {self.folder}/data}}, delete: {{enabled: true}}}}\n"
-            f"http: {{addr: '{self.address}'{self.http}}}\n{self.auth}"
+            f"storage: {{filesystem: {{rootdirectory: {self.folder}/data}}, delete: {{enabled: {str(self.deletes).lower()}}}}}\n"
+            f"http: {{addr: '{self.address}'{self.http}}}\n{self.auth}{self.more}"
         )
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -193,11 +196,13 @@ class TokenServer:
             return await self._token(request)
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         repository = "/".join(request.path.split("/")[2:3])
-        wanted = "pull,push" if request.method in ("POST", "PATCH", "PUT") else "pull"
-        scope = self.tokens.get(token, "")
-        if scope.startswith(f"repository:{repository}:") and wanted in scope and token not in self.revoked:
+        wanted = {"POST": "push", "PATCH": "push", "PUT": "push", "DELETE": "delete"}.get(request.method, "pull")
+        scope, needed = self.tokens.get(token), f"repository:{repository}:"
+        if repository in ("", "_catalog"):
+            wanted, needed = ("*", "registry:catalog:") if repository else ("", "")
+        if scope is not None and scope.startswith(needed) and wanted in scope and token not in self.revoked:
             return None
-        realm = f'Bearer realm="http://{request.host}/token",service="test",scope="repository:{repository}:{wanted}"'
+        realm = f'Bearer realm="http://{request.host}/token",service="test",scope="{needed}{wanted}"'
         return web.json_response({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}, status=401,
                                  headers={"WWW-Authenticate": realm})  # fmt: skip
 
