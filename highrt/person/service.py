@@ -18,6 +18,7 @@ from highrt.cri.calls import require, streaming, unary, worded
 from highrt.images import archive
 from highrt.images.build import build
 from highrt.images.commit import commit
+from highrt.images.differences import differences
 from highrt.images.errors import ImageNotFound
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
@@ -272,6 +273,12 @@ class PersonService(RegistryCalls, HighrtBase):
             for step in self._images.history(image)
         ]
         return api.History(id=image.id, tags=image.tags, steps=steps, chain_ids=chain_ids(image.diff_ids))
+
+    @unary
+    async def ImageDiff(self, request: api.ImageDiffRequest) -> api.DiffResponse:
+        base = self._image(request.base) if request.base else None
+        found = await differences(self._images, self._image(request.image), base)
+        return api.DiffResponse(changes=[api.Change(kind=kind, path=path) for kind, path in found])
 
     @unary
     async def MountImage(self, request: api.ImageName) -> api.MountedImage:
