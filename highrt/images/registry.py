@@ -11,6 +11,7 @@ another host (a registry's storage).
 
 import asyncio
 import contextlib
+import io
 import os
 import random
 import ssl
@@ -56,7 +57,10 @@ _CHUNK = 1 << 18
 _DOCUMENT_SECONDS = 60
 """How long a manifest may take to arrive: it is small."""
 _SLOW_SECONDS, _SLOWEST_BYTES = 60, 1 << 16
-"""A download that brings less in so long is given up: it would keep a place from others for days."""
+"""A download that brings less in so long is given up, and an upload of which less is taken: they would keep a place from
+others for days."""
+_ANSWER_SECONDS = 120
+"""How long the head of an answer may take, the connection included."""
 _CUT = (aiohttp.ClientError, TimeoutError, ConnectionError)
 _READ, _WRITE, _DELETE = "pull", "pull,push", "pull,delete"
 """What is done in a repository, as scopes of tokens say it."""
@@ -248,9 +252,10 @@ class Registry:
         async def exchange(url: URL) -> aiohttp.ClientResponse:
             tls = self.tls(host) if url.scheme == "https" else False
             data = body() if body else None
-            return await self.session.request(
-                method, url, headers=headers, data=data, ssl=tls, proxy=_proxy(url), allow_redirects=False
-            )
+            async with asyncio.timeout(None if body else _ANSWER_SECONDS):  # a body has a limit that moves
+                return await self.session.request(
+                    method, url, headers=headers, data=data, ssl=tls, proxy=_proxy(url), allow_redirects=False
+                )
 
         try:
             return await exchange(url)
@@ -402,9 +407,11 @@ class Repository:
             async with self._send(host, "POST", "blobs/uploads/", actions=_WRITE, headers={"Content-Length": "0"}) as response:
                 place = _location(response)
             kind = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor.size)}
-            async with self._send(
-                host, "PATCH", place, actions=_WRITE, headers=kind, body=lambda: _stream(path, count)
-            ) as response:
+            upload = _Upload(path, f"content {descriptor.digest}", count)
+            async with (
+                upload.timed(host),
+                self._send(host, "PATCH", place, actions=_WRITE, headers=kind, body=upload.pieces) as response,
+            ):
                 place = _location(response)
             query = {"digest": descriptor.digest}
             async with self._send(host, "PUT", place, actions=_WRITE, headers={"Content-Length": "0"}, query=query):
@@ -417,10 +424,12 @@ class Repository:
         it has noted the manifest as a referrer of it (`OCI-Subject`)."""
 
         async def write(host: Host) -> str:
-            headers = {"Content-Type": descriptor.media_type}
-            async with self._send(
-                host, "PUT", f"manifests/{target}", actions=_WRITE, headers=headers, body=lambda: data
-            ) as response:
+            headers = {"Content-Type": descriptor.media_type, "Content-Length": str(len(data))}
+            upload = _Upload(data, "the manifest")
+            async with (
+                upload.timed(host),
+                self._send(host, "PUT", f"manifests/{target}", actions=_WRITE, headers=headers, body=upload.pieces) as response,
+            ):
                 return response.headers.get("OCI-Subject", "")
 
         return await self._try(write, PUSH, str(self._reference))
@@ -558,6 +567,46 @@ class _Pace:
         return slow
 
 
+class _Upload:
+    """What a request has as its body, which a registry has to take at some pace, and then to answer."""
+
+    def __init__(self, source: Path | bytes, what: str, count: Count = lambda _: None) -> None:
+        self._source, self._what, self._count = source, what, count
+        self._limit = asyncio.timeout(None)
+        self._is_taken = False
+
+    @contextlib.asynccontextmanager
+    async def timed(self, host: Host) -> AsyncIterator[None]:
+        """Around the whole exchange. Raises RegistryUnavailable where the body is taken too slowly, TimeoutError where no answer
+        follows."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS) as self._limit:
+                yield
+        except TimeoutError:
+            if self._is_taken or not self._limit.expired():
+                raise
+            raise RegistryUnavailable(
+                f"{host.authority} takes {self._what} too slowly, less than {_SLOWEST_BYTES} bytes in {_SLOW_SECONDS} s"
+            ) from None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body, from its start. Each piece is small enough to have the whole time of the slowest pace for itself."""
+        sent, self._is_taken = 0, False
+        with io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                for start in range(0, len(chunk), _SLOWEST_BYTES):
+                    self._wait(_SLOW_SECONDS)
+                    yield chunk[start : start + _SLOWEST_BYTES]
+                sent += len(chunk)
+                self._count(sent)
+        self._is_taken = True
+        self._wait(_ANSWER_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        if not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
 async def _read_document(response: aiohttp.ClientResponse) -> bytes:
     data = bytearray()
     async with asyncio.timeout(_DOCUMENT_SECONDS):
@@ -579,15 +628,6 @@ def _proxy(url: URL) -> str | None:
 
 def _continues(response: aiohttp.ClientResponse, offset: int) -> bool:
     return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-
-
-async def _stream(path: Path, count: Count) -> AsyncIterator[bytes]:
-    sent = 0
-    with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK):
-            yield chunk
-            sent += len(chunk)
-            count(sent)
 
 
 def _location(response: aiohttp.ClientResponse) -> str:

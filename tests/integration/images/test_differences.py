@@ -88,7 +88,9 @@ async def test_an_image_of_one_layer_has_added_all(service: ImageService) -> Non
     assert await differences(service, empty, image) == [("D", b"/d")]
 
 
-async def test_a_deep_tree(service: ImageService) -> None:
+async def test_a_tree_of_any_depth(service: ImageService, tmp_path: Path) -> None:
     path = "/".join(["d"] * 1200)
     image = add_image(service, "deep:1", tar_of(file("f")), tar_of(file(f"{path}/f")))
     assert len(await differences(service, image)) == 1201
+    await service.remove(image.id)
+    assert os.listdir(tmp_path / "images/snapshots") == []
