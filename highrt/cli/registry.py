@@ -60,7 +60,7 @@ def tags(ctx: click.Context, repository: str, creds: str, template: str, output:
 @click.pass_context
 def catalog(ctx: click.Context, host: str, creds: str, template: str, output: str | None) -> None:
     """List the repositories of a registry (HOST[:PORT])."""
-    request = api.RegistryRequest(name=host, credentials=credentials(f"{host}/", creds))
+    request = api.RegistryRequest(name=host, credentials=credentials(f"{host}/any", creds))
     names = run(ctx, lambda stub: _names(stub.RegistryCatalog, request))
     _show([{"Registry": host, "Repository": name} for name in names], "\n".join(names), template, output)
 

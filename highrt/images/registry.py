@@ -370,7 +370,7 @@ class Repository:
                         count(ingest.offset)
                         if pace.is_slow(ingest.offset):
                             raise RegistryUnavailable(
-                                f"{host.authority} sends content {descriptor.digest} too slowly, less than {_SLOWEST_BYTES} bytes"
+                                f"{host.authority} sends too slowly, less than {_SLOWEST_BYTES} bytes"
                                 f" in {_SLOW_SECONDS} s: it was left after {ingest.offset} of {descriptor.size} bytes,"
                                 f" which the next pull goes on with"
                             )
@@ -407,7 +407,7 @@ class Repository:
             async with self._send(host, "POST", "blobs/uploads/", actions=_WRITE, headers={"Content-Length": "0"}) as response:
                 place = _location(response)
             kind = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor.size)}
-            upload = _Upload(path, f"content {descriptor.digest}", count)
+            upload = _Upload(path, count)
             async with (
                 upload.timed(host),
                 self._send(host, "PATCH", place, actions=_WRITE, headers=kind, body=upload.pieces) as response,
@@ -425,7 +425,7 @@ class Repository:
 
         async def write(host: Host) -> str:
             headers = {"Content-Type": descriptor.media_type, "Content-Length": str(len(data))}
-            upload = _Upload(data, "the manifest")
+            upload = _Upload(data)
             async with (
                 upload.timed(host),
                 self._send(host, "PUT", f"manifests/{target}", actions=_WRITE, headers=headers, body=upload.pieces) as response,
@@ -443,9 +443,7 @@ class Repository:
                 async with self._send(host, "DELETE", f"manifests/{digest}", actions=_DELETE):
                     pass
             except RegistryForbids as error:
-                raise RegistryForbids(
-                    f"{self._reference}: {host.authority} lets nobody delete: whoever runs it can allow that ({error})"
-                ) from None
+                raise RegistryForbids(f"{host.authority} lets nobody delete: whoever runs it can allow that ({error})") from None
 
         await self._try(delete, PUSH, str(self._reference))
 
@@ -539,10 +537,8 @@ async def _persist(host: Host, act: Callable[[Host], Awaitable[T]], what: str, p
             text, asked = _cause(error), getattr(error, "wait_seconds", None)
             # Nobody listens there: a person waits for this answer, and a kubelet comes back by itself.
             patience = 2 if isinstance(error.__cause__, aiohttp.ClientConnectorError) else _TRIES
-        except ImageNotFound as error:
-            raise ImageNotFound(f"{what}: {error}") from None
-        except RegistryUnauthorized as error:
-            raise RegistryUnauthorized(f"{what}: {error}") from None
+        except (ImageNotFound, RegistryForbids, RegistryUnauthorized, RegistryUnavailable) as error:
+            raise type(error)(f"{what}: {error}") from None
         tries = 1 if progress() > reached else tries + 1
         reached = max(progress(), reached)
         if tries >= patience:
@@ -570,8 +566,8 @@ class _Pace:
 class _Upload:
     """What a request has as its body, which a registry has to take at some pace, and then to answer."""
 
-    def __init__(self, source: Path | bytes, what: str, count: Count = lambda _: None) -> None:
-        self._source, self._what, self._count = source, what, count
+    def __init__(self, source: Path | bytes, count: Count = lambda _: None) -> None:
+        self._source, self._count = source, count
         self._limit = asyncio.timeout(None)
         self._is_taken = False
 
@@ -586,7 +582,7 @@ class _Upload:
             if self._is_taken or not self._limit.expired():
                 raise
             raise RegistryUnavailable(
-                f"{host.authority} takes {self._what} too slowly, less than {_SLOWEST_BYTES} bytes in {_SLOW_SECONDS} s"
+                f"{host.authority} takes what is sent too slowly, less than {_SLOWEST_BYTES} bytes in {_SLOW_SECONDS} s"
             ) from None
 
     async def pieces(self) -> AsyncIterator[bytes]:
