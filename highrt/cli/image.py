@@ -1,8 +1,10 @@
 """`highrt image` and `highrt builder`: the commands about images as a group, and those that are only in it."""
 
+import json
+
 import click
 
-from highrt.cli import formats, images
+from highrt.cli import formats, images, terminal
 from highrt.cli.connection import run
 from highrt.cli.containers import inspect
 from highrt.cli.options import filtered, time_ns
@@ -72,6 +74,31 @@ def tree(ctx: click.Context, name: str) -> None:
     for number, (step, chain) in enumerate(zip(layers, found.chain_ids, strict=True), 1):
         ends = f"  top of {', '.join(tops[chain])}" if chain in tops else ""
         click.echo(f"{'└──' if number == len(layers) else '├──'} {formats.short(step.diff_id)}  {formats.size(step.bytes)}{ends}")
+
+
+@image.command()
+@click.option("--format", "template", default="", help="json: one document with the lists added, changed and deleted.")
+@click.argument("name", metavar="IMAGE")
+@click.argument("base", default="")
+@click.pass_context
+def diff(ctx: click.Context, template: str, name: str, base: str) -> None:
+    """Print which files an image adds (A), changes (C) and deletes (D), beside the image BASE or its own lower layers."""
+    if template not in ("", "json"):
+        raise click.BadParameter(f"--format {template!r}: there is only json")
+
+    async def work(stub: HighrtStub) -> list[api.Change]:
+        return list((await stub.ImageDiff(api.ImageDiffRequest(image=name, base=base))).changes)
+
+    changes = run(ctx, work)
+    if template:
+        kinds = {"changed": "C", "added": "A", "deleted": "D"}
+        lists = {
+            name: [item.path.decode(errors="replace") for item in changes if item.kind == kind] for name, kind in kinds.items()
+        }
+        click.echo(json.dumps({name: paths for name, paths in lists.items() if paths}, ensure_ascii=False))
+    else:
+        for change in changes:
+            terminal.write_all(1, change.kind.encode() + b" " + change.path + b"\n")
 
 
 @image.command()

@@ -2,7 +2,7 @@
 
 import click
 
-from highrt.cli import containers, copy, image, images, login, networks, system
+from highrt.cli import containers, copy, image, images, login, networks, registry, system
 from highrt.cli.run import create, run
 from highrt.cli.serve import serve
 from highrt.defaults import DEFAULT_ADDRESS
@@ -34,6 +34,7 @@ for command in (
     containers.container,
     *images.COMMANDS,
     *image.COMMANDS,
+    *registry.COMMANDS,
     *login.COMMANDS,
     networks.network,
     *system.COMMANDS,

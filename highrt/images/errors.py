@@ -25,6 +25,10 @@ class RegistryUnavailable(ImageError):
     """The registry could not be reached, or failed again and again."""
 
 
+class RegistryForbids(ImageError):
+    """The registry does not do this for anybody, such as deleting."""
+
+
 class DigestMismatch(ImageError):
     """Content that is not what its digest or size says."""
 

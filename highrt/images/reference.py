@@ -89,6 +89,21 @@ def parse(text: str) -> Reference:
     return Reference(registry, path, tag or None, digest or None)
 
 
+def parse_repository(text: str) -> Reference:
+    """The repository that a text names, without a tag or digest. Raises InvalidReference."""
+    if "@" in text or ":" in text.rpartition("/")[2]:
+        raise InvalidReference(f"{text!r}: a repository is wanted, without a tag or digest")
+    return parse(text)
+
+
+def parse_registry(text: str) -> str:
+    """The registry that a text names: HOST or HOST:PORT. Raises InvalidReference."""
+    name = parse(f"{text}/any")
+    if name.repository.removeprefix("library/") != "any":
+        raise InvalidReference(f"{text!r} is no registry: write HOST or HOST:PORT")
+    return name.registry
+
+
 def parse_id(text: str) -> str | None:
     """The hexadecimal digits, where the text can be an image ID or the beginning of one; else None."""
     found = _ID.fullmatch(text)

@@ -11,12 +11,14 @@ another host (a registry's storage).
 
 import asyncio
 import contextlib
+import io
 import os
 import random
 import ssl
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,10 +34,12 @@ from highrt.images.errors import (
     ImageError,
     ImageNotFound,
     InvalidImage,
+    RegistryForbids,
     RegistryUnauthorized,
     RegistryUnavailable,
 )
 from highrt.images.hosts import PULL, PUSH, RESOLVE, Host, hosts_for, is_loopback
+from highrt.images.locks import KeyedLocks
 from highrt.images.manifests import Manifest, checked_manifest
 from highrt.images.model import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Auth, Descriptor
 from highrt.images.reference import Reference
@@ -53,11 +57,27 @@ _CHUNK = 1 << 18
 _DOCUMENT_SECONDS = 60
 """How long a manifest may take to arrive: it is small."""
 _SLOW_SECONDS, _SLOWEST_BYTES = 60, 1 << 16
-"""A download that brings less in so long is given up: it would keep a place from others for days."""
+"""A download that brings less in so long is given up, and an upload of which less is taken: they would keep a place from
+others for days."""
+_ANSWER_SECONDS = 120
+"""How long the head of an answer may take, the connection included."""
 _CUT = (aiohttp.ClientError, TimeoutError, ConnectionError)
+_READ, _WRITE, _DELETE = "pull", "pull,push", "pull,delete"
+"""What is done in a repository, as scopes of tokens say it."""
+_CATALOG = "registry:catalog:*"
+_MOST_PAGES = 10_000
 
 Count = Callable[[int], None]
 """Called with how many bytes of a blob are there."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A part of a list. header: of its response. following: the path of the next part, "" for none."""
+
+    document: dict[str, Any]
+    header: Mapping[str, str]
+    following: str
 
 
 class _Again(Exception):
@@ -75,6 +95,7 @@ class Registry:
         self._config = registry_config
         self._session: aiohttp.ClientSession | None = None
         self._tokens = Tokens()
+        self.lists = KeyedLocks()
         self._challenges: dict[str, str] = {}
         self._plain: set[str] = set()
         self._contexts: dict[Host, ssl.SSLContext] = {}
@@ -90,12 +111,44 @@ class Registry:
     async def check(self, registry: str, auth: Auth) -> None:
         """Whether a registry takes these credentials (its `/v2/`, distribution-spec end-1). Raises RegistryUnauthorized,
         RegistryUnavailable, InvalidConfiguration."""
-        host = next(host for host in hosts_for(registry, self._config) if host.own)
+        host = self._own(registry)
         try:
             async with self.send(host, "GET", "/", auth=auth, scope=""):
                 pass
         except (_Again, *_CUT) as error:
             raise RegistryUnavailable(f"{registry}: {_cause(error)}") from None
+
+    def catalog(self, registry: str, auth: Auth) -> AsyncIterator[Page]:
+        """The pages of a registry's list of repositories (Docker Registry HTTP API V2, "Listing Repositories"). Raises as
+        `pages` does, and InvalidConfiguration."""
+        return self.pages(self._own(registry), "/_catalog", auth=auth, scope=_CATALOG, what=f"the repositories of {registry}")
+
+    def _own(self, registry: str) -> Host:
+        """Where a registry itself is, and none of its mirrors."""
+        hosts = hosts_for(registry, self._config)
+        return next((host for host in hosts if host.own), hosts[-1])
+
+    async def pages(
+        self, host: Host, path: str, *, auth: Auth, scope: str, what: str, query: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Page]:
+        """A list that comes in parts, each of which says in a `Link` header where the next one is (RFC 8288).
+
+        Raises ImageNotFound, InvalidImage and the registry's errors.
+        """
+
+        async def read(host: Host) -> Page:
+            async with self.send(host, "GET", path, auth=auth, scope=scope, query=query) as response:
+                document = parse_document(await _read_document(response), f"{what}: the answer of {host.authority}")
+                return Page(document, response.headers, _following(response, self._url(host, "")))
+
+        seen: set[str] = set()
+        while path:
+            seen.add(path)
+            page = await _persist(host, read, what)
+            yield page
+            path, query = page.following, None
+            if path in seen or len(seen) == _MOST_PAGES:
+                raise RegistryUnavailable(f"{what}: {host.authority} sends page after page without an end")
 
     async def fetch(self, address: str) -> bytes | None:
         """What an http address has, 4 MiB at most; None where there is nothing. Raises RegistryUnavailable."""
@@ -144,14 +197,16 @@ class Registry:
         Raises _Again where another try may help, ImageNotFound, RegistryUnauthorized, RegistryUnavailable.
         """
         start = self._url(host, path)
+        # An upload may go on at another host, which the credentials are not for.
+        is_home = start.origin() == self._url(host, "").origin()
         if query:
             start = start.update_query(query)
         denial = ""
         # Without an answer to a challenge, with one, and with a new token where an old one is no good any more.
         for attempt in range(3):
-            authorization = await self._authorization(host, auth, scope, attempt)
+            authorization = await self._authorization(host, auth, scope, attempt) if is_home else None
             async with self._follow(host, method, start, {**host.header, **(headers or {})}, body, authorization) as response:
-                if response.status != 401 or response.url.raw_authority != start.raw_authority:
+                if response.status != 401 or not is_home or response.url.raw_authority != start.raw_authority:
                     await _check(response, host)
                     yield response
                     return
@@ -197,9 +252,10 @@ class Registry:
         async def exchange(url: URL) -> aiohttp.ClientResponse:
             tls = self.tls(host) if url.scheme == "https" else False
             data = body() if body else None
-            return await self.session.request(
-                method, url, headers=headers, data=data, ssl=tls, proxy=_proxy(url), allow_redirects=False
-            )
+            async with asyncio.timeout(None if body else _ANSWER_SECONDS):  # a body has a limit that moves
+                return await self.session.request(
+                    method, url, headers=headers, data=data, ssl=tls, proxy=_proxy(url), allow_redirects=False
+                )
 
         try:
             return await exchange(url)
@@ -242,10 +298,11 @@ class Repository:
 
     # reading
 
-    async def manifest(self, target: str, *, size: int | None = None) -> Manifest:
+    async def manifest(self, target: str, *, size: int | None = None, own: bool = False) -> Manifest:
         """The manifest or index of a tag or digest, its bytes checked against the digest.
 
-        Raises ImageNotFound, DigestMismatch, InvalidImage and the registry's errors.
+        own: as the registry itself has it, whatever mirrors say. Raises ImageNotFound, DigestMismatch, InvalidImage and the
+        registry's errors.
         """
 
         async def read(host: Host) -> Manifest:
@@ -254,17 +311,17 @@ class Repository:
                 media_type = response.content_type
             return checked_manifest(data, media_type, target if ":" in target else None, str(self._reference), size)
 
-        return await self._try(read, PULL if ":" in target else RESOLVE, str(self._reference))
+        return await self._try(read, PULL if ":" in target else RESOLVE, str(self._reference), own=own)
 
-    async def look(self, target: str) -> str:
+    async def look(self, target: str, *, own: bool = False) -> str:
         """Asks whether the registry would give a manifest, by its tag or digest, and which one that is now: its digest, or ""
-        where the registry does not say. Raises ImageNotFound and the registry's errors."""
+        where the registry does not say. own: as `manifest` has it. Raises ImageNotFound and the registry's errors."""
 
         async def look(host: Host) -> str:
             async with self._send(host, "HEAD", f"manifests/{target}", headers={"Accept": _ACCEPT}) as response:
                 return response.headers.get("Docker-Content-Digest", "")
 
-        return await self._try(look, PULL if ":" in target else RESOLVE, str(self._reference))
+        return await self._try(look, PULL if ":" in target else RESOLVE, str(self._reference), own=own)
 
     async def blob(self, descriptor: Descriptor, content: ContentStore, count: Count) -> None:
         """Downloads a blob into the content store. What an earlier try or a cut connection left is gone on with.
@@ -313,7 +370,7 @@ class Repository:
                         count(ingest.offset)
                         if pace.is_slow(ingest.offset):
                             raise RegistryUnavailable(
-                                f"{host.authority} sends content {descriptor.digest} too slowly, less than {_SLOWEST_BYTES} bytes"
+                                f"{host.authority} sends too slowly, less than {_SLOWEST_BYTES} bytes"
                                 f" in {_SLOW_SECONDS} s: it was left after {ingest.offset} of {descriptor.size} bytes,"
                                 f" which the next pull goes on with"
                             )
@@ -333,7 +390,7 @@ class Repository:
     async def has_blob(self, digest: str) -> bool:
         async def look(host: Host) -> bool:
             try:
-                async with self._send(host, "HEAD", f"blobs/{digest}", push=True):
+                async with self._send(host, "HEAD", f"blobs/{digest}", actions=_WRITE):
                     return True
             except ImageNotFound:
                 return False
@@ -347,28 +404,80 @@ class Repository:
             return
 
         async def write(host: Host) -> None:
-            async with self._send(host, "POST", "blobs/uploads/", push=True, headers={"Content-Length": "0"}) as response:
+            async with self._send(host, "POST", "blobs/uploads/", actions=_WRITE, headers={"Content-Length": "0"}) as response:
                 place = _location(response)
             kind = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor.size)}
-            async with self._send(host, "PATCH", place, push=True, headers=kind, body=lambda: _stream(path, count)) as response:
+            upload = _Upload(path, count)
+            async with (
+                upload.timed(host),
+                self._send(host, "PATCH", place, actions=_WRITE, headers=kind, body=upload.pieces) as response,
+            ):
                 place = _location(response)
             query = {"digest": descriptor.digest}
-            async with self._send(host, "PUT", place, push=True, headers={"Content-Length": "0"}, query=query):
+            async with self._send(host, "PUT", place, actions=_WRITE, headers={"Content-Length": "0"}, query=query):
                 pass
 
         await self._try(write, PUSH, f"content {descriptor.digest} to {self._reference}")
 
-    async def push_manifest(self, descriptor: Descriptor, data: bytes, target: str) -> None:
-        """Puts a manifest under a tag or its digest, after its blobs."""
+    async def push_manifest(self, descriptor: Descriptor, data: bytes, target: str) -> str:
+        """Puts a manifest under a tag or its digest, after its blobs. Returns the subject's digest, where the registry says that
+        it has noted the manifest as a referrer of it (`OCI-Subject`)."""
 
-        async def write(host: Host) -> None:
-            headers = {"Content-Type": descriptor.media_type}
-            async with self._send(host, "PUT", f"manifests/{target}", push=True, headers=headers, body=lambda: data):
-                pass
+        async def write(host: Host) -> str:
+            headers = {"Content-Type": descriptor.media_type, "Content-Length": str(len(data))}
+            upload = _Upload(data)
+            async with (
+                upload.timed(host),
+                self._send(host, "PUT", f"manifests/{target}", actions=_WRITE, headers=headers, body=upload.pieces) as response,
+            ):
+                return response.headers.get("OCI-Subject", "")
 
-        await self._try(write, PUSH, str(self._reference))
+        return await self._try(write, PUSH, str(self._reference))
+
+    async def delete_manifest(self, digest: str) -> None:
+        """Deletes a manifest, and with it all tags that stand for it. Raises ImageNotFound, RegistryForbids where the registry
+        lets nobody delete, and the registry's errors."""
+
+        async def delete(host: Host) -> None:
+            try:
+                async with self._send(host, "DELETE", f"manifests/{digest}", actions=_DELETE):
+                    pass
+            except RegistryForbids as error:
+                raise RegistryForbids(f"{host.authority} lets nobody delete: whoever runs it can allow that ({error})") from None
+
+        await self._try(delete, PUSH, str(self._reference))
+
+    # lists
+
+    def keeping(self, subject: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """Around a change of the list of a subject's referrers that clients keep: two at once would lose one's."""
+        return self._registry.lists.hold(f"{self._reference.name}@{subject}")
+
+    def tags(self) -> AsyncIterator[Page]:
+        """The pages of the list of tags (distribution-spec, end-8a). Raises as `Registry.pages` does."""
+        return self._pages("tags/list", f"the tags of {self._reference.name}")
+
+    def referrers(self, digest: str, artifact_type: str) -> AsyncIterator[Page]:
+        """The pages of the list of manifests that have a subject (end-12a); each an image index. artifact_type: "" for any; a
+        registry need not heed it. Raises ImageNotFound where the registry does not know this list, and as `Registry.pages`."""
+        query = {"artifactType": artifact_type} if artifact_type else {}
+        return self._pages(f"referrers/{digest}", f"the referrers of {self._reference.name}@{digest}", query)
+
+    def _pages(self, path: str, what: str, query: Mapping[str, str] | None = None) -> AsyncIterator[Page]:
+        host = self._with(RESOLVE, own=True)[0]
+        name = self._reference.repository
+        scope = f"repository:{name}:{_READ}"
+        return self._registry.pages(host, f"/{name}/{path}", auth=self._auth, scope=scope, what=what, query=query)
 
     # each request
+
+    def _with(self, capability: str, *, own: bool) -> list[Host]:
+        """The hosts that may be asked for something. own: only the registry itself, where it is one of them. Raises
+        RegistryUnavailable where there is none."""
+        hosts = [host for host in self._hosts if capability in host.capabilities]
+        if not hosts:
+            raise RegistryUnavailable(f"{self._reference}: no host of {self._reference.registry} may be asked to {capability}")
+        return [host for host in hosts if host.own] or hosts if own else hosts
 
     @contextlib.asynccontextmanager
     async def _send(
@@ -377,13 +486,13 @@ class Repository:
         method: str,
         path: str,
         *,
-        push: bool = False,
+        actions: str = _READ,
         headers: Mapping[str, str] | None = None,
         body: Callable[[], Any] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         repository = self._reference.repository
-        scope = f"repository:{repository}:{'pull,push' if push else 'pull'}"
+        scope = f"repository:{repository}:{actions}"
         if not host.own:
             query = {"ns": self._reference.registry, **(query or {})}
         if "://" not in path:
@@ -394,48 +503,49 @@ class Repository:
             yield response
 
     async def _try(
-        self, act: Callable[[Host], Awaitable[T]], capability: str, what: str, progress: Callable[[], int] = lambda: 0
+        self,
+        act: Callable[[Host], Awaitable[T]],
+        capability: str,
+        what: str,
+        progress: Callable[[], int] = lambda: 0,
+        *,
+        own: bool = False,
     ) -> T:
         """Asks one host after the other, each again and again with a back-off while it says that this may help.
 
-        progress: a number that grows while tries bring something; those do not count.
+        progress: a number that grows while tries bring something; those do not count. own: no mirror is asked.
         """
-        hosts = [host for host in self._hosts if capability in host.capabilities]
-        if capability == PUSH:
-            hosts = [host for host in hosts if host.own] or hosts
-        failure: ImageError = RegistryUnavailable(f"{what}: no host of {self._reference.registry} may be asked to {capability}")
-        for host in hosts:
+        *mirrors, last = self._with(capability, own=own or capability == PUSH)
+        for host in mirrors:
             try:
-                return await self._try_host(host, act, what, progress)
+                return await _persist(host, act, what, progress)
             except DigestMismatch:
                 raise
             except ImageError as error:
-                # What the registry itself says is worth more than what a mirror said.
-                failure = error
-                if host is not hosts[-1]:
-                    log.info("a mirror failed, the next host is asked", host=host.authority, error=str(error))
-        raise failure
+                log.info("a mirror failed, the next host is asked", host=host.authority, error=str(error))
+        # What the registry itself says is worth more than what a mirror said.
+        return await _persist(last, act, what, progress)
 
-    async def _try_host(self, host: Host, act: Callable[[Host], Awaitable[T]], what: str, progress: Callable[[], int]) -> T:
-        tries, reached = 0, progress()
-        while True:
-            try:
-                return await act(host)
-            except (_Again, *_CUT) as error:
-                text, asked = _cause(error), getattr(error, "wait_seconds", None)
-                # Nobody listens there: a person waits for this answer, and a kubelet comes back by itself.
-                patience = 2 if isinstance(error.__cause__, aiohttp.ClientConnectorError) else _TRIES
-            except ImageNotFound as error:
-                raise ImageNotFound(f"{what}: {error}") from None
-            except RegistryUnauthorized as error:
-                raise RegistryUnauthorized(f"{what}: {error}") from None
-            tries = 1 if progress() > reached else tries + 1
-            reached = max(progress(), reached)
-            if tries >= patience:
-                raise RegistryUnavailable(f"{what}: {host.authority} failed {tries} times, at last: {text}")
-            wait = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS) * random.uniform(0.8, 1.2)
-            log.info("the registry is asked again", host=host.authority, error=text, seconds=round(asked or wait, 1))
-            await asyncio.sleep(min(asked, _LONGEST_WAIT_SECONDS) if asked is not None else wait)
+
+async def _persist(host: Host, act: Callable[[Host], Awaitable[T]], what: str, progress: Callable[[], int] = lambda: 0) -> T:
+    """Asks a host again and again, with a back-off, while it says that this may help. progress: as `Repository._try` has it."""
+    tries, reached = 0, progress()
+    while True:
+        try:
+            return await act(host)
+        except (_Again, *_CUT) as error:
+            text, asked = _cause(error), getattr(error, "wait_seconds", None)
+            # Nobody listens there: a person waits for this answer, and a kubelet comes back by itself.
+            patience = 2 if isinstance(error.__cause__, aiohttp.ClientConnectorError) else _TRIES
+        except (ImageNotFound, RegistryForbids, RegistryUnauthorized, RegistryUnavailable) as error:
+            raise type(error)(f"{what}: {error}") from None
+        tries = 1 if progress() > reached else tries + 1
+        reached = max(progress(), reached)
+        if tries >= patience:
+            raise RegistryUnavailable(f"{what}: {host.authority} failed {tries} times, at last: {text}")
+        wait = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS) * random.uniform(0.8, 1.2)
+        log.info("the registry is asked again", host=host.authority, error=text, seconds=round(asked or wait, 1))
+        await asyncio.sleep(min(asked, _LONGEST_WAIT_SECONDS) if asked is not None else wait)
 
 
 class _Pace:
@@ -451,6 +561,46 @@ class _Pace:
         slow = at - self._at < _SLOWEST_BYTES
         self._at, self._since = at, time.monotonic()
         return slow
+
+
+class _Upload:
+    """What a request has as its body, which a registry has to take at some pace, and then to answer."""
+
+    def __init__(self, source: Path | bytes, count: Count = lambda _: None) -> None:
+        self._source, self._count = source, count
+        self._limit = asyncio.timeout(None)
+        self._is_taken = False
+
+    @contextlib.asynccontextmanager
+    async def timed(self, host: Host) -> AsyncIterator[None]:
+        """Around the whole exchange. Raises RegistryUnavailable where the body is taken too slowly, TimeoutError where no answer
+        follows."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS) as self._limit:
+                yield
+        except TimeoutError:
+            if self._is_taken or not self._limit.expired():
+                raise
+            raise RegistryUnavailable(
+                f"{host.authority} takes what is sent too slowly, less than {_SLOWEST_BYTES} bytes in {_SLOW_SECONDS} s"
+            ) from None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body, from its start. Each piece is small enough to have the whole time of the slowest pace for itself."""
+        sent, self._is_taken = 0, False
+        with io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                for start in range(0, len(chunk), _SLOWEST_BYTES):
+                    self._wait(_SLOW_SECONDS)
+                    yield chunk[start : start + _SLOWEST_BYTES]
+                sent += len(chunk)
+                self._count(sent)
+        self._is_taken = True
+        self._wait(_ANSWER_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        if not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 async def _read_document(response: aiohttp.ClientResponse) -> bytes:
@@ -476,19 +626,21 @@ def _continues(response: aiohttp.ClientResponse, offset: int) -> bool:
     return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
 
 
-async def _stream(path: Path, count: Count) -> AsyncIterator[bytes]:
-    sent = 0
-    with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK):
-            yield chunk
-            sent += len(chunk)
-            count(sent)
-
-
 def _location(response: aiohttp.ClientResponse) -> str:
     if "Location" not in response.headers:
         raise RegistryUnavailable(f"{response.url.host} began an upload without saying where it goes")
     return str(_target(response))
+
+
+def _following(response: aiohttp.ClientResponse, home: URL) -> str:
+    """The address of the next page, as a whole URL on the same host wherever the header leads; "" after the last one."""
+    try:
+        link = response.links.get("next")
+        return str(home.origin().join(URL(str(link["url"]), encoded=True).relative())) if link else ""
+    except ValueError:
+        raise RegistryUnavailable(
+            f"{response.url.host} names a next page that has no http address: {response.headers['Link'][:200]!r}"
+        ) from None
 
 
 def _target(response: aiohttp.ClientResponse) -> URL:
@@ -531,6 +683,8 @@ async def _check(response: aiohttp.ClientResponse, host: Host) -> None:
         raise ImageNotFound(f"not found: {text}")
     if response.status in (401, 403):
         raise RegistryUnauthorized(text)
+    if response.status == 405:
+        raise RegistryForbids(text)
     if response.status in (408, 429) or response.status >= 500:
         raise _Again(text, _seconds(response.headers.get("Retry-After", "")))
     raise RegistryUnavailable(text)

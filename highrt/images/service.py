@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from highrt.images import referrers
 from highrt.images.caches import Caches
 from highrt.images.content import ContentStore
 from highrt.images.errors import (
@@ -46,7 +47,7 @@ from highrt.images.model import (
     is_digest,
 )
 from highrt.images.offload import Workers
-from highrt.images.reference import Reference, parse, parse_id
+from highrt.images.reference import Reference, parse, parse_id, parse_registry
 from highrt.images.snapshots import Rootfs, Snapshots, chain_ids, remove_tree
 from highrt.images.steps import drop_steps
 from highrt.images.trust import Places, Trust
@@ -452,10 +453,7 @@ class ImageService:
 
     async def check_credentials(self, registry: str, auth: Auth) -> None:
         """Whether a registry takes credentials. Raises InvalidReference for what is no registry, and the registry's errors."""
-        name = parse(f"{registry}/any")
-        if name.repository.removeprefix("library/") != "any":
-            raise InvalidReference(f"{registry!r} is no registry: write HOST or HOST:PORT")
-        await self.registry.check(name.registry, auth)
+        await self.registry.check(parse_registry(registry), auth)
 
     async def push(
         self,
@@ -503,7 +501,8 @@ class ImageService:
                         task.cancel()
                     await asyncio.gather(*uploads, return_exceptions=True)
                 data = self.content.path(manifest.digest).read_bytes()
-                await repository.push_manifest(manifest, data, name.tag or manifest.digest)
+                subject = await repository.push_manifest(manifest, data, name.tag or manifest.digest)
+                await referrers.note(repository, Manifest(manifest, data, document), noted=subject)
                 digest = manifest.digest
                 self.record(image.id, image.manifest, {name.by_digest(digest).stored: digest})
         log.info("pushed image", image=str(name), digest=digest)

@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import stat
 import threading
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,7 +304,22 @@ def remove_tree(path: Path) -> None:
         if not isinstance(error[1], FileNotFoundError):
             log.warning("cannot remove a file of a snapshot", path=name, error=str(error[1]))
 
-    shutil.rmtree(path, onerror=failed)
+    try:
+        shutil.rmtree(path, onerror=failed)
+    except RecursionError:
+        _flatten(str(path))
+        shutil.rmtree(path, onerror=failed)
+
+
+def _flatten(path: str) -> None:
+    """Moves all directories below a folder up into it, so that a tree of any depth can be removed."""
+    fresh = (os.path.join(path, f"{uuid.uuid4().hex}-{number}") for number in itertools.count())
+    waiting = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    while waiting:
+        for entry in os.scandir(waiting.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(next(fresh))
+                os.rename(entry.path, waiting[-1])
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:

@@ -4,9 +4,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
+from highrt.images.differences import ADDED, CHANGED, DELETED
 from highrt.images.snapshots import Rootfs
 
-ADDED, CHANGED, DELETED = "A", "C", "D"
 _PLACES = ("/dev", "/proc", "/sys", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 """Where every container has a mount, for which the runtime makes a folder or file."""
 

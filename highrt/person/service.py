@@ -18,6 +18,7 @@ from highrt.cri.calls import require, streaming, unary, worded
 from highrt.images import archive
 from highrt.images.build import build
 from highrt.images.commit import commit
+from highrt.images.differences import differences
 from highrt.images.errors import ImageNotFound
 from highrt.images.model import Auth, Image
 from highrt.images.service import ImageService
@@ -27,6 +28,7 @@ from highrt.person.containers import PersonContainers
 from highrt.person.flags import AUTO_REMOVE, NETWORK
 from highrt.person.networks import BUILT_IN, Wish, endpoint_id
 from highrt.person.peer import GrpcPeer
+from highrt.person.registries import RegistryCalls, auth
 from highrt.person.volumes import Volumes, size
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.manager import PodManager
@@ -44,7 +46,7 @@ _CHUNK = 256 * 1024
 _PROTOCOL_NAMES = {cri.TCP: "tcp", cri.UDP: "udp", cri.SCTP: "sctp"}
 
 
-class PersonService(HighrtBase):
+class PersonService(RegistryCalls, HighrtBase):
     """about: what `system` says of the daemon (name, root, state, handlers)."""
 
     def __init__(self, pods: PodManager, images: ImageService, containers: PersonContainers, about: dict[str, Any]) -> None:
@@ -224,7 +226,7 @@ class PersonService(HighrtBase):
     async def Pull(self, request: api.PullRequest) -> AsyncGenerator[api.Progress, None]:
         async def work(report: Any) -> str:
             image = await self._images.pull(
-                request.image, auth=_auth(request.credentials), platform=request.platform or None, progress=report
+                request.image, auth=auth(request.credentials), platform=request.platform or None, progress=report
             )
             self._note_image("pull", image, request.image)
             return image.id
@@ -239,7 +241,7 @@ class PersonService(HighrtBase):
     async def Push(self, request: api.PushRequest) -> AsyncGenerator[api.Progress, None]:
         async def work(report: Any) -> str:
             digest = await self._images.push(
-                request.image, destination=request.destination or None, auth=_auth(request.credentials), progress=report
+                request.image, destination=request.destination or None, auth=auth(request.credentials), progress=report
             )
             self._note_image("push", self._image(request.image), request.destination or request.image)
             return digest
@@ -249,7 +251,7 @@ class PersonService(HighrtBase):
 
     @unary
     async def Login(self, request: api.LoginRequest) -> api.LoginResponse:
-        await self._images.check_credentials(request.registry, _auth(request.credentials) or Auth())
+        await self._images.check_credentials(request.registry, auth(request.credentials) or Auth())
         return api.LoginResponse()
 
     @unary
@@ -270,6 +272,12 @@ class PersonService(HighrtBase):
             for step in self._images.history(image)
         ]
         return api.History(id=image.id, tags=image.tags, steps=steps, chain_ids=chain_ids(image.diff_ids))
+
+    @unary
+    async def ImageDiff(self, request: api.ImageDiffRequest) -> api.DiffResponse:
+        base = self._image(request.base) if request.base else None
+        found = await differences(self._images, self._image(request.image), base)
+        return api.DiffResponse(changes=[api.Change(kind=kind, path=path) for kind, path in found])
 
     @unary
     async def MountImage(self, request: api.ImageName) -> api.MountedImage:
@@ -737,11 +745,6 @@ async def _first(stream: Any) -> Any:
     if message is None or message.WhichOneof("message") != "start":
         raise GRPCError(Status.INVALID_ARGUMENT, "the first message must be `start`")
     return message.start
-
-
-def _auth(credentials: api.Credentials) -> Auth | None:
-    auth = Auth(username=credentials.username, password=credentials.password, identity_token=credentials.identity_token)
-    return auth or None
 
 
 def _image(image: Image) -> api.Image:

@@ -30,6 +30,22 @@ def test_how_an_image_was_made(daemon: Daemon) -> None:
     daemon.out("rmi", "made:1")
 
 
+def test_what_an_image_has_changed(daemon: Daemon) -> None:
+    context = daemon.folder / "changed"
+    context.mkdir()
+    (context / "Containerfile").write_text(f"FROM {IMAGE}\nRUN echo a > /a\nRUN rm /bin/vi && mkdir /d && echo b > /d/b\n")
+    daemon.out("build", "-q", "-t", "changed:1", str(context))
+    assert daemon.out("image", "diff", "changed:1").splitlines() == ["C /bin", "D /bin/vi", "A /d", "A /d/b"]
+    assert daemon.out("image", "diff", "changed:1", IMAGE).splitlines()[0] == "A /a"
+    assert daemon.out("image", "diff", IMAGE, IMAGE) == ""
+    assert json.loads(daemon.out("image", "diff", "--format", "json", IMAGE, "changed:1")) == {
+        "changed": ["/bin"], "added": ["/bin/vi"], "deleted": ["/a", "/d"],
+    }  # fmt: skip
+    assert "no such image here: nothing:1" in daemon.command("image", "diff", IMAGE, "nothing:1", check=False).stderr
+    assert "only json" in daemon.command("image", "diff", "--format", "{{.}}", IMAGE, check=False).stderr
+    daemon.out("rmi", "changed:1")
+
+
 def test_prune_takes_what_nobody_uses(daemon: Daemon) -> None:
     context = daemon.folder / "unnamed"
     context.mkdir()

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,9 @@ class DockerRegistry:
     folder: Path
     http: str = ""
     auth: str = ""
+    more: str = ""
+    """Further parts of its configuration."""
+    deletes: bool = True
     address: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     _process: "subprocess.Popen[bytes] | None" = None
 
@@ -51,8 +56,8 @@ class DockerRegistry:
         configuration = self.folder / "config.yml"
         configuration.write_text(
             "version: 0.1\nlog: {level: error}\n"
-            f"storage: {{filesystem: {{rootdirectory: {self.folder}/data}}, delete: {{enabled: true}}}}\n"
-            f"http: {{addr: '{self.address}'{self.http}}}\n{self.auth}"
+            f"storage: {{filesystem: {{rootdirectory: {self.folder}/data}}, delete: {{enabled: {str(self.deletes).lower()}}}}}\n"
+            f"http: {{addr: '{self.address}'{self.http}}}\n{self.auth}{self.more}"
         )
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -139,8 +144,8 @@ class Proxy:
 
     async def fetch(self, request: web.Request) -> tuple[int, dict[str, str], bytes]:
         """The registry's own answer."""
-        sent = {name: value for name, value in request.headers.items() if name not in ("Host", "Authorization")}
-        url, body = f"http://{self.upstream}{request.path_qs}", await request.read()
+        sent = {name: value for name, value in request.headers.items() if name != "Authorization"}
+        url, body = f"http://{self.upstream}{request.path_qs}", await request.content.read()
         async with (
             aiohttp.ClientSession(auto_decompress=False) as session,
             session.request(request.method, url, headers=sent, data=body, allow_redirects=False) as response,
@@ -164,17 +169,22 @@ async def send(request: web.Request, data: bytes, held_from: int | None) -> web.
     return response
 
 
-@pytest.fixture
-async def proxy(registry: DockerRegistry) -> AsyncIterator[Proxy]:
-    proxy = Proxy(registry.address)
-    server = web.Server(proxy.handle)  # type: ignore[arg-type]
-    runner = web.ServerRunner(server)
+@asynccontextmanager
+async def serving(upstream: str) -> AsyncIterator[Proxy]:
+    """A proxy of a registry, on a port of its own."""
+    proxy = Proxy(upstream)
+    runner = web.ServerRunner(web.Server(proxy.handle))  # type: ignore[arg-type]
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     proxy.address = "{}:{}".format(*runner.addresses[0][:2])
     yield proxy
     await runner.cleanup()
+
+
+@pytest.fixture
+async def proxy(registry: DockerRegistry) -> AsyncIterator[Proxy]:
+    async with serving(registry.address) as proxy:
+        yield proxy
 
 
 @dataclass
@@ -187,19 +197,32 @@ class TokenServer:
     asked: list[dict[str, str]] = field(default_factory=list)
     tokens: dict[str, str] = field(default_factory=dict)
     revoked: set[str] = field(default_factory=set)
+    life: float = 300
+    """Of tokens, in seconds; told_life is what they say themselves."""
+    told_life: int = 300
+    made: dict[str, float] = field(default_factory=dict)
+    refused_late: int = 0
+    """How often a token came that was good once."""
 
     async def rule(self, request: web.Request) -> web.StreamResponse | None:
         if request.path == "/token":
             return await self._token(request)
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        repository = "/".join(request.path.split("/")[2:3])
-        wanted = "pull,push" if request.method in ("POST", "PATCH", "PUT") else "pull"
-        scope = self.tokens.get(token, "")
-        if scope.startswith(f"repository:{repository}:") and wanted in scope and token not in self.revoked:
+        found = re.fullmatch(r"/v2/(_catalog|.+(?=/(?:blobs|manifests|tags|referrers)/))?.*", request.path)
+        repository = (found and found[1]) or ""
+        wanted = {"POST": "push", "PATCH": "push", "PUT": "push", "DELETE": "delete"}.get(request.method, "pull")
+        scope, needed = self.tokens.get(token), f"repository:{repository}:"
+        if repository in ("", "_catalog"):
+            wanted, needed = ("*", "registry:catalog:") if repository else ("", "")
+        if scope is not None and scope.startswith(needed) and wanted in scope and self._is_good(token):
             return None
-        realm = f'Bearer realm="http://{request.host}/token",service="test",scope="repository:{repository}:{wanted}"'
+        self.refused_late += token in self.tokens
+        realm = f'Bearer realm="http://{request.host}/token",service="test",scope="{needed}{wanted}"'
         return web.json_response({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}, status=401,
                                  headers={"WWW-Authenticate": realm})  # fmt: skip
+
+    def _is_good(self, token: str) -> bool:
+        return token not in self.revoked and time.monotonic() - self.made.get(token, time.monotonic()) < self.life
 
     async def _token(self, request: web.Request) -> web.StreamResponse:
         fields = dict(request.query) if request.method == "GET" else {k: str(v) for k, v in (await request.post()).items()}
@@ -209,8 +232,8 @@ class TokenServer:
         if not known or fields.get("service") != "test":
             return web.json_response({}, status=401)
         token = secrets.token_urlsafe(8)
-        self.tokens[token] = fields["scope"]
-        return web.json_response({"access_token": token, "expires_in": 300})
+        self.tokens[token], self.made[token] = fields.get("scope", ""), time.monotonic()
+        return web.json_response({"access_token": token, "expires_in": self.told_life})
 
 
 def openssl_certificate(folder: Path) -> tuple[Path, Path]:

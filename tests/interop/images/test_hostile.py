@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -23,7 +24,8 @@ from highrt.images.errors import (
     InvalidImage,
     RegistryUnavailable,
 )
-from highrt.images.model import Auth
+from highrt.images.model import Auth, Descriptor
+from highrt.images.reference import parse
 from highrt.images.service import ImageService
 from tests.integration.images.conftest import file, header, tar_of
 from tests.interop.images.conftest import Proxy, send
@@ -349,3 +351,102 @@ async def test_a_layer_that_trickles_is_left(service: ImageService, proxy: Proxy
     proxy.rules.append(trickle)
     await refused(service, proxy, RegistryUnavailable, "too slowly, less than 65536 bytes in 0.2 s")
     assert len(proxy.asked("GET", "/blobs/")) == 1
+
+
+@dataclass
+class Taking:
+    """Answers the PATCH of an upload in some way; the blob is larger than what the kernel holds for a peer that does not read."""
+
+    service: ImageService
+    proxy: Proxy
+    over: asyncio.Event
+    """Ends what stalls: who does not read is not told that the client has left."""
+
+    async def push(self, take: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> None:
+        async def rule(request: web.Request) -> web.StreamResponse | None:
+            if request.method == "HEAD":
+                return web.Response(status=404)
+            if request.method == "PATCH":
+                return await take(request)
+            return web.Response(status=202, headers={"Location": "/v2/app/blobs/uploads/1"})
+
+        self.proxy.rules.append(rule)
+        blob = Descriptor("application/octet-stream", DIGEST, 32 << 20)
+        path = self.service.content.path(DIGEST)
+        with path.open("wb") as file:
+            file.truncate(blob.size)
+        repository = self.service.registry.repository(parse(f"{self.proxy.address}/app:1"))
+        try:
+            async with asyncio.timeout(20):
+                await repository.push_blob(blob, path, lambda _: None)
+        finally:
+            path.unlink()
+            self.over.set()
+
+
+@pytest.fixture
+async def taking(service: ImageService, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Taking:
+    monkeypatch.setattr(registry_module, "_SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(registry_module, "_ANSWER_SECONDS", 0.5)
+    return Taking(service, proxy, asyncio.Event())
+
+
+@pytest.mark.parametrize("how", ["not at all", "at a trickle"])
+async def test_an_upload_that_is_not_taken_is_given_up(taking: Taking, how: str) -> None:
+    async def take(request: web.Request) -> web.StreamResponse:
+        while how == "at a trickle" and not taking.over.is_set():
+            await request.content.read(1024)
+            await asyncio.sleep(0.05)
+        await taking.over.wait()
+        if request.transport:
+            request.transport.abort()  # type: ignore[attr-defined]
+        return web.Response()
+
+    with pytest.raises(
+        RegistryUnavailable, match=f"content {DIGEST} to .*takes what is sent too slowly, less than 65536 bytes in 0.5 s"
+    ):
+        await taking.push(take)
+    assert len(taking.proxy.asked("PATCH", "")) == 1
+
+
+async def test_an_upload_that_is_taken_but_not_answered_is_given_up(taking: Taking) -> None:
+    async def take(request: web.Request) -> web.StreamResponse:
+        async for _ in request.content.iter_any():
+            pass
+        await taking.over.wait()
+        return web.Response()
+
+    with pytest.raises(RegistryUnavailable, match="failed 5 times, at last: it did not answer in time"):
+        await taking.push(take)
+
+
+async def test_an_upload_that_takes_long_but_goes_on_is_borne(taking: Taking) -> None:
+    began = time.monotonic()
+
+    async def take(request: web.Request) -> web.StreamResponse:
+        count = 0
+        async for chunk in request.content.iter_chunked(1 << 19):
+            count += len(chunk)
+            await asyncio.sleep(0.02)
+        assert count == 32 << 20
+        return web.Response(status=202, headers={"Location": "/v2/app/blobs/uploads/1"})
+
+    await taking.push(take)
+    assert time.monotonic() - began > 1, "longer than each of the limits"
+
+
+async def test_an_answer_whose_head_trickles_is_left(
+    service: ImageService, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "_ANSWER_SECONDS", 0.3)
+
+    async def trickle(request: web.Request) -> web.StreamResponse | None:
+        assert request.transport
+        request.transport.write(b"HTTP/1.1 200 OK\r\nX-Long: ")  # type: ignore[attr-defined]
+        while not request.transport.is_closing():
+            request.transport.write(b"a")  # type: ignore[attr-defined]
+            await asyncio.sleep(0.02)
+        return web.Response()
+
+    proxy.rules.append(trickle)
+    await refused(service, proxy, RegistryUnavailable, "failed 5 times, at last: it did not answer in time")

@@ -13,6 +13,7 @@ import pytest
 
 from highrt.images.archive import save
 from highrt.images.build import build
+from highrt.images.differences import differences
 from highrt.images.model import Image
 from highrt.images.service import ImageService
 from highrt.images.steps import runtime_step
@@ -98,6 +99,13 @@ async def test_podman_pulls_and_mounts_the_same_files(
         theirs = listing(Path(run(*podman, "image", "mount", name).strip()))
         with mounted(await service.prepare(image, "k"), tmp_path / "m") as root:
             assert listing(root) == theirs
+        # its `diff`, too, of the topmost layer and of the image beside another one
+        other = f"{registry.address}/app:oci"
+        run(*podman, "pull", "--tls-verify=false", other)
+        for base in (None, await service.pull(other)):
+            theirs_too = run(*podman, "diff", name, *([other] if base else [])).splitlines()
+            ours = [f"{kind} {os.fsdecode(path)}" for kind, path in await differences(service, image, base)]
+            assert ours == sorted(theirs_too, key=lambda line: line[2:])
     finally:
         run(*podman, "image", "unmount", "--all")
         run(*podman, "rmi", "--all", "--force")
