@@ -215,6 +215,35 @@ def test_read_only_mounts_are_so_at_the_top_or_all_the_way_down(client: Client, 
         mounts.umount(str(tmp_path / "host/inner"), mounts.DETACH)
 
 
+def test_a_mount_has_the_options_that_it_is_given(client: Client, tmp_path: Path) -> None:
+    assert client.Status(cri.StatusRequest()).features.mount_options
+    (tmp_path / "host").mkdir()
+    with pod(client, tmp_path) as (pod_id, config):
+
+        def volume(*options: str) -> dict[str, Any]:
+            return {"mounts": [cri.Mount(host_path=str(tmp_path / "host"), container_path="/v", mount_options=options)]}
+
+        script = "cp /bin/busybox /v/true; /v/true && echo ran; grep -o ' /v [^ ]*' /proc/self/mountinfo; exit 7"
+        identifier = start(client, pod_id, config, "sh", "-c", script, **volume("noexec", "nosuid", "nodev"))
+        wait_for(lambda: status(client, identifier).state == cri.CONTAINER_EXITED)
+        said = (tmp_path / "c.log").read_text()
+        assert status(client, identifier).exit_code == 7
+        assert "Permission denied" in said
+        assert "stdout F ran" not in said
+        assert {"noexec", "nosuid", "nodev"} <= set(said.rpartition(" /v ")[2].strip().split(","))
+        for wrong in ("suid", "remount", "upperdir=/etc"):
+            with pytest.raises(grpc.RpcError, match="mount_options") as refused:
+                create(client, pod_id, config, "true", **volume(wrong))
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("call", ["CheckpointContainer", "CheckpointPod", "RestorePod"])
+def test_checkpoints_are_refused_by_name(client: Client, call: str) -> None:
+    code, text = refusal(getattr(client, call), getattr(cri, f"{call}Request")())
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert text.startswith(f"{call} is not implemented")
+
+
 def test_an_image_is_a_read_only_volume_as_a_whole_or_in_part(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     image = client.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image.id
     with pod(client, tmp_path) as (pod_id, config):
