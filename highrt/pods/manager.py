@@ -120,7 +120,7 @@ class PodManager:
         found = registry.metadata.pods()
         registry.pods.update((pod.id, pod) for pod, complete, _ in found if complete)
         late = await self._recover(found)
-        await self._recovery.remove_strangers(late)
+        await self._remove_strangers(late)
         await self.network.plugins.warm()
         await self.network.collect()
         self._keep(asyncio.create_task(self._recovery.detach_later()))
@@ -138,6 +138,16 @@ class PodManager:
             log.warning("a monitor does not answer: its pod is as it was written down", sandbox=recovering[task])
             self._keep(task)
         return {recovering[task] for task in late}
+
+    async def _remove_strangers(self, late: set[str]) -> None:
+        """The same for what belongs to no pod."""
+        removing = asyncio.create_task(self._recovery.remove_strangers(late))
+        done, _ = await asyncio.wait([removing], timeout=_RECOVERY_SECONDS)
+        if done:
+            removing.result()
+        else:
+            log.warning("what belongs to no pod is not away yet: a monitor or a network plugin does not answer")
+            self._keep(removing)
 
     async def close(self) -> None:
         """Lets go of everything and leaves the pods running."""
