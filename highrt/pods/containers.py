@@ -177,8 +177,9 @@ class Containers:
                 try:
                     await self._start(pod, container)
                 except (MonitorError, MonitorGone, PodError) as error:
-                    self.note_exit(container, _START_ERROR_CODE, "StartError", str(error))
-                    raise PodError(f"cannot start the container {container.config.metadata.name}: {error}") from error
+                    text = f"{error}{self._monitors.want_of_memory(pod.id)}"
+                    self.note_exit(container, _START_ERROR_CODE, "StartError", text)
+                    raise PodError(f"cannot start the container {container.config.metadata.name}: {text}") from error
         log.info("container runs", pod=pod.config.metadata.uid, container=container.id, name=container.config.metadata.name)
 
     async def _start(self, pod: Pod, container: Container) -> None:

@@ -71,6 +71,12 @@ class Monitors:
     def cgroup(self, pod_id: str) -> str:
         return f"{self._cgroup_root}/monitors/{pod_id}"
 
+    def want_of_memory(self, pod_id: str) -> str:
+        """What is to be added to an error of a monitor's, or to the news of its death: that memory was why, or nothing."""
+        if not cgroups.open_cgroup(self.cgroup(pod_id)).oom_kill_count():
+            return ""
+        return f": the kernel killed for want of memory in the cgroup {self.cgroup(pod_id)} of the monitor"
+
     async def start(self, pod_id: str, handler: Handler, options: Sequence[str] = ()) -> MonitorClient:
         """A new monitor for a pod. options: further ones for the runtime. Raises PodError."""
         environ = {"PATH": _PATH}

@@ -16,7 +16,7 @@ from highrt.pods.errors import PodError
 from highrt.pods.manager import PodManager, default_handlers
 from highrt.pods.model import ContainerState, Handler
 from strata.linux import cgroups, mounts
-from strata.protocols.cri_pb2 import NamespaceMode, PodSandboxConfig
+from strata.protocols.cri_pb2 import ContainerConfig, NamespaceMode, PodSandboxConfig
 from tests.integration.pods.conftest import Node, ended
 
 HANGING = """#!/bin/sh
@@ -377,3 +377,53 @@ async def test_a_monitor_that_cannot_fork_says_so_and_works_later(node: Node) ->
     await node.manager.start_container(again.id)
     await ended(node.manager, again.id)
     assert again.exit_code == 0
+
+
+@contextmanager
+def little_memory(node: Node, more: int) -> Iterator[None]:
+    """All monitors together get so many bytes more than they have."""
+    group = cgroups.open_cgroup(f"/strata/{node.name}/monitors")
+    group.apply({"memory": {"limit": group.stats().memory_usage_bytes + more}})
+    try:
+        yield
+    finally:
+        group.apply({"memory": {"limit": -1}})
+
+
+async def run(node: Node, config: PodSandboxConfig, asked: ContainerConfig) -> str:
+    """A pod with a container that runs; the container's ID."""
+    pod = await node.manager.run_pod(config)
+    container = await node.manager.create_container(pod.id, asked)
+    await node.manager.start_container(container.id)
+    return container.id
+
+
+@pytest.mark.parametrize("pid_mode", [NamespaceMode.CONTAINER, NamespaceMode.POD])
+async def test_without_memory_for_its_monitor_a_pod_fails_and_leaves_nothing(
+    node: Node, pid_mode: "NamespaceMode.ValueType"
+) -> None:
+    first = await node.started("sleep", "60", name="first")
+    config = node.pod("none")
+    config.linux.security_context.namespace_options.pid = pid_mode
+    asked = node.container("sleep", "60", name="none")
+    asked.linux.security_context.namespace_options.pid = pid_mode
+    told: list[str] = []
+    with little_memory(node, 16 << 10):
+        for _ in range(3):
+            async with asyncio.timeout(20):
+                with pytest.raises(PodError) as caught:  # the pod, or, where that is small enough, its container
+                    await run(node, config, asked)
+                told.append(str(caught.value))
+                for pod in node.manager.pods():
+                    if pod.config.metadata.name == "none":
+                        await node.manager.remove_pod(pod.id)
+    assert any("for want of memory in the cgroup" in text for text in told), told
+    async with asyncio.timeout(10):
+        kept = node.manager.container(first).pod_id
+        await node.manager.remove_pod(kept)  # it may have been its monitor that was chosen, too
+        assert node.manager.pods() == []
+        assert list((node.folder / "s/pods").iterdir()) == []
+        assert list((node.folder / "s/m").iterdir()) == []
+        assert not cgroups.open_cgroup(f"/strata/{node.name}/pods").pids(recursive=True)
+        again = await run(node, config, asked)
+    assert (await node.manager.exec_sync(again, ["echo", "on"]))[0] == b"on\n"
