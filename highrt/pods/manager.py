@@ -115,16 +115,24 @@ class PodManager:
         (self._state / "pods").mkdir(exist_ok=True, mode=0o711)
         registry = self._registry
         registry.metadata = Metadata(self._root / "pods.db")
-        await self._monitors.open()
+        self._monitors.prepare()
+        # Both are interpreters that start, which nothing here has to wait for.
+        warming = asyncio.gather(self._monitors.spawner.open(), self.network.plugins.warm())
+        try:
+            await self._find()
+        finally:
+            await warming
+        await self.network.collect()
+        self._keep(asyncio.create_task(self._recovery.detach_later()))
+        log.info("pods found", pods=len(registry.pods), containers=len(registry.containers))
+
+    async def _find(self) -> None:
+        registry = self._registry
         registry.containers.update((container.id, container) for container in registry.metadata.containers())
         found = registry.metadata.pods()
         registry.pods.update((pod.id, pod) for pod, complete, _ in found if complete)
         late = await self._recover(found)
         await self._remove_strangers(late)
-        await self.network.plugins.warm()
-        await self.network.collect()
-        self._keep(asyncio.create_task(self._recovery.detach_later()))
-        log.info("pods found", pods=len(registry.pods), containers=len(registry.containers))
 
     async def _recover(self, found: list[tuple[Pod, bool, str]]) -> set[str]:
         """Recovers all pods. Who hangs holds nobody up: the IDs of those that are still to be recovered."""

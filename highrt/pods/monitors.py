@@ -38,12 +38,14 @@ class Monitors:
         self._reconnecting: set[asyncio.Task[None]] = set()
         self.spawner = Spawner(entry)
 
-    async def open(self) -> None:
-        """Raises PodError where the state folder's path is too long for sockets below it."""
+    def prepare(self) -> None:
+        """Before all else, also before the spawner is opened.
+
+        Raises PodError where the state folder's path is too long for sockets below it.
+        """
         if len(os.fsencode(str(self._folder))) + 1 + 16 + 9 > _ADDRESS_BYTES:
             raise PodError(f"the state folder {self._folder.parent} has too long a path for sockets: choose a shorter one")
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self.spawner.open()
 
     async def close(self) -> None:
         """Leaves the monitors running."""
