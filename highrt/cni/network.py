@@ -15,7 +15,7 @@ from typing import Any
 from highrt.cni import configuration, template
 from highrt.cni.configuration import NetworkConfig
 from highrt.cni.errors import CniError, NotConfigured
-from highrt.cni.plugins import Plugins
+from highrt.cni.plugins import QUICK_SECONDS, Plugins
 from strata.telemetry import logs
 from strata.telemetry.spans import span
 
@@ -135,7 +135,7 @@ class Network:
             if config.at_least("1.1.0"):
                 for plugin in config.plugins:
                     request = _request(config, plugin, self._of_the_node(), None)
-                    await self.plugins.run(plugin["type"], {"CNI_COMMAND": "STATUS"}, request)
+                    await self.plugins.run(plugin["type"], {"CNI_COMMAND": "STATUS"}, request, QUICK_SECONDS)
         except CniError as error:
             return False, str(error)
         return True, ""
@@ -144,7 +144,7 @@ class Network:
         """Has the plugins free what is of no attachment that is known here (GC, from version 1.1 on). What fails is told in the
         log: nothing depends on it."""
         try:
-            await self._collect(self._load())
+            await self._collect(self._load(), QUICK_SECONDS)
         except NotConfigured:
             return
         except CniError as error:
@@ -172,7 +172,7 @@ class Network:
         config = self._load(name)
         return any(self._network_of(*each) == config.name for each in self._attachments())
 
-    async def _collect(self, config: NetworkConfig) -> None:
+    async def _collect(self, config: NetworkConfig, seconds: float | None = None) -> None:
         if config.disable_gc or not config.at_least("1.1.0"):
             return
         kept = [
@@ -182,7 +182,7 @@ class Network:
         ]
         for plugin in config.plugins:
             request = _request(config, plugin, self._of_the_node(), None) | {"cni.dev/valid-attachments": kept}
-            await self.plugins.run(plugin["type"], {"CNI_COMMAND": "GC"}, request)
+            await self.plugins.run(plugin["type"], {"CNI_COMMAND": "GC"}, request, seconds)
 
     async def add(self, attachment: Attachment) -> list[str]:
         """Attaches a pod; its addresses, the primary one first. After an error nothing is left. Raises CniError."""

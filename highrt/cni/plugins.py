@@ -18,6 +18,10 @@ from strata.telemetry import logs
 log = logs.get("highrt.cni")
 
 TIMEOUT_SECONDS = 60.0
+QUICK_SECONDS = 5.0
+"""For what somebody waits for who has asked for no pod: whether the network is ready, and a daemon's start."""
+_HELPER_SECONDS = 20.0
+"""All pods wait for a helper that hangs, and what runs in one is our own: it takes milliseconds."""
 _TRY_AGAIN_LATER = 11
 
 
@@ -39,19 +43,20 @@ class Helper:
         async with self._one_at_a_time:
             await self._ensure()
 
-    async def call(self, environ: Mapping[str, str], stdin: str) -> tuple[int, str, str]:
+    async def call(self, environ: Mapping[str, str], stdin: str, seconds: float) -> tuple[int, str, str]:
         """Exit status, stdout and stderr. Raises CniError where the helper dies twice or takes too long."""
+        seconds = min(seconds, _HELPER_SECONDS)
         request = wire.frame({"environ": dict(environ), "stdin": stdin})
         async with self._one_at_a_time:
             for attempt in (1, 2):
                 await self._ensure()
                 try:
-                    async with asyncio.timeout(TIMEOUT_SECONDS):
+                    async with asyncio.timeout(seconds):
                         answer = await self._converse(request)
                     return int(answer["status"]), str(answer["stdout"]), str(answer["stderr"])
                 except TimeoutError:
                     await self._end()
-                    raise CniError(f"{self._entry} took longer than {TIMEOUT_SECONDS:.0f} s", _TRY_AGAIN_LATER) from None
+                    raise CniError(f"{self._entry} took longer than {seconds:.0f} s", _TRY_AGAIN_LATER) from None
                 except (OSError, EOFError) as error:
                     log.warning("the CNI helper died", entry=self._entry, attempt=attempt, error=str(error))
                     await self._end()
@@ -136,15 +141,17 @@ class Plugins:
         for helper in self._helpers.values():
             await helper.close()
 
-    async def run(self, kind: str, environ: Mapping[str, str], config: dict[str, Any]) -> Any:
-        """The plugin's result, None where it printed nothing. Raises CniError with the plugin's own message."""
+    async def run(self, kind: str, environ: Mapping[str, str], config: dict[str, Any], seconds: float | None = None) -> Any:
+        """The plugin's result, None where it printed nothing. seconds: how long it may take, TIMEOUT_SECONDS where it is None.
+        Raises CniError with the plugin's own message."""
+        limit = TIMEOUT_SECONDS if seconds is None else seconds
         stdin = json.dumps(config)
         environ = {**environ, "CNI_PATH": ":".join(map(str, self.bin_dirs))}
         entry = self._entries.get(kind)
         if entry:
-            status, output, trouble = await self._helpers[entry].call(environ, stdin)
+            status, output, trouble = await self._helpers[entry].call(environ, stdin, limit)
         else:
-            status, output, trouble = await self._execute(kind, environ, stdin)
+            status, output, trouble = await self._execute(kind, environ, stdin, limit)
         try:
             result = json.loads(output) if output.strip() else None
         except ValueError:
@@ -156,7 +163,7 @@ class Plugins:
         details = f": {error['details']}" if error.get("details") else ""
         raise CniError(f"plugin {kind} ({environ.get('CNI_COMMAND')}): {text}{details}", int(error.get("code") or 0))
 
-    async def _execute(self, kind: str, environ: Mapping[str, str], stdin: str) -> tuple[int, str, str]:
+    async def _execute(self, kind: str, environ: Mapping[str, str], stdin: str, seconds: float) -> tuple[int, str, str]:
         path = self._find(kind)
         if path is None:
             raise CniError(f"plugin {kind}: not found in {self.places}")
@@ -168,10 +175,10 @@ class Plugins:
         except OSError as error:
             raise CniError(f"plugin {kind}: cannot run {path}: {error.strerror}") from None
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout(seconds):
                 output, trouble = await process.communicate(stdin.encode())
         except TimeoutError:
-            raise CniError(f"plugin {kind} took longer than {TIMEOUT_SECONDS:.0f} s", _TRY_AGAIN_LATER) from None
+            raise CniError(f"plugin {kind} took longer than {seconds:.0f} s", _TRY_AGAIN_LATER) from None
         finally:
             if process.returncode is None:
                 await _kill(process)

@@ -85,7 +85,7 @@ class CriRuntime(RuntimeServiceBase):
         response = cri.StatusResponse(
             status=cri.RuntimeStatus(conditions=[cri.RuntimeCondition(type="RuntimeReady", status=True), network]),
             runtime_handlers=[messages.handler(name, found) for name, found in {"": handlers[default], **handlers}.items()],
-            features=cri.RuntimeFeatures(supplemental_groups_policy=True, user_namespaces_host_network=True),
+            features=cri.RuntimeFeatures(supplemental_groups_policy=True, user_namespaces_host_network=True, mount_options=True),
         )
         if request.verbose:
             config = {"pid": os.getpid(), "handlers": list(handlers), "stateDir": str(self._pods.state)}

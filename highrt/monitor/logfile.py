@@ -7,9 +7,12 @@ stream is a part.
 import os
 import time
 
+from strata.linux import syscalls
+
 MAX_LINE_BYTES = 16384
 # A container may have the folder as a volume: no link of its making leads elsewhere, no FIFO of its making holds the monitor up.
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+_AT_FDCWD = -100
 _KIND, _REGULAR = 0o170000, 0o100000
 
 
@@ -17,7 +20,8 @@ class LogFile:
     """Both streams of a container write here. Without a path it swallows all."""
 
     def __init__(self, path: str, most_bytes: int = 0, files: int = 1) -> None:
-        """most_bytes: when it has grown to that (0: never) it is moved to PATH.1, and so on: so many files are kept in all."""
+        """path: without links. most_bytes: when it has grown to that (0: never) it is moved to PATH.1, and so on: so many files
+        are kept in all."""
         self._path, self._most_bytes, self._files = path, most_bytes, files
         self._size = 0
         self._descriptor = -1
@@ -30,7 +34,7 @@ class LogFile:
         """Opens the path anew, after the kubelet has moved the file away. Raises OSError, and goes on with the old one."""
         if not self._path:
             return
-        descriptor = os.open(self._path, _FLAGS, 0o640)
+        descriptor = syscalls.openat2(_AT_FDCWD, self._path, _FLAGS, syscalls.RESOLVE_NO_SYMLINKS, 0o640)
         if os.fstat(descriptor).st_mode & _KIND != _REGULAR:
             os.close(descriptor)
             raise OSError(22, "not a regular file", self._path)

@@ -77,7 +77,9 @@ def prepare(*, rehearsed: bool = True) -> None:
             place = syscalls.new_filesystem("tmpfs")  # nobody sees it, and it goes with this process
         except OSError:
             return  # nowhere to play it: monitors are larger then
-        rehearsal.play(f"/proc/self/fd/{place}")
+        os.fchdir(place)
+        rehearsal.play(".")
+        os.chdir("/")
         os.close(place)
 
 

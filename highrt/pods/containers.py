@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from highrt.images.errors import ImageError
 from highrt.images.model import Image
 from highrt.images.snapshots import Rootfs
 from highrt.monitor.client import MonitorError, MonitorGone
-from highrt.pods import cdi, extras, groups, lsm, sandbox, spec, usage, userns, volumes
+from highrt.pods import cdi, extras, groups, logpaths, lsm, sandbox, spec, usage, userns, volumes
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.metadata import NameTaken
 from highrt.pods.model import (
@@ -80,7 +79,7 @@ class Containers:
         container_id = new_id()
         container = Container(
             container_id, pod.id, pod.owner, config, image.id, image.digests[0] if image.digests else image.id,
-            ContainerState.CREATED, time.time_ns(), log_path=_log_path(pod, sandbox_config, config),
+            ContainerState.CREATED, time.time_ns(), log_path=logpaths.path(pod, sandbox_config, config),
             cgroup=groups.of_container(self._registry.cgroup_parent(pod), container_id),
             stop_signal=stop_signal(
                 config.stop_signal, extras.of(pod.owner, config.annotations).stop_signal or image.config.stop_signal
@@ -128,8 +127,7 @@ class Containers:
             cdi.apply(built, devices, self._cdi_folders, privileged=context.privileged)
         container.user = spec.user_of(built)
         extras.apply(built, extras.of(pod.owner, container.config.annotations))
-        if container.log_path:
-            os.makedirs(os.path.dirname(container.log_path), exist_ok=True)
+        logpaths.prepare(container)
         # Last, because a folder without it is what a killed daemon left half-made.
         _write_config(folder, built)
 
@@ -177,16 +175,21 @@ class Containers:
                 try:
                     await self._start(pod, container)
                 except (MonitorError, MonitorGone, PodError) as error:
-                    self.note_exit(container, _START_ERROR_CODE, "StartError", str(error))
-                    raise PodError(f"cannot start the container {container.config.metadata.name}: {error}") from error
+                    text = f"{error}{self._monitors.want_of_memory(pod.id)}"
+                    self.note_exit(container, _START_ERROR_CODE, "StartError", text)
+                    raise PodError(f"cannot start the container {container.config.metadata.name}: {text}") from error
         log.info("container runs", pod=pod.config.metadata.uid, container=container.id, name=container.config.metadata.name)
 
     async def _start(self, pod: Pod, container: Container) -> None:
         client, config = self._monitors.client(pod.id), container.config
         asked = extras.of(pod.owner, config.annotations)
+        try:
+            log_path = logpaths.prepare(container)
+        except OSError as error:
+            raise PodError(f"its log {container.log_path}: {error.strerror}") from error
         created = await client.request(
             "create", container=container.id, bundle=str(self._registry.folder(container)), cgroup=container.cgroup,
-            log=container.log_path, log_bytes=asked.log_bytes, log_files=asked.log_files,
+            log=log_path, log_bytes=asked.log_bytes, log_files=asked.log_files,
             terminal=config.tty, stdin=config.stdin, stdin_once=config.stdin_once,
             own_pid_namespace=self._registry.pid_path(pod, container) == "",
             console_socket=self._monitors.console_path(container.id),
@@ -373,13 +376,3 @@ def _write_config(folder: Path, built: dict[str, Any]) -> None:
     temporary = folder / ".config.json"
     temporary.write_text(json.dumps(built))
     temporary.rename(folder / "config.json")
-
-
-def _log_path(pod: Pod, sandbox_config: PodSandboxConfig | None, config: ContainerConfig) -> str:
-    folder = (sandbox_config.log_directory if sandbox_config else "") or pod.config.log_directory
-    if not folder or not config.log_path:
-        return ""
-    path = os.path.normpath(os.path.join(folder, config.log_path))
-    if not path.startswith(os.path.normpath(folder) + "/"):
-        raise InvalidArgument(f"log_path {config.log_path!r} leads out of the pod's log directory")
-    return path

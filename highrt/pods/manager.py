@@ -115,16 +115,24 @@ class PodManager:
         (self._state / "pods").mkdir(exist_ok=True, mode=0o711)
         registry = self._registry
         registry.metadata = Metadata(self._root / "pods.db")
-        await self._monitors.open()
+        self._monitors.prepare()
+        # Both are interpreters that start, which nothing here has to wait for.
+        warming = asyncio.gather(self._monitors.spawner.open(), self.network.plugins.warm())
+        try:
+            await self._find()
+        finally:
+            await warming
+        await self.network.collect()
+        self._keep(asyncio.create_task(self._recovery.detach_later()))
+        log.info("pods found", pods=len(registry.pods), containers=len(registry.containers))
+
+    async def _find(self) -> None:
+        registry = self._registry
         registry.containers.update((container.id, container) for container in registry.metadata.containers())
         found = registry.metadata.pods()
         registry.pods.update((pod.id, pod) for pod, complete, _ in found if complete)
         late = await self._recover(found)
-        await self._recovery.remove_strangers(late)
-        await self.network.plugins.warm()
-        await self.network.collect()
-        self._keep(asyncio.create_task(self._recovery.detach_later()))
-        log.info("pods found", pods=len(registry.pods), containers=len(registry.containers))
+        await self._remove_strangers(late)
 
     async def _recover(self, found: list[tuple[Pod, bool, str]]) -> set[str]:
         """Recovers all pods. Who hangs holds nobody up: the IDs of those that are still to be recovered."""
@@ -138,6 +146,16 @@ class PodManager:
             log.warning("a monitor does not answer: its pod is as it was written down", sandbox=recovering[task])
             self._keep(task)
         return {recovering[task] for task in late}
+
+    async def _remove_strangers(self, late: set[str]) -> None:
+        """The same for what belongs to no pod."""
+        removing = asyncio.create_task(self._recovery.remove_strangers(late))
+        done, _ = await asyncio.wait([removing], timeout=_RECOVERY_SECONDS)
+        if done:
+            removing.result()
+        else:
+            log.warning("what belongs to no pod is not away yet: a monitor or a network plugin does not answer")
+            self._keep(removing)
 
     async def close(self) -> None:
         """Lets go of everything and leaves the pods running."""

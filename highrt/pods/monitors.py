@@ -38,12 +38,14 @@ class Monitors:
         self._reconnecting: set[asyncio.Task[None]] = set()
         self.spawner = Spawner(entry)
 
-    async def open(self) -> None:
-        """Raises PodError where the state folder's path is too long for sockets below it."""
+    def prepare(self) -> None:
+        """Before all else, also before the spawner is opened.
+
+        Raises PodError where the state folder's path is too long for sockets below it.
+        """
         if len(os.fsencode(str(self._folder))) + 1 + 16 + 9 > _ADDRESS_BYTES:
             raise PodError(f"the state folder {self._folder.parent} has too long a path for sockets: choose a shorter one")
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self.spawner.open()
 
     async def close(self) -> None:
         """Leaves the monitors running."""
@@ -70,6 +72,12 @@ class Monitors:
 
     def cgroup(self, pod_id: str) -> str:
         return f"{self._cgroup_root}/monitors/{pod_id}"
+
+    def want_of_memory(self, pod_id: str) -> str:
+        """What is to be added to an error of a monitor's, or to the news of its death: that memory was why, or nothing."""
+        if not cgroups.open_cgroup(self.cgroup(pod_id)).oom_kill_count():
+            return ""
+        return f": the kernel killed for want of memory in the cgroup {self.cgroup(pod_id)} of the monitor"
 
     async def start(self, pod_id: str, handler: Handler, options: Sequence[str] = ()) -> MonitorClient:
         """A new monitor for a pod. options: further ones for the runtime. Raises PodError."""

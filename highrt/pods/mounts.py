@@ -18,6 +18,8 @@ _PROPAGATION = {
     MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
     MountPropagation.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
+_BIND_OPTIONS = ("nodev", "noexec", "nosuid")
+"""What CRI's mount_options may be: an option of more power (suid, a propagation, data of a file system) is no volume's to ask."""
 
 
 def mounts(
@@ -70,8 +72,9 @@ def _destination(mount: Mount) -> str:
 
 
 def _image(mount: Mount, source: Path) -> Spec:
-    options = ["rbind", "rprivate", "ro", "nodev"]
-    return {"destination": _destination(mount), "type": "bind", "source": str(source), "options": options}
+    where = _destination(mount)
+    options = ["rbind", "rprivate", "ro", "nodev", *_bind_options(where, mount)]
+    return {"destination": where, "type": "bind", "source": str(source), "options": options}
 
 
 def _mount(mount: Mount) -> Spec:
@@ -89,12 +92,20 @@ def _mount(mount: Mount) -> Spec:
     options = ["rbind", _PROPAGATION[mount.propagation], "ro" if mount.readonly else "rw"]
     if mount.recursive_read_only:
         options.append("rro")
+    options += _bind_options(where, mount)
     found: Spec = {"destination": where, "type": "bind", "source": source, "options": options}
     if mount.uidMappings or mount.gidMappings:
         if not (mount.uidMappings and mount.gidMappings):
             raise InvalidArgument(f"mount at {where}: uidMappings and gidMappings belong together")
         found |= {"uidMappings": _mappings(mount.uidMappings), "gidMappings": _mappings(mount.gidMappings)}
     return found
+
+
+def _bind_options(where: str, mount: Mount) -> list[str]:
+    for option in mount.mount_options:
+        if option not in _BIND_OPTIONS:
+            raise InvalidArgument(f"mount at {where}: mount_options: {option!r} is none of {', '.join(_BIND_OPTIONS)}")
+    return [*mount.mount_options]
 
 
 def _mappings(asked: Iterable[IDMapping]) -> list[dict[str, int]]:

@@ -1,7 +1,6 @@
 """After a restart of the daemon or of the machine: finding pods again, and undoing what was left half-made."""
 
 import asyncio
-import contextlib
 import json
 import time
 from typing import Any
@@ -108,17 +107,21 @@ class Recovery:
         while True:
             await asyncio.sleep(RETRY_SECONDS)
             for pod_id in self._network.attached():
-                pod = self._registry.pods.get(pod_id)
-                if pod_id in self._registry.making or (pod and pod.ready):
-                    continue
-                async with self._registry.lock(pod_id):
-                    try:
-                        await self._network.delete(attachment(pod) if pod else Attachment(pod_id, ""))
-                        log.info("an address that could not be freed before is free", sandbox=pod_id)
-                    except CniError as error:
-                        log.warning("an address is not freed yet", sandbox=pod_id, error=str(error))
-                if pod_id not in self._registry.pods:
-                    self._registry.forget_lock(pod_id)
+                await self._free(pod_id)
+
+    async def _free(self, pod_id: str) -> None:
+        """A DEL for what a pod that is not ready, or not there any more, is attached to. What fails is told in the log."""
+        async with self._registry.lock(pod_id):
+            pod = self._registry.pods.get(pod_id)
+            if pod_id in self._registry.making or (pod and pod.ready):
+                return
+            try:
+                await self._network.delete(attachment(pod) if pod else Attachment(pod_id, ""))
+                log.info("an address that was not freed before is free", sandbox=pod_id)
+            except CniError as error:
+                log.warning("an address is not freed yet", sandbox=pod_id, error=str(error))
+        if pod_id not in self._registry.pods:
+            self._registry.forget_lock(pod_id)
 
     async def remove_strangers(self, late: set[str]) -> None:
         """Folders, monitors and attachments that no row names any more. late: pods that are still being recovered."""
@@ -131,5 +134,4 @@ class Recovery:
                 await asyncio.to_thread(self._registry.sandbox(folder.name).remove)
         for pod_id in self._network.attached():
             if pod_id not in known:
-                with contextlib.suppress(CniError):
-                    await self._network.delete(Attachment(pod_id, ""))
+                await self._free(pod_id)

@@ -79,9 +79,10 @@ class Sandboxes:
                 try:
                     await self._make(pod, box, chosen)
                 except BaseException as error:
+                    why = self._monitors.want_of_memory(pod_id)
                     await asyncio.shield(self.undo(pod))
                     if isinstance(error, OSError | CniError | MonitorError | MonitorGone):
-                        raise PodError(f"cannot make the pod {meta.namespace}/{meta.name}: {error}") from error
+                        raise PodError(f"cannot make the pod {meta.namespace}/{meta.name}: {error}{why}") from error
                     raise
                 finally:
                     self._registry.making.discard(pod_id)
@@ -141,10 +142,11 @@ class Sandboxes:
                 try:
                     await self._make(pod, box, handler)
                 except BaseException as error:
+                    why = self._monitors.want_of_memory(pod.id)
                     with contextlib.suppress(PodError):
                         await asyncio.shield(self._stop(pod))
                     if isinstance(error, OSError | CniError | MonitorError | MonitorGone):
-                        raise PodError(f"cannot make the pod {pod.config.metadata.name} anew: {error}") from error
+                        raise PodError(f"cannot make the pod {pod.config.metadata.name} anew: {error}{why}") from error
                     raise
                 finally:
                     self._registry.making.discard(pod.id)
@@ -253,8 +255,9 @@ class Sandboxes:
                 if ended and ended["boot_id"] == self._registry.boot:
                     self._containers.apply_exit(container, ended)
                 else:
+                    why = self._monitors.want_of_memory(pod.id)
                     self._containers.note_exit(
-                        container, 128 + _SIGKILL, "Error", "its pod's monitor died, and it was killed with it"
+                        container, 128 + _SIGKILL, "Error", f"its pod's monitor died, and it was killed with it{why}"
                     )
         if self._has_first(pod):
             await self._delete_from_runtime(pod, pod.id, groups.of_container(self._registry.cgroup_parent(pod), pod.id))

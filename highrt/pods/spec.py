@@ -236,14 +236,12 @@ def _has_paths(context: LinuxContainerSecurityContext) -> bool:
 
 
 def _seccomp(context: LinuxContainerSecurityContext, granted: list[str]) -> Spec | None:
-    if context.privileged or not context.HasField("seccomp"):
+    asked = _asked_seccomp(context)
+    if context.privileged or asked.profile_type == SecurityProfile.ProfileType.Unconfined:
         return None
-    kind = context.seccomp.profile_type
-    if kind == SecurityProfile.ProfileType.Unconfined:
-        return None
-    if kind == SecurityProfile.ProfileType.RuntimeDefault:
+    if asked.profile_type == SecurityProfile.ProfileType.RuntimeDefault:
         return seccomp_default.profile(granted)
-    path = context.seccomp.localhost_ref
+    path = asked.localhost_ref
     if not os.path.isabs(path):
         raise InvalidArgument(f"seccomp profile {path!r}: localhost_ref must be an absolute path")
     try:
@@ -253,6 +251,20 @@ def _seccomp(context: LinuxContainerSecurityContext, granted: list[str]) -> Spec
     if not isinstance(found, dict) or "defaultAction" not in found:
         raise InvalidArgument(f"seccomp profile {path}: no object with a defaultAction (runtime-spec, config-linux, Seccomp)")
     return found
+
+
+def _asked_seccomp(context: LinuxContainerSecurityContext) -> SecurityProfile:
+    """The profile that is asked for: by `seccomp`, or by the text that was there before it, which is less than it."""
+    if context.HasField("seccomp"):
+        return context.seccomp
+    text = context.seccomp_profile_path
+    if text in ("", "unconfined"):
+        return SecurityProfile(profile_type=SecurityProfile.ProfileType.Unconfined)
+    if text in ("runtime/default", "docker/default"):
+        return SecurityProfile(profile_type=SecurityProfile.ProfileType.RuntimeDefault)
+    if not text.startswith("localhost/"):
+        raise InvalidArgument(f"seccomp profile {text!r}: write runtime/default, unconfined or localhost/PATH")
+    return SecurityProfile(profile_type=SecurityProfile.ProfileType.Localhost, localhost_ref=text.removeprefix("localhost/"))
 
 
 def _check(pod: PodSandboxConfig, context: LinuxContainerSecurityContext) -> None:

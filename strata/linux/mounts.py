@@ -180,6 +180,8 @@ def stand_on_the_namespaces_root() -> None:
 
 
 def _unescape(text: str) -> str:
+    if "\\" not in text:  # nearly all, and there may be thousands
+        return text
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, character)
     return text

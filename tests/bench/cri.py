@@ -167,7 +167,7 @@ class Client:
         lap("RunPodSandbox")
         container = await self.create(pod, "c", pod_config)
         lap("CreateContainer")
-        await self._runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=30)
+        await self.start_container(container)
         lap("StartContainer")
         return pod
 
@@ -181,6 +181,17 @@ class Client:
         )
         request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=pod_config)
         return (await self._runtime.CreateContainer(request, timeout=30)).container_id
+
+    async def start_container(self, container: str) -> None:
+        await self._runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=30)
+
+    async def running(self) -> tuple[list[str], list[str]]:
+        """The pods that are ready, and the containers that run."""
+        ready = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY))
+        running = cri.ContainerFilter(state=cri.ContainerStateValue(state=cri.CONTAINER_RUNNING))
+        pods = await self._runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=ready), timeout=30)
+        containers = await self._runtime.ListContainers(cri.ListContainersRequest(filter=running), timeout=30)
+        return [pod.id for pod in pods.items], [container.id for container in containers.containers]
 
     async def containers(self, pod: str = "") -> list[str]:
         request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod))
@@ -360,13 +371,19 @@ snapshotter = "overlayfs"
 
 @contextmanager
 def highrt(folder: Path, namespace: str, archive: Path) -> Iterator[Daemon]:
-    conf = cni_configuration(folder / "cni", "benchh0", "10.67.0.0/16")
+    cni_configuration(folder / "cni", "benchh0", "10.67.0.0/16")
+    endpoint, argv = highrt_command(folder)
+    with daemon_process(argv, namespace, endpoint, folder / "log", STRATA_BENCH=str(folder)) as pid:
+        command = ["highrt", "--address", endpoint, "load", "-i", archive]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+        yield Daemon(folder, endpoint, pid)
+
+
+def highrt_command(folder: Path) -> tuple[str, list[Any]]:
+    """The socket, and the command that serves there."""
     endpoint = f"unix://{folder}/h.sock"
     argv = ["highrt", "serve", "--root", folder / "root", "--state", folder / "state", "--listen", endpoint]
-    argv += ["--cni-conf-dir", conf, "--cni-bin-dir", "/usr/lib/cni"]
-    with daemon_process(argv, namespace, endpoint, folder / "log", STRATA_BENCH=str(folder)) as pid:
-        subprocess.run(["highrt", "--address", endpoint, "load", "-i", archive], check=True, stdout=subprocess.DEVNULL)
-        yield Daemon(folder, endpoint, pid)
+    return endpoint, [*argv, "--cni-conf-dir", folder / "cni", "--cni-bin-dir", "/usr/lib/cni"]
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ class Daemon:
         return f"unix://{self.folder}/highrt.sock"
 
     def start(self) -> None:
+        self.launch()
+        wait_for(self._answers, seconds=20, what="the daemon to answer")
+
+    def launch(self) -> None:
+        """Starts it, and does not wait."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -54,7 +59,6 @@ class Daemon:
                 stderr=log,
                 cwd=PROJECT,
             )  # fmt: skip
-        wait_for(self._answers, seconds=20, what="the daemon to answer")
 
     def _answers(self) -> bool:
         assert self.process

@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,35 @@ def test_read_only_mounts_are_so_at_the_top_or_all_the_way_down(client: Client, 
         mounts.umount(str(tmp_path / "host/inner"), mounts.DETACH)
 
 
+def test_a_mount_has_the_options_that_it_is_given(client: Client, tmp_path: Path) -> None:
+    assert client.Status(cri.StatusRequest()).features.mount_options
+    (tmp_path / "host").mkdir()
+    with pod(client, tmp_path) as (pod_id, config):
+
+        def volume(*options: str) -> dict[str, Any]:
+            return {"mounts": [cri.Mount(host_path=str(tmp_path / "host"), container_path="/v", mount_options=options)]}
+
+        script = "cp /bin/busybox /v/true; /v/true && echo ran; grep -o ' /v [^ ]*' /proc/self/mountinfo; exit 7"
+        identifier = start(client, pod_id, config, "sh", "-c", script, **volume("noexec", "nosuid", "nodev"))
+        wait_for(lambda: status(client, identifier).state == cri.CONTAINER_EXITED)
+        said = (tmp_path / "c.log").read_text()
+        assert status(client, identifier).exit_code == 7
+        assert "Permission denied" in said
+        assert "stdout F ran" not in said
+        assert {"noexec", "nosuid", "nodev"} <= set(said.rpartition(" /v ")[2].strip().split(","))
+        for wrong in ("suid", "remount", "upperdir=/etc"):
+            with pytest.raises(grpc.RpcError, match="mount_options") as refused:
+                create(client, pod_id, config, "true", **volume(wrong))
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("call", ["CheckpointContainer", "CheckpointPod", "RestorePod"])
+def test_checkpoints_are_refused_by_name(client: Client, call: str) -> None:
+    code, text = refusal(getattr(client, call), getattr(cri, f"{call}Request")())
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert text.startswith(f"{call} is not implemented")
+
+
 def test_an_image_is_a_read_only_volume_as_a_whole_or_in_part(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     image = client.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image.id
     with pod(client, tmp_path) as (pod_id, config):
@@ -408,6 +438,52 @@ def test_user_namespaces_and_image_volumes_outlive_the_daemon_and_leave_nothing(
     client.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
     assert not [found.target for found in mounts.mountinfo() if pod_id in found.target]
     assert not (daemon.folder / "s/pods" / pod_id).exists()
+
+
+PODS = 100
+
+
+def test_a_hundred_pods_are_found_within_a_moment_after_the_daemon_was_killed(
+    daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    """scripts/bench restart measures it (the goal: 1 s); here it is seen to on machines of any speed."""
+
+    def make(number: int) -> str:
+        config = pod_config(tmp_path / str(number))
+        pod_id = client.RunPodSandbox(cri.RunPodSandboxRequest(config=config)).pod_sandbox_id
+        return start(client, pod_id, config, "sleep", "600")
+
+    with ThreadPoolExecutor(4) as pool:
+        containers = list(pool.map(make, range(PODS)))
+        daemon.kill()
+        began = time.monotonic()
+        daemon.launch()
+        again = wait_for(lambda: connected(daemon), seconds=20, what="the daemon")
+        pods = again.ListPodSandbox(cri.ListPodSandboxRequest()).items
+        try:
+            running = cri.ContainerFilter(state=cri.ContainerStateValue(state=cri.CONTAINER_RUNNING))
+            found = again.ListContainers(cri.ListContainersRequest(filter=running)).containers
+            done = again.ExecSync(cri.ExecSyncRequest(container_id=containers[-1], cmd=["echo", "on"]))
+            took = time.monotonic() - began
+            assert done.stdout == b"on\n"
+            assert sorted(each.id for each in found) == sorted(containers)
+            assert [each.state for each in pods] == [cri.SANDBOX_READY] * PODS
+            print(f"{PODS} pods found, and an exec done, {took:.2f} s after the start")
+            assert took < 3
+        finally:
+            list(pool.map(lambda each: again.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=each.id)), pods))
+            again.channel.close()
+
+
+def connected(daemon: Daemon) -> Client | None:
+    """A client of a daemon that answers, None while there is none. A connection that failed is not tried again for a second."""
+    client = Client(daemon.address)
+    try:
+        client.Version(cri.VersionRequest())
+    except grpc.RpcError:
+        client.channel.close()
+        return None
+    return client
 
 
 def test_a_user_namespace_on_the_hosts_network_shows_the_hosts_sys(client: Client, tmp_path: Path) -> None:

@@ -3,19 +3,20 @@ reason within a bounded time, undone, and hinders nobody else."""
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from highrt.pods.errors import PodError
-from highrt.pods.manager import default_handlers
+from highrt.pods.manager import PodManager, default_handlers
 from highrt.pods.model import ContainerState, Handler
 from strata.linux import cgroups, mounts
-from strata.protocols.cri_pb2 import NamespaceMode
+from strata.protocols.cri_pb2 import ContainerConfig, NamespaceMode, PodSandboxConfig
 from tests.integration.pods.conftest import Node, ended
 
 HANGING = """#!/bin/sh
@@ -122,26 +123,129 @@ async def test_a_caller_who_gave_up_a_start_that_hangs_may_remove_it_and_come_ag
     assert again.exit_code == 0
 
 
-async def test_a_plugin_that_hangs_fails_the_pod_and_gives_its_address_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+PLUGIN = """#!/bin/sh
+# gives an address, but in the commands that the file names: there it hangs
+echo $CNI_COMMAND $CNI_CONTAINERID >> {folder}/calls
+! grep -qw $CNI_COMMAND {folder}/hangs || sleep 4713
+[ $CNI_COMMAND != ADD ] || echo '{{"cniVersion": "1.1.0", "ips": [{{"address": "10.1.2.3/24"}}]}}'
+"""
+
+
+class Slow:
+    """A node whose network plugin hangs, where it is told to."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        for name in ("cni", "bin"):
+            (node.folder / name).mkdir()
+        (node.folder / "bin/test").write_text(PLUGIN.format(folder=node.folder))
+        (node.folder / "bin/test").chmod(0o755)
+        text = '{"cniVersion": "1.1.0", "name": "test", "plugins": [{"type": "test"}]}'
+        (node.folder / "cni/1.conflist").write_text(text)
+
+    def hangs_in(self, *commands: str) -> None:
+        (self.node.folder / "hangs").write_text(" ".join(commands))
+
+    def calls(self, command: str, pod_id: str = "") -> int:
+        lines = (self.node.folder / "calls").read_text().splitlines()
+        return len([line for line in lines if line.startswith(f"{command} {pod_id}")])
+
+    def pod(self, name: str) -> PodSandboxConfig:
+        config = self.node.pod(name)
+        config.linux.security_context.namespace_options.network = NamespaceMode.POD
+        return config
+
+
+@pytest.fixture
+async def slow(node: Node, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Slow]:
     monkeypatch.setattr("highrt.cni.plugins.TIMEOUT_SECONDS", 1.0)
-    for name in ("cni", "bin"):
-        (node.folder / name).mkdir()
-    plugin = node.folder / "bin/test"
-    plugin.write_text(f"#!/bin/sh\necho $CNI_COMMAND >> {node.folder}/calls\n[ $CNI_COMMAND != ADD ] || sleep 4713\n")
-    plugin.chmod(0o755)
-    (node.folder / "cni/1.conflist").write_text('{"cniVersion": "1.0.0", "name": "test", "plugins": [{"type": "test"}]}')
+    monkeypatch.setattr("highrt.cni.network.QUICK_SECONDS", 1.0)
+    monkeypatch.setattr("highrt.pods.recovery.RETRY_SECONDS", 0.3)
+    slow = Slow(node)
+    slow.hangs_in("nothing")
     await node.manager.close()
     node.manager = node.new_manager(cni_bin_dirs=[node.folder / "bin"])
     await node.manager.open()
-    config = node.pod("slow")
-    config.linux.security_context.namespace_options.network = NamespaceMode.POD
+    yield slow
+    slow.hangs_in("nothing")
+
+
+async def test_a_plugin_that_hangs_fails_the_pod_and_gives_its_address_back(slow: Slow) -> None:
+    node = slow.node
+    slow.hangs_in("ADD")
     async with asyncio.timeout(10):
         with pytest.raises(PodError, match="took longer than 1 s"):
-            await node.manager.run_pod(config)
+            await node.manager.run_pod(slow.pod("slow"))
         await node.started("sleep", "60", name="other")  # on the host's network: nobody waits
-    assert (node.folder / "calls").read_text().split() == ["ADD", "DEL"]
+    assert (slow.calls("ADD"), slow.calls("DEL")) == (1, 1)
     assert node.manager.network.attached() == []
     assert sleepers() == []
+
+
+async def test_a_plugin_that_hangs_in_its_del_loses_no_pod_and_is_asked_until_it_succeeds(slow: Slow) -> None:
+    manager = slow.node.manager
+    pod, other = await manager.run_pod(slow.pod("slow")), await manager.run_pod(slow.pod("other"))
+    containers = []
+    for each in (pod, other):
+        container = await manager.create_container(each.id, slow.node.container("sleep", "60", name=each.config.metadata.name))
+        await manager.start_container(container.id)
+        containers.append(container)
+    slow.hangs_in("DEL")
+    for end in (manager.stop_pod, manager.remove_pod):
+        async with asyncio.timeout(5):
+            ending = asyncio.create_task(end(pod.id))
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(0.9):  # while the plugin hangs
+                assert (await manager.exec_sync(containers[1].id, ["echo", "on"]))[0] == b"on\n"
+                more = await manager.run_pod(slow.pod(f"during {end.__name__}"))
+            with pytest.raises(PodError, match="took longer than 1 s"):
+                await ending
+        assert pod in manager.pods()
+        assert not pod.ready
+        assert containers[0].state == ContainerState.EXITED
+        assert more.ready
+    asked = slow.calls("DEL", pod.id)
+    assert asked >= 2
+    async with asyncio.timeout(10):
+        while slow.calls("DEL", pod.id) < asked + 2:  # nobody but the daemon asks  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        slow.hangs_in("nothing")
+        while pod.id in manager.network.attached():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await manager.remove_pod(pod.id)
+    assert pod not in manager.pods()
+    assert sleepers() == []
+
+
+async def test_a_plugin_that_hangs_in_everything_holds_no_daemons_start(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("highrt.cni.plugins.TIMEOUT_SECONDS", 30.0)
+    monkeypatch.setattr("highrt.pods.manager._RECOVERY_SECONDS", 0.5)
+    node = slow.node
+    pod, lost = await node.manager.run_pod(slow.pod("kept")), await node.manager.run_pod(slow.pod("lost"))
+    await node.manager.close()
+    # of a pod that no row names any more, as after a database that was set back
+    with closing(sqlite3.connect(node.folder / "root/pods.db")) as database, database:
+        assert database.execute("DELETE FROM pods WHERE id = ?", (lost.id,)).rowcount == 1
+    slow.hangs_in("DEL", "GC", "STATUS")
+    node.manager = node.new_manager(cni_bin_dir=node.folder / "bin")
+    async with asyncio.timeout(5):
+        await node.manager.open()
+        assert [each.id for each in node.manager.pods()] == [pod.id]
+        ready, why = await node.manager.network_ready()
+    assert (ready, why) == (False, "plugin test took longer than 1 s")
+    assert slow.calls("DEL", lost.id) == 1
+    assert lost.id in node.manager.network.attached()
+    slow.hangs_in("nothing")
+    node.manager = await again(slow)
+    assert node.manager.network.attached() == [pod.id]
+    assert await node.manager.network_ready() == (True, "")
+
+
+async def again(slow: Slow) -> PodManager:
+    await slow.node.manager.close()
+    manager = slow.node.new_manager(cni_bin_dir=slow.node.folder / "bin")
+    await manager.open()
+    return manager
 
 
 @contextmanager
@@ -273,3 +377,53 @@ async def test_a_monitor_that_cannot_fork_says_so_and_works_later(node: Node) ->
     await node.manager.start_container(again.id)
     await ended(node.manager, again.id)
     assert again.exit_code == 0
+
+
+@contextmanager
+def little_memory(node: Node, more: int) -> Iterator[None]:
+    """All monitors together get so many bytes more than they have."""
+    group = cgroups.open_cgroup(f"/strata/{node.name}/monitors")
+    group.apply({"memory": {"limit": group.stats().memory_usage_bytes + more}})
+    try:
+        yield
+    finally:
+        group.apply({"memory": {"limit": -1}})
+
+
+async def run(node: Node, config: PodSandboxConfig, asked: ContainerConfig) -> str:
+    """A pod with a container that runs; the container's ID."""
+    pod = await node.manager.run_pod(config)
+    container = await node.manager.create_container(pod.id, asked)
+    await node.manager.start_container(container.id)
+    return container.id
+
+
+@pytest.mark.parametrize("pid_mode", [NamespaceMode.CONTAINER, NamespaceMode.POD])
+async def test_without_memory_for_its_monitor_a_pod_fails_and_leaves_nothing(
+    node: Node, pid_mode: "NamespaceMode.ValueType"
+) -> None:
+    first = await node.started("sleep", "60", name="first")
+    config = node.pod("none")
+    config.linux.security_context.namespace_options.pid = pid_mode
+    asked = node.container("sleep", "60", name="none")
+    asked.linux.security_context.namespace_options.pid = pid_mode
+    told: list[str] = []
+    with little_memory(node, 16 << 10):
+        for _ in range(3):
+            async with asyncio.timeout(20):
+                with pytest.raises(PodError) as caught:  # the pod, or, where that is small enough, its container
+                    await run(node, config, asked)
+                told.append(str(caught.value))
+                for pod in node.manager.pods():
+                    if pod.config.metadata.name == "none":
+                        await node.manager.remove_pod(pod.id)
+    assert any("for want of memory in the cgroup" in text for text in told), told
+    async with asyncio.timeout(10):
+        kept = node.manager.container(first).pod_id
+        await node.manager.remove_pod(kept)  # it may have been its monitor that was chosen, too
+        assert node.manager.pods() == []
+        assert list((node.folder / "s/pods").iterdir()) == []
+        assert list((node.folder / "s/m").iterdir()) == []
+        assert not cgroups.open_cgroup(f"/strata/{node.name}/pods").pids(recursive=True)
+        again = await run(node, config, asked)
+    assert (await node.manager.exec_sync(again, ["echo", "on"]))[0] == b"on\n"

@@ -14,7 +14,7 @@ from highrt.pods.errors import InvalidArgument, PodError
 from highrt.pods.extras import ANNOTATION
 from highrt.pods.model import Stdio
 from strata.linux import cgroups
-from strata.protocols.cri_pb2 import KeyValue
+from strata.protocols.cri_pb2 import ContainerConfig, KeyValue, PodSandboxConfig
 from tests.integration.pods.conftest import Node, ended
 
 
@@ -201,3 +201,51 @@ async def test_a_log_that_is_a_link_is_not_followed(node: Node) -> None:
         await node.started("sh", "-c", "echo written")
     assert victim.read_text() == "kept\n"
     assert not cgroups.open_cgroup(f"/strata/{node.name}/pods").pids(recursive=True)
+
+
+async def test_a_log_in_a_folder_that_is_a_link_is_not_written(node: Node) -> None:
+    logs, outside = node.folder / "logs", node.folder / "outside"
+    logs.mkdir()
+    outside.mkdir()
+    (logs / "link").symlink_to(outside)
+    pod = await node.manager.run_pod(node.pod())
+
+    def asked(path: str) -> ContainerConfig:
+        config = node.container("sh", "-c", "while :; do echo line; sleep 0.02; done", name=path.replace("/", "-"))
+        config.log_path = path
+        return config
+
+    for path in ("link/c.log", "link/deeper/c.log", "./a/../link/c.log"):
+        with pytest.raises(InvalidArgument, match="'link' is a link"):
+            await node.manager.create_container(pod.id, asked(path))
+    for path in ("../c.log", "a/../../c.log", "link/../../outside/c.log", "..", ".", "a/..", str(outside / "c.log")):
+        with pytest.raises(InvalidArgument, match="leads out"):
+            await node.manager.create_container(pod.id, asked(path))
+    with pytest.raises(InvalidArgument, match="must be an absolute path"):
+        await node.manager.create_container(pod.id, asked("c.log"), PodSandboxConfig(log_directory="logs"))
+    before_start = await node.manager.create_container(pod.id, asked("before/c.log"))
+    (logs / "before").rmdir()
+    (logs / "before").symlink_to(outside)
+    with pytest.raises(PodError, match="'before' is a link"):
+        await node.manager.start_container(before_start.id)
+    running = await node.manager.create_container(pod.id, asked("later/c.log"))
+    await node.manager.start_container(running.id)
+    (logs / "later").rename(logs / "moved")
+    (logs / "later").symlink_to(outside)
+    with pytest.raises(PodError):
+        await node.manager.reopen_log(running.id)
+    size = (logs / "moved/c.log").stat().st_size
+    async with asyncio.timeout(5):
+        while (logs / "moved/c.log").stat().st_size == size:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert list(outside.iterdir()) == []
+    assert sorted(path.name for path in node.folder.iterdir()) == ["base", "logs", "outside", "root", "s", "snapshots"]
+
+
+async def test_the_log_directory_itself_may_be_reached_by_a_link(node: Node) -> None:
+    (node.folder / "elsewhere").mkdir()
+    (node.folder / "logs").symlink_to(node.folder / "elsewhere")
+    container = await node.started("echo", "hello")
+    await ended(node.manager, container)
+    assert node.manager.container(container).log_path == str(node.folder / "logs/c.log")
+    assert node.log() == ["stdout F hello"]

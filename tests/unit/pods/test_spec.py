@@ -198,6 +198,17 @@ def test_the_oom_score_is_never_below_what_may_be_written() -> None:
     assert spec.oom_score_adj(-998) in (-998, own)
 
 
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [("", None), ("unconfined", None), ("runtime/default", "SCMP_ACT_ERRNO"), ("docker/default", "SCMP_ACT_ERRNO")],
+)
+def test_seccomp_may_be_asked_for_by_the_text_of_before(place: spec.Place, text: str, action: str | None) -> None:
+    config = ContainerConfig()
+    config.linux.security_context.seccomp_profile_path = text
+    found = build(place, config)["linux"].get("seccomp")
+    assert (found and found["defaultAction"]) == action
+
+
 def test_the_default_seccomp_profile_opens_with_capabilities() -> None:
     def names(granted: list[str]) -> set[str]:
         return {name for rule in seccomp_default.profile(granted)["syscalls"] for name in rule["names"]}
