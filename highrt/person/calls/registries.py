@@ -1,18 +1,16 @@
-"""The calls of the service about what registries have."""
+"""The calls about what registries have."""
 
 from collections.abc import AsyncGenerator
 
 from highrt.cri.calls import require, streaming, unary
 from highrt.images import remote
 from highrt.images.model import Auth
-from highrt.images.service import ImageService
+from highrt.person.calls.parts import Parts
 from strata.protocols import highrt_pb2 as api
 
 
-class RegistryCalls:
+class RegistryCalls(Parts):
     """A part of PersonService."""
-
-    _images: ImageService
 
     @streaming
     async def RegistryTags(self, request: api.RegistryRequest) -> AsyncGenerator[api.RegistryNames, None]:
