@@ -12,7 +12,6 @@ from strata.linux import syscalls
 MAX_LINE_BYTES = 16384
 # A container may have the folder as a volume: no link of its making leads elsewhere, no FIFO of its making holds the monitor up.
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
-_AT_FDCWD = -100
 _KIND, _REGULAR = 0o170000, 0o100000
 
 
@@ -34,7 +33,7 @@ class LogFile:
         """Opens the path anew, after the kubelet has moved the file away. Raises OSError, and goes on with the old one."""
         if not self._path:
             return
-        descriptor = syscalls.openat2(_AT_FDCWD, self._path, _FLAGS, syscalls.RESOLVE_NO_SYMLINKS, 0o640)
+        descriptor = syscalls.openat2(syscalls.AT_FDCWD, self._path, _FLAGS, syscalls.RESOLVE_NO_SYMLINKS, 0o640)
         if os.fstat(descriptor).st_mode & _KIND != _REGULAR:
             os.close(descriptor)
             raise OSError(22, "not a regular file", self._path)

@@ -227,7 +227,7 @@ async def test_a_plugin_that_hangs_in_everything_holds_no_daemons_start(slow: Sl
     with closing(sqlite3.connect(node.folder / "root/pods.db")) as database, database:
         assert database.execute("DELETE FROM pods WHERE id = ?", (lost.id,)).rowcount == 1
     slow.hangs_in("DEL", "GC", "STATUS")
-    node.manager = node.new_manager(cni_bin_dir=node.folder / "bin")
+    node.manager = node.new_manager(cni_bin_dirs=[node.folder / "bin"])
     async with asyncio.timeout(5):
         await node.manager.open()
         assert [each.id for each in node.manager.pods()] == [pod.id]
