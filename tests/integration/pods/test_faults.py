@@ -243,7 +243,7 @@ async def test_a_plugin_that_hangs_in_everything_holds_no_daemons_start(slow: Sl
 
 async def again(slow: Slow) -> PodManager:
     await slow.node.manager.close()
-    manager = slow.node.new_manager(cni_bin_dir=slow.node.folder / "bin")
+    manager = slow.node.new_manager(cni_bin_dirs=[slow.node.folder / "bin"])
     await manager.open()
     return manager
 
@@ -403,20 +403,24 @@ async def test_without_memory_for_its_monitor_a_pod_fails_and_leaves_nothing(
     node: Node, pid_mode: "NamespaceMode.ValueType"
 ) -> None:
     first = await node.started("sleep", "60", name="first")
-    config = node.pod("none")
-    config.linux.security_context.namespace_options.pid = pid_mode
     asked = node.container("sleep", "60", name="none")
     asked.linux.security_context.namespace_options.pid = pid_mode
     told: list[str] = []
     with little_memory(node, 16 << 10):
-        for _ in range(3):
+        for number in range(20):  # a few more may fit: what the kernel has counted already is not exact
+            config = node.pod(f"none{number}")
+            config.linux.security_context.namespace_options.pid = pid_mode
             async with asyncio.timeout(20):
-                with pytest.raises(PodError) as caught:  # the pod, or, where that is small enough, its container
+                try:  # the pod, or, where that is small enough, its container
                     await run(node, config, asked)
-                told.append(str(caught.value))
-                for pod in node.manager.pods():
-                    if pod.config.metadata.name == "none":
-                        await node.manager.remove_pod(pod.id)
+                except PodError as error:
+                    told.append(str(error))
+            if len(told) == 3:
+                break
+        for pod in node.manager.pods():
+            if pod.config.metadata.name.startswith("none"):
+                await node.manager.remove_pod(pod.id)
+    assert len(told) == 3
     assert any("for want of memory in the cgroup" in text for text in told), told
     async with asyncio.timeout(10):
         kept = node.manager.container(first).pod_id
