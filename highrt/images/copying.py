@@ -128,6 +128,8 @@ def digest(context: RootedTree, sources: Sequence[Source]) -> str:
             elif stat.S_ISREG(mode):
                 for chunk in _content(context, entry):
                     whole.update(chunk)
+            elif not stat.S_ISDIR(mode):
+                whole.update(b"%d" % entry.status.st_rdev)
             whole.update(b"\0")
     return whole.hexdigest()
 
@@ -219,11 +221,14 @@ def _write(context: RootedTree, entry: Entry, root: RootedTree, target: str, own
         with os.fdopen(descriptor, "wb") as file:
             for chunk in _content(context, entry):
                 file.write(chunk)
+    elif stat.S_ISSOCK(kind):
+        raise BuildError(f"{entry.path!r} is a socket, which cannot be copied")
     else:
-        raise BuildError(f"{entry.path!r} is a device or a pipe, which cannot be copied")
+        root.node(target, kind, entry.status.st_rdev)
     root.own(target, owner.uid, owner.gid)
     root.chmod(target, mode)
-    root.set_xattrs(target, _attributes(context, entry))
+    if stat.S_ISREG(kind) or stat.S_ISDIR(kind):  # others have none, and to open one might wait, or do something
+        root.set_xattrs(target, _attributes(context, entry))
     root.touch(target, entry.status.st_mtime_ns)
 
 

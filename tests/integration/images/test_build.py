@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import socket
+import stat
 import subprocess
 import sys
 import tarfile
@@ -206,6 +208,28 @@ async def test_stages_are_built_when_they_are_needed(make: Build, context: Path,
         await make(text, target="third")
     image = await make("FROM scratch\nCOPY --from=built /a /from-image\n", tag="again")
     assert tree(await files(image)) == ["from-image"]
+
+
+async def test_devices_and_pipes_are_copied_and_sockets_are_not(make: Build, context: Path, files: Files) -> None:
+    os.mkfifo(context / "pipe", 0o620)
+    os.mknod(context / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mknod(context / "disk", stat.S_IFBLK | 0o600, os.makedev(7, 9))
+    text = "FROM scratch AS first\nCOPY pipe null disk /dev/\nFROM scratch\nCOPY --from=first --chown=5 /dev /d\n"
+    image = await make(text)
+    found = {path.name: path.lstat() for path in (await files(image) / "d").iterdir()}
+    kinds = {name: (stat.S_IFMT(status.st_mode), status.st_rdev, status.st_uid) for name, status in found.items()}
+    assert kinds == {
+        "pipe": (stat.S_IFIFO, 0, 5), "null": (stat.S_IFCHR, os.makedev(1, 3), 5), "disk": (stat.S_IFBLK, os.makedev(7, 9), 5),
+    }  # fmt: skip
+    assert stat.S_IMODE(found["pipe"].st_mode) == 0o620
+    (context / "null").unlink()
+    os.mknod(context / "null", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    again = await make(text)
+    assert ((await files(again)) / "d/null").stat().st_rdev == os.makedev(1, 5), "another device is a change"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(context / "socket"))
+        with pytest.raises(BuildError, match="'socket' is a socket, which cannot be copied"):
+            await make("FROM scratch\nCOPY socket /\n")
 
 
 async def test_the_cache_is_used_until_something_changes(make: Build, context: Path, lines: list[str]) -> None:
