@@ -93,7 +93,7 @@ async def check(root: Path, has: set[str]) -> None:
             await service.remove(image.id)
         has.clear()
         # Cut pulls may be gone on with, and what they brought stays for a day.
-        await service._collect()
+        await service.collect()
         assert [*service.content.all()] == []
         assert os.listdir(root / "snapshots") == []
     finally:
