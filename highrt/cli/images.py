@@ -10,13 +10,15 @@ from typing import Any
 import click
 from grpclib.exceptions import StreamTerminatedError
 
-from highrt.cli import formats
+from highrt.cli import formats, layout
 from highrt.cli.connection import DaemonError, run
 from highrt.cli.credentials import credentials
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
 _CHUNK = 256 * 1024
+_IN = click.Path(exists=True, allow_dash=True)
+_OUT = click.Path(allow_dash=True)
 
 
 @click.command()
@@ -273,46 +275,58 @@ async def remove_unused(stub: HighrtStub, *, every: bool, until_ns: int = 0) -> 
 
 
 @click.command()
-@click.option("-i", "--input", "source", type=click.File("rb"), default="-", help="The archive; standard input by default.")
+@click.option(
+    "-i", "--input", "source", type=_IN, default="-", help="An archive, or an OCI layout's folder; by default standard input."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
-def load(ctx: click.Context, source: Any, quiet: bool) -> None:
-    """Load images from an archive that save, docker, podman or skopeo wrote."""
-    if source.isatty():
+def load(ctx: click.Context, source: str, quiet: bool) -> None:
+    """Load images from what save, docker, podman or skopeo wrote."""
+    if source == "-" and sys.stdin.isatty():
         raise click.UsageError("no archive: name one with -i FILE, or redirect one to standard input")
+    with layout.packed(source) if os.path.isdir(source) else click.open_file(source, "rb") as archive:
 
-    async def work(stub: HighrtStub) -> list[api.Image]:
-        async with stub.Load.open() as stream:
-            await stream.send_request()
-            with suppress(StreamTerminatedError):  # it was refused before its end: the answer says why
-                while data := source.read(_CHUNK):
-                    await stream.send_message(api.Chunk(data=data))
-                await stream.end()
-            answer = await stream.recv_message()
-            return list(answer.images) if answer else []
+        async def work(stub: HighrtStub) -> list[api.Image]:
+            async with stub.Load.open() as stream:
+                await stream.send_request()
+                with suppress(StreamTerminatedError):  # it was refused before its end: the answer says why
+                    while data := archive.read(_CHUNK):
+                        await stream.send_message(api.Chunk(data=data))
+                    await stream.end()
+                answer = await stream.recv_message()
+                return list(answer.images) if answer else []
 
-    for image in run(ctx, work):
+        images = run(ctx, work)
+    for image in images:
         if not quiet:
             click.echo(f"Loaded image: {', '.join(image.tags) or image.id}")
 
 
 @click.command()
-@click.option("-o", "--output", "target", type=click.File("wb"), default="-", help="The archive; standard output by default.")
+@click.option("-o", "--output", "target", type=_OUT, default="-", help="The archive, or the folder; by default standard output.")
+@click.option(
+    "--format", "form", type=click.Choice(["docker-archive", "oci-archive", "oci-dir"]), default="oci-archive",
+    help="An archive is both docker's and an OCI layout; oci-dir is the layout as a folder.",
+)  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="For scripts written for podman: nothing is printed in any case.")
 @click.argument("images", nargs=-1, required=True)
 @click.pass_context
-def save(ctx: click.Context, target: Any, images: tuple[str, ...]) -> None:
-    """Write images to an archive, for load, docker, podman or skopeo."""
-    if target.isatty():
+def save(ctx: click.Context, target: str, form: str, quiet: bool, images: tuple[str, ...]) -> None:
+    """Write images to an archive or folder, for load, docker, podman or skopeo."""
+    if form == "oci-dir" and target == "-":
+        raise click.UsageError("--format oci-dir: name the folder with -o FOLDER")
+    if target == "-" and sys.stdout.isatty():
         raise click.UsageError("an archive does not go to a terminal: name a file with -o FILE, or redirect standard output")
+    with layout.unpacked(target) if form == "oci-dir" else click.open_file(target, "wb", lazy=True) as archive:
 
-    async def work(stub: HighrtStub) -> None:
-        async with stub.Save.open() as stream:
-            await stream.send_message(api.SaveRequest(images=images), end=True)
-            async for chunk in stream:
-                target.write(chunk.data)
+        async def work(stub: HighrtStub) -> None:
+            async with stub.Save.open() as stream:
+                await stream.send_message(api.SaveRequest(images=images), end=True)
+                async for chunk in stream:
+                    archive.write(chunk.data)
 
-    run(ctx, work)
-    sys.stdout.flush()
+        run(ctx, work)
+        archive.flush()
 
 
 COMMANDS = (list_images, pull, push, build, tag, rmi, load, save)

@@ -32,15 +32,14 @@ def _listed(command: Callable[..., None]) -> Callable[..., None]:
 _CREDS = click.option("--creds", default="", metavar="USER:PASSWORD", help="Credentials for the registry, for this once.")
 
 
-def _show(documents: list[dict[str, Any]], text: str, template: str, output: str | None) -> None:
-    """Prints what a list's options ask for; a text where they ask for nothing."""
+def _show(rows: list[dict[str, Any]], columns: list[str], template: str, output: str | None) -> None:
+    """Prints what a list's options ask for; without them a table, or where there is one column only that, for scripts."""
     if output:
-        click.echo(json.dumps(documents, indent=4))
-    elif template:
-        for document in documents:
-            click.echo(formats.render(template, document))
-    elif text:
-        click.echo(text)
+        click.echo(json.dumps(rows, indent=4))
+    elif len(columns) == 1:
+        formats.print_rows(template or f"{{{{.{columns[0]}}}}}", rows, columns, {})
+    else:
+        formats.print_rows(template, rows, columns, {"ArtifactType": "ARTIFACT TYPE"})
 
 
 @registry.command()
@@ -51,7 +50,7 @@ def tags(ctx: click.Context, repository: str, creds: str, template: str, output:
     """List the tags of a repository (HOST/NAME)."""
     request = api.RegistryRequest(name=repository, credentials=credentials(repository, creds))
     names = run(ctx, lambda stub: _names(stub.RegistryTags, request))
-    _show([{"Repository": repository, "Tag": name} for name in names], "\n".join(names), template, output)
+    _show([{"Repository": repository, "Tag": name} for name in names], ["Tag"], template, output)
 
 
 @registry.command()
@@ -62,7 +61,7 @@ def catalog(ctx: click.Context, host: str, creds: str, template: str, output: st
     """List the repositories of a registry (HOST[:PORT])."""
     request = api.RegistryRequest(name=host, credentials=credentials(f"{host}/any", creds))
     names = run(ctx, lambda stub: _names(stub.RegistryCatalog, request))
-    _show([{"Registry": host, "Repository": name} for name in names], "\n".join(names), template, output)
+    _show([{"Registry": host, "Repository": name} for name in names], ["Repository"], template, output)
 
 
 async def _names(call: Any, request: api.RegistryRequest) -> list[str]:
@@ -77,12 +76,9 @@ async def _names(call: Any, request: api.RegistryRequest) -> list[str]:
 @registry.command()
 @_listed
 @click.option("--artifact-type", default="", metavar="TYPE", help="Only those of this kind, like application/spdx+json.")
-@click.option("--no-trunc", is_flag=True, help="Whole digests.")
 @click.argument("reference")
 @click.pass_context
-def referrers(
-    ctx: click.Context, reference: str, artifact_type: str, no_trunc: bool, creds: str, template: str, output: str | None
-) -> None:
+def referrers(ctx: click.Context, reference: str, artifact_type: str, creds: str, template: str, output: str | None) -> None:
     """List what in a registry refers to an image, such as signatures."""
     request = api.ReferrersRequest(reference=reference, artifact_type=artifact_type, credentials=credentials(reference, creds))
 
@@ -91,21 +87,17 @@ def referrers(
             await stream.send_message(request, end=True)
             return [found async for found in stream]
 
-    found = run(ctx, work)
-    documents = [
+    rows = [
         {
             "Digest": item.digest,
             "ArtifactType": item.artifact_type,
             "MediaType": item.media_type,
-            "Size": item.bytes,
+            "Size": formats.size(item.bytes),
             "Annotations": dict(item.annotations),
         }
-        for item in found
+        for item in run(ctx, work)
     ]
-    rows = (
-        [item.digest if no_trunc else formats.short(item.digest), item.artifact_type, formats.size(item.bytes)] for item in found
-    )
-    _show(documents, formats.table(["DIGEST", "ARTIFACT TYPE", "SIZE"], rows), template, output)
+    _show(rows, ["Digest", "ArtifactType", "Size"], template, output)
 
 
 @registry.command()

@@ -14,7 +14,7 @@ import re
 import stat
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from highrt.images.containerfile import (
     parse_instruction,
 )
 from highrt.images.draft import Draft, configure, expanded, pack, words_of
-from highrt.images.errors import BuildError, ImageError
+from highrt.images.errors import BuildError, ImageError, StorageFailed, is_of_disk
 from highrt.images.ignore import Ignore
 from highrt.images.model import Descriptor, Image, Platform
 from highrt.images.reference import parse as parse_reference
@@ -94,28 +94,35 @@ async def build(
         if not path.is_dir():
             raise BuildError(f"the build context {other}={path} is not a folder")
     arguments, stages = parse(text)
-    with span("build image", image=tag or str(context)):
-        async with service.working():
-            plan = _Build(
-                service=service,
-                context=context,
-                contexts=dict(build_contexts or {}),
-                stages=stages,
-                build_args=dict(build_args or {}),
-                secrets=dict(secrets or {}),
-                log=log,
-                run_step=run_step or runtime_step(folder=service.steps),
-                use_cache=not no_cache,
-                pull=pull,
-            )
-            plan.global_arguments(arguments)
-            result = await plan.run(_target(stages, target))
-            plan.warn_unused()
-            if labels:
-                result.config["Labels"] = {**(result.config.get("Labels") or {}), **labels}
-            image = result.commit(service, name.stored if name else None)
-            log.say(f"built {tag or 'an image without a name'}: {image.id}")
-            return image
+    try:
+        with span("build image", image=tag or str(context)):
+            async with service.working():
+                plan = _Build(
+                    service=service,
+                    context=context,
+                    contexts=dict(build_contexts or {}),
+                    stages=stages,
+                    build_args=dict(build_args or {}),
+                    secrets=dict(secrets or {}),
+                    log=log,
+                    run_step=run_step or runtime_step(folder=service.steps),
+                    use_cache=not no_cache,
+                    pull=pull,
+                )
+                plan.global_arguments(arguments)
+                result = await plan.run(_target(stages, target))
+                plan.warn_unused()
+                if labels:
+                    result.config["Labels"] = {**(result.config.get("Labels") or {}), **labels}
+                image = result.commit(service, name.stored if name else None)
+                log.say(f"built {tag or 'an image without a name'}: {image.id}")
+                return image
+    except (ImageError, OSError) as error:
+        if not is_of_disk(error):
+            raise
+        with suppress(ImageError, OSError):  # from a read-only disk nothing can be taken away
+            await service.collect()  # a full one must not stay full of layers that no image has
+        raise StorageFailed(f"{tag or 'an image without a name'} cannot be built: {error}") from None
 
 
 def _containerfile(context: Path, file: Path | None) -> Path:
@@ -569,15 +576,14 @@ class _Build:
             log.cached()
             state.add(cached, text)
             return
-        async with self._at_once, self._service.mounted(layers, diff_ids) as (root, rootfs):
-            try:
+        try:
+            async with self._at_once, self._service.mounted(layers, diff_ids) as (root, rootfs):
                 await act(root)
-            except BuildError as error:
-                raise error if str(error).startswith("line ") else instruction.fail(str(error)) from None
-            except (ImageError, OSError) as error:
-                raise instruction.fail(str(error)) from None
-            left_out = [path.strip("/") for path in without]
-            step = await pack(self._service, rootfs.upper, epoch=self._epoch, without=left_out, keep_empty=keep_empty)
+                left_out = [path.strip("/") for path in without]
+                step = await pack(self._service, rootfs.upper, epoch=self._epoch, without=left_out, keep_empty=keep_empty)
+        except (ImageError, OSError) as error:
+            failure = instruction.fail(str(error)) if not str(error).startswith("line ") else error
+            raise (StorageFailed(str(failure)) if is_of_disk(error) else failure) from None
         if step is None:
             state.note(text)
             return

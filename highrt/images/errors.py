@@ -1,5 +1,9 @@
 """What can go wrong with images. Each error's text is written for the person who typed the image's name."""
 
+import errno
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
 
 class ImageError(Exception):
     """The base of all errors of highrt.images."""
@@ -51,3 +55,8 @@ class InvalidConfiguration(ImageError):
 
 class BuildError(ImageError):
     """A Containerfile that cannot be built; the text names its line."""
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Whether the disk of images is to blame."""
+    return isinstance(error, StorageFailed) or (isinstance(error, OSError) and error.errno in _OF_DISKS)

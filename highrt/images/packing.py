@@ -91,7 +91,7 @@ def pack(folder: str, blob: str, *, latest_mtime: int | None = None, without: Se
         tail = _Tail(packer)
         with tarfile.open(fileobj=cast(IO[bytes], tail), mode="w", format=tarfile.PAX_FORMAT) as tar:
             seen: dict[tuple[int, int], str] = {}
-            for path in _walk(folder, ""):
+            for path in _walk(folder):
                 if path in left_out:
                     continue
                 entries += _pack_entry(tar, folder, path, seen, latest_mtime)
@@ -100,15 +100,16 @@ def pack(folder: str, blob: str, *, latest_mtime: int | None = None, without: Se
     return Packed(out.digest, out.size, diff_id, entries)
 
 
-def _walk(folder: str, below: str) -> list[str]:
-    """The paths of everything under a folder, sorted, parents first."""
-    paths = []
-    for entry in sorted(os.scandir(os.path.join(folder, below)), key=lambda entry: entry.name):
-        path = os.path.join(below, entry.name)
+def _walk(folder: str) -> list[str]:
+    """The paths of everything under a folder, however deep, sorted, parents first."""
+    paths, waiting = [], [("", True)]
+    while waiting:
+        path, is_folder = waiting.pop()
         paths.append(path)
-        if entry.is_dir(follow_symlinks=False):
-            paths += _walk(folder, path)
-    return paths
+        if is_folder:
+            entries = sorted(os.scandir(os.path.join(folder, path)), key=lambda entry: entry.name, reverse=True)
+            waiting += [(os.path.join(path, entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    return paths[1:]
 
 
 def _pack_entry(tar: tarfile.TarFile, folder: str, path: str, seen: dict[tuple[int, int], str], latest_mtime: int | None) -> int:

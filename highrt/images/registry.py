@@ -198,7 +198,8 @@ class Registry:
         """
         start = self._url(host, path)
         # An upload may go on at another host, which the credentials are not for.
-        is_home = start.origin() == self._url(host, "").origin()
+        home = self._url(host, "")
+        is_home = start.raw_authority == home.raw_authority and (start.scheme == home.scheme or host.try_http)
         if query:
             start = start.update_query(query)
         denial = ""

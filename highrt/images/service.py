@@ -116,7 +116,7 @@ class ImageService:
         self._load()
         await drop_steps(self.steps)
         await self._drop_temporary()
-        await self._collect(keep_seconds=_CUT_DOWNLOAD_SECONDS)
+        await self.collect(keep_seconds=_CUT_DOWNLOAD_SECONDS)
 
     async def close(self) -> None:
         """Ends the pulls under way (what they have downloaded is kept), and closes the metadata."""
@@ -211,7 +211,7 @@ class ImageService:
                 raise ImageInUse(f"image {reference_or_id} is in use by {', '.join(users)}: remove those first")
             self.metadata.remove_image(image.id)
         self._load()
-        await self._collect()
+        await self.collect()
 
     def _load(self) -> None:
         """Reads the images from the metadata. One whose content is gone or broken is told in the log and left out."""
@@ -604,12 +604,13 @@ class ImageService:
             rootfs = await self.snapshots.prepare(key, await self.unpack(layers, diff_ids), None)
             try:
                 target.mkdir()
-                rootfs.mount(target)
-                yield target, rootfs
-            finally:
-                rootfs.unmount(target)
-                with contextlib.suppress(FileNotFoundError):
+                try:
+                    rootfs.mount(target)
+                    yield target, rootfs
+                finally:
+                    rootfs.unmount(target)
                     target.rmdir()
+            finally:
                 await asyncio.shield(self.snapshots.release(key))
 
     # images that a person looks into
@@ -659,7 +660,7 @@ class ImageService:
 
     # collection
 
-    async def _collect(self, *, keep_seconds: float = 0) -> None:
+    async def collect(self, *, keep_seconds: float = 0) -> None:
         """Removes content and layers that nothing needs, unless content is just being added (then a later call does).
 
         keep_seconds: blobs younger than this stay, as they may be of a pull that was cut and will be tried again.

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from highrt.images.errors import DigestMismatch, InvalidImage
 from highrt.images.layers import Blob, Limits, inherit, unpack
 from highrt.images.packing import pack
+from highrt.images.snapshots import remove_tree
 from tests.conftest import wait_for
 from tests.integration.images.conftest import file, header, tar_of, tree
 
@@ -273,6 +274,19 @@ def test_packing_and_unpacking_gives_the_same_folder(apply: Unpack, tmp_path: Pa
             assert os.getxattr(second / path, name, follow_symlinks=False) == os.getxattr(
                 first / path, name, follow_symlinks=False
             )
+
+
+def test_a_folder_of_any_depth_is_packed(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    inner = str(folder)
+    for _ in range(1200):
+        inner += "/d"
+        os.mkdir(inner)
+    try:
+        assert pack(str(folder), str(tmp_path / "blob")).entries == 1200
+    finally:
+        remove_tree(folder)
 
 
 def sparse(name: str, size: int) -> bytes:

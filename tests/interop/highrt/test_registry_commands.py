@@ -100,7 +100,7 @@ def test_what_refers_to_an_image(daemon: Daemon, registry: DockerRegistry, by: s
     assert sorted(daemon.out("registry", "tags", f"{registry.address}/app").split()) == ["1", subject.replace(":", "-")]
     (found,) = json.loads(daemon.out("registry", "referrers", "-o", "json", image))
     assert (found["Digest"], found["ArtifactType"], found["MediaType"]) == (signature, SIGNATURE, MANIFEST)
-    assert signature[7:19] in daemon.out("registry", "referrers", "--artifact-type", SIGNATURE, image)
+    assert signature in daemon.out("registry", "referrers", "--artifact-type", SIGNATURE, image)
     assert daemon.out("registry", "referrers", "--artifact-type", "other/type", "--format", "json", image) == ""
     daemon.out("registry", "delete", "-f", f"{registry.address}/app@{signature}")
     assert daemon.out("registry", "referrers", "--format", "json", image) == "", "the list forgets what is deleted"

@@ -44,8 +44,11 @@ async def live_and_die(root: Path, registry: str, context: Path, seed: str, seco
     return [line.split() for line in (await reading).decode().splitlines(keepends=True) if line.endswith("\n")]
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("rounds", [20, pytest.param(500, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize(
+    "rounds",
+    # a limit of the function's own would go before that of a case
+    [pytest.param(20, marks=pytest.mark.timeout(300)), pytest.param(500, marks=[pytest.mark.long, pytest.mark.timeout(7200)])],
+)
 async def test_a_daemon_may_be_killed_at_any_moment(registry: DockerRegistry, root: Path, tmp_path: Path, rounds: int) -> None:
     print(f"STRATA_CRASH_SEED={SEED}")
     context = tmp_path / "context"
@@ -93,7 +96,7 @@ async def check(root: Path, has: set[str]) -> None:
             await service.remove(image.id)
         has.clear()
         # Cut pulls may be gone on with, and what they brought stays for a day.
-        await service._collect()
+        await service.collect()
         assert [*service.content.all()] == []
         assert os.listdir(root / "snapshots") == []
     finally:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from highrt.images.build import build
-from highrt.images.errors import ImageError, StorageFailed
+from highrt.images.errors import BuildError, ImageError, StorageFailed
 from highrt.images.service import ImageService
+from highrt.images.steps import runtime_step
 from strata.linux import mounts
 from tests.interop.images.conftest import DockerRegistry
 
@@ -74,6 +75,56 @@ async def test_a_build_on_a_full_disk(small: ImageService, root: Path, tmp_path:
     nothing_is_left(small, root)
     (context / "data").write_bytes(b"small")
     await build(small, context, tag="big:1")
+
+
+CONTAINERFILE = """
+FROM scratch
+COPY --from=host /bin/busybox /bin/busybox
+SHELL ["/bin/busybox", "sh", "-c"]
+RUN busybox dd if=/dev/urandom of=/data bs=1M count={count}
+"""
+
+
+async def build_with_run(service: ImageService, context: Path, count: int) -> list[str]:
+    """A build whose step writes so many MiB. Returns what it says."""
+    context.mkdir(exist_ok=True)
+    (context / "Containerfile").write_text(CONTAINERFILE.format(count=count))
+    said: list[str] = []
+    step = runtime_step(runtime="runc", folder=service.steps)
+    await build(service, context, tag="run:1", build_contexts={"host": Path("/")}, run_step=step, progress=said.append)
+    return said
+
+
+async def test_a_build_whose_step_fills_the_disk(small: ImageService, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"line 5: RUN .*it ended with exit code 1"):
+        await build_with_run(small, tmp_path / "context", 40)
+    assert not small.list()
+    assert os.listdir(root / "content/ingest") == os.listdir(root / "mounts") == os.listdir(root / "steps") == []
+    assert sum(status.st_size for status in (path.lstat() for path in root.rglob("*"))) < 8 << 20, "what it wrote is gone"
+    assert any("CACHED" in line for line in await build_with_run(small, tmp_path / "context", 1)), (
+        "what was built before it stays"
+    )
+
+
+async def test_a_build_whose_layer_fills_the_disk(small: ImageService, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageFailed, match=f"line 5: RUN .*({FULL})"):
+        await build_with_run(small, tmp_path / "context", 18)
+    nothing_is_left(small, root)
+    assert [*small.content.all()] == os.listdir(root / "mounts") == os.listdir(root / "steps") == []
+    await build_with_run(small, tmp_path / "context", 1)
+
+
+@pytest.mark.parametrize("part", ["content", "snapshots", "mounts", "steps"])
+async def test_a_build_on_a_disk_that_has_become_read_only(small: ImageService, root: Path, tmp_path: Path, part: str) -> None:
+    (root / "steps").mkdir(exist_ok=True)
+    mounts.mount(str(root / part), str(root / part), "", mounts.BIND)
+    mounts.mount("", str(root / part), "", mounts.REMOUNT | mounts.BIND | mounts.RDONLY)
+    with pytest.raises(StorageFailed, match="Read-only file system"):
+        await build_with_run(small, tmp_path / "context", 1)
+    mounts.umount(str(root / part))
+    nothing_is_left(small, root)
+    assert [*small.content.all()] == os.listdir(root / "mounts") == os.listdir(root / "steps") == []
+    await build_with_run(small, tmp_path / "context", 1)
 
 
 async def test_names_on_a_full_disk(small: ImageService, root: Path, registry: DockerRegistry) -> None:

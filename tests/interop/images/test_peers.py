@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from highrt.images.steps import runtime_step
 from strata.linux import mounts
 from tests.conftest import wait_for
 from tests.interop.images.conftest import DockerRegistry, run
+from tests.interop.images.peers import listing
 
 CONTAINERFILE = """
 FROM scratch
@@ -46,20 +46,6 @@ async def image(service: ImageService, registry: DockerRegistry, tmp_path: Path)
     image = await build(service, context, tag=tag, build_contexts={"host": Path("/")}, run_step=step)
     await service.push(tag)
     return image
-
-
-def listing(root: Path) -> dict[str, tuple[object, ...]]:
-    """What is in a folder: kind, mode, owner, link or content, by path."""
-    found: dict[str, tuple[object, ...]] = {}
-    for path in sorted(root.rglob("*")):
-        status = path.lstat()
-        content: object = None
-        if stat.S_ISLNK(status.st_mode):
-            content = os.readlink(path)
-        elif stat.S_ISREG(status.st_mode):
-            content = path.read_bytes()
-        found[str(path.relative_to(root))] = (status.st_mode, status.st_uid, status.st_gid, status.st_rdev, content)
-    return found
 
 
 @contextlib.contextmanager
