@@ -127,7 +127,8 @@ def ulimit(text: str) -> api.Limit:
     return api.Limit(name=name, soft=int(soft), hard=int(hard or soft))
 
 
-def _host(text: str) -> tuple[str, str]:
+def added_host(text: str) -> tuple[str, str]:
+    """`NAME:IP` or `NAME=IP`. Raises click.BadParameter."""
     name, separator, address = re.split(r"([:=])", text, maxsplit=1) if re.search("[:=]", text) else (text, "", "")
     if not separator:
         raise click.BadParameter(f"--add-host {text!r}: write NAME:IP")
@@ -176,6 +177,7 @@ _OPTIONS = (
     click.option("-u", "--user", default="", metavar="NAME|UID[:GID]", help="Who the process is."),
     click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port on the host."),
     *endpoints.OPTIONS,
+    click.option("--pod", default="", metavar="[new:]NAME", help="A pod that it joins, or a new one that is made for it."),
     click.option("-h", "--hostname", default="", help="Its host name."),
     click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's."),
     *limits.OPTIONS,
@@ -280,10 +282,11 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
         handler=options["runtime"],
         labels=labels((*_lines(options["label_file"]), *options["label"])),
         restart=options["restart"],
+        pod=options["pod"],
         init=options["init"],
         tmpfs=dict(item.partition(":")[::2] for item in options["tmpfs"]),
         ulimits=[*map(ulimit, options["ulimits"])],
-        hosts=dict(_host(item) for item in options["hosts"]),
+        hosts=dict(added_host(item) for item in options["hosts"]),
     )
     _take_log_options(request, options["log_options"])
     _take_health(request, options)
