@@ -189,9 +189,10 @@ _OPTIONS = (
     click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, seccomp=FILE, apparmor=NAME."),
     click.option("--device", "devices", multiple=True, metavar="HOST[:CONTAINER[:rwm]]", help="Give a device of the host's."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter of its namespaces."),
-    click.option("--pid", default="", metavar="host", help="Share the host's processes."),
+    click.option("--pid", default="", metavar="host|container:NAME", help="Share the host's processes, or another's of its pod."),
     click.option("--shm-size", default="", metavar="SIZE", help="Size of /dev/shm, like 256m."),
     click.option("--ipc", default="", metavar="host", help="Share the host's IPC."),
+    click.option("--uts", type=click.Choice(["private", "host"]), help="Whose host name it has."),
     click.option("--read-only", is_flag=True, help="Its root cannot be written."),
     click.option("--entrypoint", default=None, help="In place of the image's entry point."),
     click.option("--init", is_flag=True, help="Have a tiny init run the command, which passes signals on and reaps."),
@@ -294,6 +295,10 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
     request.shm_bytes, request.stop_signal = memory_bytes(options["shm_size"]), options["stop_signal"]
     if options["stop_timeout"] is not None:
         request.stop_seconds = options["stop_timeout"]
+    if options["uts"] == "host" and [*options["network"]] != ["host"]:
+        raise click.BadParameter("--uts host: only with --network host, which brings the host's name along")
+    if options["uts"] == "private" and [*options["network"]] == ["host"]:
+        raise click.BadParameter("--uts private: with --network host a container has the host's name")
     if options["cidfile"] and os.path.exists(options["cidfile"]):
         raise click.BadParameter(f"--cidfile {options['cidfile']}: it exists already: remove it, or give another")
     for option in options["security_opt"]:

@@ -109,6 +109,7 @@ class PersonContainers:
 
     async def create(self, request: api.CreateRequest) -> tuple[Container, list[str]]:
         """Makes a container that can be started; what fails half-way leaves nothing. Returns it with warnings for people."""
+        sharedpods.check_sharing(request)
         request.name = request.name or self._names.free()
         image = self._images.resolve(request.image)
         if image is None:
@@ -152,6 +153,12 @@ class PersonContainers:
     async def _create_inside(self, pod: Pod, request: api.CreateRequest, image: Image, life: restarts.Life) -> Container:
         """In a pod that it shares with others. Its log lies in a folder of its own."""
         shares = pod.config.linux.security_context.namespace_options.pid == cri.POD
+        target: Container | None = None
+        if request.pid_mode.startswith(sharedpods.CONTAINER):
+            target = self.find(request.pid_mode.removeprefix(sharedpods.CONTAINER))
+            if target.pod_id != pod.id:
+                raise InvalidArgument(f"--pid {request.pid_mode}: it is not in pod {pod.config.metadata.name}")
+            request.pid_mode = "private"
         if request.pid_mode == "pod" and not shares:
             raise InvalidArgument(f"--pid pod: pod {pod.config.metadata.name} was made without --share-pid")
         if shares and not request.pid_mode:
@@ -160,6 +167,9 @@ class PersonContainers:
         files = flags.PersonFiles(self._root, uid)
         config = flags.container_config(request, image, self._root / "volumes", pod.config.annotations[flags.NETWORK])
         config.annotations[flags.FILES] = uid
+        if target:
+            options = config.linux.security_context.namespace_options
+            options.pid, options.target_id = cri.TARGET, target.id
         if request.auto_remove:
             config.annotations[flags.AUTO_REMOVE] = "true"
         try:

@@ -21,6 +21,9 @@ from strata.protocols import highrt_pb2 as api
 NEW = "new:"
 """`--pod new:NAME` makes the pod with its first container."""
 
+CONTAINER = "container:"
+"""`--pid container:NAME` and the like mean another's namespace."""
+
 _OF_THE_POD = {
     "network": "--network", "endpoints": "--network", "ports": "--publish", "hostname": "--hostname", "dns": "--dns",
     "hosts": "--add-host", "sysctls": "--sysctl", "shm_bytes": "--shm-size", "cgroup_parent": "--cgroup-parent",
@@ -31,6 +34,21 @@ _OF_THE_POD = {
 def is_shared(pod: Pod) -> bool:
     """Whether a person made it for several containers."""
     return flags.SHARED in pod.config.annotations
+
+
+def check_sharing(request: api.CreateRequest) -> None:
+    """Raises InvalidArgument where a container asks for another's namespaces, which are shared in a pod only."""
+    asked = [("--network", endpoint.network) for endpoint in request.endpoints]
+    asked += [
+        ("--network", request.network),
+        ("--ipc", request.ipc_mode),
+        *([] if request.pod else [("--pid", request.pid_mode)]),
+    ]
+    for option, mode in asked:
+        if mode.startswith(CONTAINER):
+            raise InvalidArgument(
+                f"{option} {mode}: only containers of a pod share namespaces: highrt pod create NAME, and --pod NAME for both"
+            )
 
 
 def check_member(request: api.CreateRequest) -> None:

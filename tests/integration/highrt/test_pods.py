@@ -111,6 +111,17 @@ def test_what_is_the_pods_is_refused_of_a_container(daemon: Daemon) -> None:
     assert inspect(daemon, "p")["NumContainers"] == 0
 
 
+def test_anothers_namespaces_are_shared_in_a_pod_only(daemon: Daemon) -> None:
+    daemon.out("pod", "create", "--network", "none", "p")
+    daemon.out("run", "-d", "--pod", "p", "--name", "one", *SLEEP)
+    assert daemon.out("run", "--rm", "--pod", "p", "--pid", "container:one", IMAGE, "readlink", "/proc/self/ns/pid") == namespace(
+        daemon, "one", "pid"
+    )
+    for option in ("--pid", "--ipc", "--network"):
+        assert "pod create" in refusal(daemon, "create", option, "container:one", *SLEEP)
+    assert "--network host" in refusal(daemon, "create", "--uts", "host", *SLEEP)
+
+
 def test_a_new_pod_comes_with_its_first_container_or_not_at_all(daemon: Daemon) -> None:
     daemon.out("run", "-d", "--pod", "new:fresh", "--network", "none", "-h", "called", "--name", "one", *SLEEP)
     assert daemon.out("exec", "one", "hostname") == "called"
