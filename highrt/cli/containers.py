@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,11 +32,12 @@ from strata.protocols.highrt_grpc import HighrtStub
 @click.option("-f", "--filter", "texts", multiple=True, metavar="KEY=VALUE", help="Like status=exited, name=web, label=a=b.")
 @click.option("-n", "--last", type=click.IntRange(min=0), default=None, metavar="NUMBER", help="The last ones, in any state.")
 @click.option("-l", "--latest", is_flag=True, help="The last one, in any state.")
+@click.option("-p", "--pod", "pods", is_flag=True, help="Also the pods that they are in.")
 @click.option("--format", "template", default="", help="A template, like '{{.ID}} {{.Names}}', or json.")
 @click.pass_context
 def ps(
     ctx: click.Context, /, everything: bool, quiet: bool, every_owner: bool, no_trunc: bool, sizes: bool,
-    texts: tuple[str, ...], last: int | None, latest: bool, template: str,
+    texts: tuple[str, ...], last: int | None, latest: bool, pods: bool, template: str,
 ) -> None:  # fmt: skip
     """List containers."""
     filters = [*map(filtered, texts)]
@@ -69,7 +70,8 @@ def ps(
                 ),
                 "Names": item.name,
                 "Owner": item.owner,
-                "Pod": item.pod_id,
+                "Pod": item.pod_id if no_trunc else formats.short(item.pod_id),
+                "PodName": item.pod_name,
                 "Size": f"{formats.size(item.written_bytes)} (virtual {formats.size(item.whole_bytes)})",
                 "Labels": ",".join(f"{key}={value}" for key, value in sorted(item.labels.items())),
             }
@@ -78,9 +80,11 @@ def ps(
         for row in rows:
             click.echo(row["ID"])
     else:
-        heads = {"ID": "CONTAINER ID", "RunningFor": "CREATED", "CreatedAt": "CREATED AT"}
+        heads = {"ID": "CONTAINER ID", "RunningFor": "CREATED", "CreatedAt": "CREATED AT", "Pod": "POD ID"}
+        heads["PodName"] = "POD NAME"
         columns = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", *(["Owner"] if every_owner else []), "Names"]
         columns += ["Size"] if sizes else []
+        columns += ["Pod", "PodName"] if pods else []
         formats.print_rows(template, rows, columns, heads)
 
 
@@ -333,13 +337,17 @@ def top(ctx: click.Context, container: str) -> None:
     async def work(stub: HighrtStub) -> list[api.Process]:
         return list((await stub.Top(api.ContainerName(container=container))).processes)
 
+    click.echo(process_table(run(ctx, work)))
+
+
+def process_table(processes: Sequence[api.Process]) -> str:
     rows = []
-    for item in run(ctx, work):
+    for item in processes:
         started = datetime.fromtimestamp(item.started_at_ns / 1e9)
         seconds = int(item.cpu_seconds)
         spent = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         rows.append([item.user, str(item.pid), str(item.ppid), f"{started:%H:%M}", item.tty, spent, item.command])
-    click.echo(formats.table(["UID", "PID", "PPID", "STIME", "TTY", "TIME", "CMD"], rows))
+    return formats.table(["UID", "PID", "PPID", "STIME", "TTY", "TIME", "CMD"], rows)
 
 
 @click.command()

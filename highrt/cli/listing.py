@@ -58,6 +58,7 @@ _KEYS: dict[str, Meets] = {
     "exited": lambda item, value: item.state == "exited" and str(item.exit_code) == value,
     "health": lambda item, value: (item.health or "none") == value,
     "volume": lambda item, value: value in item.mounts,
+    "pod": lambda item, value: value == item.pod_name or item.pod_id.startswith(value),
     "network": lambda item, value: value in item.networks,
 }
 _TIMES = ("before", "since")

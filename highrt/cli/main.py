@@ -2,7 +2,7 @@
 
 import click
 
-from highrt.cli import containers, copy, image, images, login, networks, registry, system
+from highrt.cli import containers, copy, image, images, login, networks, pods, registry, system
 from highrt.cli.run import create, run
 from highrt.cli.serve import serve
 from highrt.defaults import DEFAULT_ADDRESS
@@ -37,6 +37,7 @@ for command in (
     *registry.COMMANDS,
     *login.COMMANDS,
     networks.network,
+    pods.pod,
     *system.COMMANDS,
     serve,
 ):

@@ -127,7 +127,8 @@ def ulimit(text: str) -> api.Limit:
     return api.Limit(name=name, soft=int(soft), hard=int(hard or soft))
 
 
-def _host(text: str) -> tuple[str, str]:
+def added_host(text: str) -> tuple[str, str]:
+    """`NAME:IP` or `NAME=IP`. Raises click.BadParameter."""
     name, separator, address = re.split(r"([:=])", text, maxsplit=1) if re.search("[:=]", text) else (text, "", "")
     if not separator:
         raise click.BadParameter(f"--add-host {text!r}: write NAME:IP")
@@ -176,6 +177,7 @@ _OPTIONS = (
     click.option("-u", "--user", default="", metavar="NAME|UID[:GID]", help="Who the process is."),
     click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port on the host."),
     *endpoints.OPTIONS,
+    click.option("--pod", default="", metavar="[new:]NAME", help="A pod that it joins, or a new one that is made for it."),
     click.option("-h", "--hostname", default="", help="Its host name."),
     click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's."),
     *limits.OPTIONS,
@@ -187,9 +189,10 @@ _OPTIONS = (
     click.option("--security-opt", multiple=True, metavar="OPTION", help="no-new-privileges, seccomp=FILE, apparmor=NAME."),
     click.option("--device", "devices", multiple=True, metavar="HOST[:CONTAINER[:rwm]]", help="Give a device of the host's."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Set a kernel parameter of its namespaces."),
-    click.option("--pid", default="", metavar="host", help="Share the host's processes."),
+    click.option("--pid", default="", metavar="host|container:NAME", help="Share the host's processes, or another's of its pod."),
     click.option("--shm-size", default="", metavar="SIZE", help="Size of /dev/shm, like 256m."),
     click.option("--ipc", default="", metavar="host", help="Share the host's IPC."),
+    click.option("--uts", type=click.Choice(["private", "host"]), help="Whose host name it has."),
     click.option("--read-only", is_flag=True, help="Its root cannot be written."),
     click.option("--entrypoint", default=None, help="In place of the image's entry point."),
     click.option("--init", is_flag=True, help="Have a tiny init run the command, which passes signals on and reaps."),
@@ -280,10 +283,11 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
         handler=options["runtime"],
         labels=labels((*_lines(options["label_file"]), *options["label"])),
         restart=options["restart"],
+        pod=options["pod"],
         init=options["init"],
         tmpfs=dict(item.partition(":")[::2] for item in options["tmpfs"]),
         ulimits=[*map(ulimit, options["ulimits"])],
-        hosts=dict(_host(item) for item in options["hosts"]),
+        hosts=dict(added_host(item) for item in options["hosts"]),
     )
     _take_log_options(request, options["log_options"])
     _take_health(request, options)
@@ -291,6 +295,10 @@ def _request(image: str, args: tuple[str, ...], options: dict[str, Any]) -> api.
     request.shm_bytes, request.stop_signal = memory_bytes(options["shm_size"]), options["stop_signal"]
     if options["stop_timeout"] is not None:
         request.stop_seconds = options["stop_timeout"]
+    if options["uts"] == "host" and [*options["network"]] != ["host"]:
+        raise click.BadParameter("--uts host: only with --network host, which brings the host's name along")
+    if options["uts"] == "private" and [*options["network"]] == ["host"]:
+        raise click.BadParameter("--uts private: with --network host a container has the host's name")
     if options["cidfile"] and os.path.exists(options["cidfile"]):
         raise click.BadParameter(f"--cidfile {options['cidfile']}: it exists already: remove it, or give another")
     for option in options["security_opt"]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -15,34 +16,45 @@ _HEADS = {
     "Container": "CONTAINER ID", "ID": "CONTAINER ID", "CPUPerc": "CPU %", "MemUsage": "MEM USAGE / LIMIT", "MemPerc": "MEM %",
     "NetIO": "NET I/O", "BlockIO": "BLOCK I/O",
 }  # fmt: skip
+_OPTIONS = (
+    click.option("--no-stream", "once", is_flag=True, help="Print once, instead of every second."),
+    click.option("--no-trunc", is_flag=True, help="Whole IDs."),
+    click.option("--format", "template", default="", help="A template, like '{{.Name}} {{.CPUPerc}}', or json."),
+)
 _COLUMNS = ("ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs")
 
 
+def take_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options for a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.option("--no-stream", "once", is_flag=True, help="Print once, instead of every second.")
-@click.option("--no-trunc", is_flag=True, help="Whole IDs.")
-@click.option("--format", "template", default="", help="A template, like '{{.Name}} {{.CPUPerc}}', or json.")
+@take_options
 @click.argument("containers", nargs=-1)
 @click.pass_context
 def stats(ctx: click.Context, once: bool, no_trunc: bool, template: str, containers: tuple[str, ...]) -> None:
     """Show what running containers use."""
+    run(ctx, lambda stub: show(stub, containers, template, once=once, no_trunc=no_trunc))
 
-    async def work(stub: HighrtStub) -> None:
-        request = api.StatsRequest(containers=containers)
-        before = (await stub.Stats(request)).stats
-        while True:
-            await asyncio.sleep(_SECONDS)
-            now = (await stub.Stats(request)).stats
-            last = {item.id: item for item in before}
-            rows = [_row(item, last.get(item.id), no_trunc=no_trunc) for item in now]
-            if not once and os.isatty(1):
-                click.clear()
-            formats.print_rows(template, rows, _COLUMNS, _HEADS)
-            if once:
-                return
-            before = now
 
-    run(ctx, work)
+async def show(stub: HighrtStub, containers: Sequence[str], template: str, *, once: bool, no_trunc: bool) -> None:
+    """Prints what containers use, once or until it is interrupted; all that run where none is named. Raises GRPCError."""
+    request = api.StatsRequest(containers=containers)
+    before = (await stub.Stats(request)).stats
+    while True:
+        await asyncio.sleep(_SECONDS)
+        now = (await stub.Stats(request)).stats
+        last = {item.id: item for item in before}
+        rows = [_row(item, last.get(item.id), no_trunc=no_trunc) for item in now]
+        if not once and os.isatty(1):
+            click.clear()
+        formats.print_rows(template, rows, _COLUMNS, _HEADS)
+        if once:
+            return
+        before = now
 
 
 def _row(item: api.ContainerStats, last: api.ContainerStats | None, *, no_trunc: bool) -> dict[str, str]:

@@ -14,6 +14,7 @@ from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
 _ENDED = ("exited", "stopped")
+_NOT_RUNNING, _NEXT_EXIT = "not-running", "next-exit"
 _HEALTH = ("healthy", "unhealthy")
 _REMOVED = "removed"
 _NO_CODE = -1
@@ -23,9 +24,9 @@ _NO_CODE = -1
 @click.command()
 @click.option(
     "--condition", "conditions", multiple=True, default=["exited"], metavar="CONDITION",
-    type=click.Choice([*_ENDED, "created", "running", "paused", "restarting", *_HEALTH, _REMOVED]),
-    help="What to wait for: exited (or stopped), created, running, paused, restarting, healthy, unhealthy or removed; given "
-    "again, one of them.",
+    type=click.Choice([*_ENDED, "created", "running", "paused", "restarting", *_HEALTH, _REMOVED, _NOT_RUNNING, _NEXT_EXIT]),
+    help="What to wait for: exited (or stopped), created, running, paused, restarting, healthy, unhealthy, removed, not-running "
+    "or next-exit; given again, one of them.",
 )  # fmt: skip
 @click.option("--interval", type=DURATION, default="250ms", metavar="TIME", help="How often to look, where nothing tells.")
 @click.option("-i", "--ignore", is_flag=True, help="Do not complain about containers that are not there.")
@@ -38,9 +39,11 @@ def wait(
 
     async def work(stub: HighrtStub) -> int:
         failed = 0
-        for name in containers:
+        # all at once: what one waits for may be over before another's is
+        waits = [asyncio.ensure_future(_until(stub, name, conditions, interval / 1e9)) for name in containers]
+        for each in waits:
             try:
-                click.echo(await _until(stub, name, conditions, interval / 1e9))
+                click.echo(await each)
             except DaemonError as error:
                 error.show()
                 failed = 1
@@ -57,7 +60,8 @@ def wait(
 
 async def _until(stub: HighrtStub, name: str, conditions: tuple[str, ...], seconds: float) -> int:
     """The exit code, or _NO_CODE for a container that has not ended. Raises GRPCError, DaemonError."""
-    identifier = (await _look(stub, name))["Id"]  # whatever has its name later
+    first = await _look(stub, name)
+    identifier = first["Id"]  # whatever has its name later
     if not set(conditions) - set(_ENDED):
         return (await stub.Wait(api.ContainerName(container=identifier))).exit_code
     while True:
@@ -73,8 +77,11 @@ async def _until(stub: HighrtStub, name: str, conditions: tuple[str, ...], secon
             raise DaemonError(f"container {name} has no health check")
         if state["Status"] in conditions or health in conditions:
             return _NO_CODE
-        if state["Status"] == "exited" and set(conditions) & set(_ENDED):
+        wanted = {*_ENDED, _NOT_RUNNING, *([_NEXT_EXIT] if state["FinishedAt"] != first["State"]["FinishedAt"] else [])}
+        if state["Status"] == "exited" and wanted & set(conditions):
             return int(state["ExitCode"])
+        if state["Status"] == "created" and _NOT_RUNNING in conditions:
+            return _NO_CODE
         await asyncio.sleep(seconds)
 
 

@@ -5,24 +5,27 @@ import os
 import signal
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from highrt.images.errors import ImageNotFound
+from highrt.images.model import Image
 from highrt.images.service import ImageService
 from highrt.monitor import record
-from highrt.person import flags, names, restarts
+from highrt.person import flags, restarts, sharedpods
 from highrt.person.events import Events
 from highrt.person.health import Check, HealthChecks
+from highrt.person.names import NamesInUse
 from highrt.person.networks import Networks
+from highrt.person.sharedpods import SharedPods
 from highrt.pods import extras
-from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
-from highrt.pods.extras import NetworkChoice
+from highrt.pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Container, ContainerEvent, ContainerState, Owner, Pod
 from strata.linux import cgroups
+from strata.protocols import cri_pb2 as cri
 from strata.protocols import highrt_pb2 as api
 from strata.telemetry import logs
 
@@ -42,7 +45,8 @@ class PersonContainers:
         self.networks = Networks(root, pods)
         self.events = Events(pods)
         self.health = HealthChecks(pods, self.events, self._health_file)
-        self._making: set[str] = set()
+        self._names = NamesInUse(pods)
+        self.shared = SharedPods(pods, root, self.networks, self._names, self.events)
         self._sessions: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         # By container ID: who is to start again, and how long the last pause before that was, in seconds.
@@ -53,6 +57,7 @@ class PersonContainers:
 
     async def open(self) -> None:
         kept = {pod.config.metadata.uid for pod in self._pods.pods(Owner.PERSON)}
+        kept |= {self._files(found).folder.name for found in self._pods.containers(Owner.PERSON)}
         folder = self._root / "person"
         for entry in folder.iterdir() if folder.exists() else ():
             if entry.name not in kept and entry.is_dir():
@@ -62,17 +67,19 @@ class PersonContainers:
         await asyncio.sleep(0)  # it listens from here on: nothing ends unseen
         rebooted = self._boot_file.exists() and self._boot_file.read_text() != record.boot_id()
         await self.networks.open()
-        for pod in self._pods.pods(Owner.PERSON):
-            found = self._in(pod)
-            life = self.life(pod)
+        for found in self._pods.containers(Owner.PERSON):
+            life = self.life(found)
             if rebooted and life.policy == restarts.ALWAYS and life.stopped:
                 life.stopped = False
-                life.save(self._files(pod))
+                life.save(self._files(found))
             # one that was only created has lost the client that would have started it
-            if found is None or found.state is not ContainerState.RUNNING:
-                self._spawn(self._settle(pod.id))
+            if found.state is not ContainerState.RUNNING:
+                self._spawn(self._settle(found))
             else:
                 self._begin_checks(found)
+        for pod in self._pods.pods(Owner.PERSON):
+            if not sharedpods.is_shared(pod) and not self.shared.members(pod):  # the last daemon was killed while it made one
+                self._spawn(self._remove_pod(pod.id))
         self._boot_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._boot_file.write_text(record.boot_id())
 
@@ -93,29 +100,38 @@ class PersonContainers:
         """A container by a person's name for it, its ID, or the ID's unique beginning. Raises NotFound."""
         if not reference:
             raise InvalidArgument("no container is named")
-        for pod in self._pods.pods(Owner.PERSON):
-            if pod.config.metadata.name == reference and (found := self._in(pod)):
+        for found in self._pods.containers(Owner.PERSON):
+            if found.config.metadata.name == reference:
                 return found
         return self._pods.container(reference)
-
-    def _in(self, pod: Pod) -> Container | None:
-        return next((item for item in self._pods.containers(pod.owner) if item.pod_id == pod.id), None)
 
     # making
 
     async def create(self, request: api.CreateRequest) -> tuple[Container, list[str]]:
         """Makes a container that can be started; what fails half-way leaves nothing. Returns it with warnings for people."""
-        name = request.name or self._free_name()
-        self._check_name(name)
+        sharedpods.check_sharing(request)
+        request.name = request.name or self._names.free()
         image = self._images.resolve(request.image)
         if image is None:
             raise ImageNotFound(f"image {request.image} is not here: pull it first (highrt pull {request.image})")
         life = restarts.Life(*restarts.policy(request.restart))
         if life.policy != restarts.NO and request.auto_remove:
             raise InvalidArgument("--rm and --restart: a container that is removed at its end cannot start again")
-        network, chosen, warnings = await self._network(request)
-        request.name = name
-        self._making.add(name)
+        with self._names.making(request.name):
+            if request.pod.startswith(sharedpods.NEW):
+                async with self.shared.made_for(request) as (pod, warnings):
+                    return await self._create_inside(pod, request, image, life), warnings
+            if request.pod:
+                sharedpods.check_member(request)
+                return await self._create_inside(self.shared.find(request.pod), request, image, life), []
+            return await self._create_alone(request, image, life)
+
+    async def _create_alone(
+        self, request: api.CreateRequest, image: Image, life: restarts.Life
+    ) -> tuple[Container, list[str]]:  # fmt: skip
+        if request.pid_mode == "pod":
+            raise InvalidArgument("--pid pod needs --pod")
+        network, chosen, warnings = await self.networks.wanted(request)
         uid = uuid.uuid4().hex
         files = flags.PersonFiles(self._root, uid)
         pod: Pod | None = None
@@ -133,41 +149,37 @@ class PersonContainers:
                     await self._pods.remove_pod(pod.id)
             files.remove()
             raise
-        finally:
-            self._making.discard(name)
 
-    def _check_name(self, name: str) -> None:
-        if not flags.NAME.fullmatch(name):
-            raise InvalidArgument(f"name {name!r}: letters, digits, '_', '.', '-', the first one a letter or digit")
-        if name in self._making or any(pod.config.metadata.name == name for pod in self._pods.pods(Owner.PERSON)):
-            raise AlreadyExists(f"the container name {name!r} is in use: remove that one (highrt rm {name}) or take another name")
-
-    def _free_name(self) -> str:
-        taken = {pod.config.metadata.name for pod in self._pods.pods(Owner.PERSON)} | self._making
-        while (name := names.suggest()) in taken:
-            if len(taken) > 1000:
-                return f"{name}-{uuid.uuid4().hex[:6]}"
-        return name
-
-    async def _network(self, request: api.CreateRequest) -> tuple[str, Sequence[NetworkChoice], list[str]]:
-        """host, none, or the name of the first network; all networks; and warnings for people."""
-        wishes = [*request.endpoints] or ([api.Endpoint(network=request.network)] if request.network else [])
-        names = [self.networks.name_of(wish.network) for wish in wishes]
-        if names in (["host"], ["none"]):
-            if wishes[0].ip or wishes[0].ip6 or wishes[0].aliases:
-                raise InvalidArgument("addresses and aliases are for networks that you made (highrt network create)")
-            if request.ports:
-                raise InvalidArgument(f"-p needs a bridge network: with --network {names[0]} there is no port to map")
-            return names[0], [], []
-        warnings: list[str] = []
-        if not names or "bridge" in names:
-            ready, message = await self._pods.network_ready()
-            if not ready and len(names) > 1:
-                raise FailedPrecondition(f"there is no CNI network bridge for the container: {message}")
-            names = ["bridge" if ready else await self.networks.stand_in(message, warnings.append), *names[1:]]
-            wishes = wishes or [api.Endpoint()]
-            wishes[0].network = names[0]
-        return names[0], self.networks.choose(wishes, ports=bool(request.ports)), warnings
+    async def _create_inside(self, pod: Pod, request: api.CreateRequest, image: Image, life: restarts.Life) -> Container:
+        """In a pod that it shares with others. Its log lies in a folder of its own."""
+        shares = pod.config.linux.security_context.namespace_options.pid == cri.POD
+        target: Container | None = None
+        if request.pid_mode.startswith(sharedpods.CONTAINER):
+            target = self.find(request.pid_mode.removeprefix(sharedpods.CONTAINER))
+            if target.pod_id != pod.id:
+                raise InvalidArgument(f"--pid {request.pid_mode}: it is not in pod {pod.config.metadata.name}")
+            request.pid_mode = "private"
+        if request.pid_mode == "pod" and not shares:
+            raise InvalidArgument(f"--pid pod: pod {pod.config.metadata.name} was made without --share-pid")
+        if shares and not request.pid_mode:
+            request.pid_mode = "pod"
+        uid = uuid.uuid4().hex
+        files = flags.PersonFiles(self._root, uid)
+        config = flags.container_config(request, image, self._root / "volumes", pod.config.annotations[flags.NETWORK])
+        config.annotations[flags.FILES] = uid
+        if target:
+            options = config.linux.security_context.namespace_options
+            options.pid, options.target_id = cri.TARGET, target.id
+        if request.auto_remove:
+            config.annotations[flags.AUTO_REMOVE] = "true"
+        try:
+            files.make()
+            life.save(files)
+            await self._pods.renew_pod(pod.id)
+            return await self._pods.create_container(pod.id, config, cri.PodSandboxConfig(log_directory=str(files.folder)))
+        except BaseException:
+            files.remove()
+            raise
 
     # starting
 
@@ -178,12 +190,11 @@ class PersonContainers:
         if found.owner is not Owner.PERSON:
             yield
             return
-        async with self._lock(found.pod_id):
+        async with self._lock(found.id):
             self._pause_no_more(found.id)
-            pod = self._pods.pod(found.pod_id)
-            life = self.life(pod)
+            life = self.life(found)
             life.stopped, life.restarts = False, 0
-            life.save(self._files(pod))
+            life.save(self._files(found))
             await self._make_ready(found)
             yield
 
@@ -191,7 +202,7 @@ class PersonContainers:
         """Stops it, if it runs, and starts it again."""
         if found.owner is not Owner.PERSON:
             raise FailedPrecondition(f"container {found.id} is a kubelet's, which starts a new one in its place")
-        async with self._lock(found.pod_id):
+        async with self._lock(found.id):
             self._pause_no_more(found.id)
             await self._thaw(found)
             await self._pods.stop_container(found.id, timeout_seconds)
@@ -202,7 +213,8 @@ class PersonContainers:
         pod = self._pods.pod(found.pod_id)
         if found.state is ContainerState.RUNNING:
             raise FailedPrecondition(f"container {self.name(found)} is running already")
-        if not pod.ready or found.state is not ContainerState.CREATED:
+        # the root of one that was only created is gone where its pod was stopped, and another has brought the pod back
+        if not pod.ready or found.state is not ContainerState.CREATED or not os.path.ismount(self._pods.root_of(found.id)):
             await self._pods.renew_pod(pod.id)
             await self._pods.renew_container(found.id)
         self.networks.names.coming(pod)
@@ -218,11 +230,11 @@ class PersonContainers:
         if found.owner is not Owner.PERSON:
             await self._pods.stop_container(found.id, timeout_seconds)
             return
-        async with self._lock(found.pod_id):
+        async with self._lock(found.id):
             self._note_stop(found)
             await self._thaw(found)
             await self._pods.stop_container(found.id, timeout_seconds)
-        self._spawn(self._settle(found.pod_id))  # it may have been between two runs
+        self._spawn(self._settle(found))  # it may have been between two runs
 
     async def signal(self, found: Container, number: int) -> None:
         """Sends a signal. With one that is to end it, it does not start again by itself."""
@@ -238,21 +250,19 @@ class PersonContainers:
 
     def _note_stop(self, found: Container) -> None:
         self._pause_no_more(found.id)
-        pod = self._pods.pod(found.pod_id)
-        life = self.life(pod)
+        life = self.life(found)
         if life.policy != restarts.NO and not life.stopped:
             life.stopped = True
-            life.save(self._files(pod))
+            life.save(self._files(found))
 
     async def update(self, found: Container, request: api.UpdateRequest) -> None:
         """Changes its limits and its policy, now and for its next runs."""
         if request.restart:
-            pod = self._pods.pod(found.pod_id)
-            life = self.life(pod)
+            life = self.life(found)
             life.policy, life.most = restarts.policy(request.restart)
-            if life.policy != restarts.NO and flags.AUTO_REMOVE in pod.config.annotations:
+            if life.policy != restarts.NO and self.removes_itself(found):
                 raise InvalidArgument("a container with --rm is removed at its end and cannot start again")
-            life.save(self._files(pod))
+            life.save(self._files(found))
         limits = flags.resources(request)
         if limits.ByteSize() or request.pids_limit:
             await self._pods.update_resources(found.id, limits, pids_limit=request.pids_limit)
@@ -302,7 +312,7 @@ class PersonContainers:
             if found.state is ContainerState.RUNNING:
                 yield self._running_root(found, stack)
                 return
-            await stack.enter_async_context(self._lock(found.pod_id))  # it does not start meanwhile
+            await stack.enter_async_context(self._lock(found.id))  # it does not start meanwhile
             yield await self._root_of(found, stack)
 
     def _running_root(self, found: Container, stack: AsyncExitStack) -> int:
@@ -331,9 +341,12 @@ class PersonContainers:
         """Gives it another name, which nobody else has."""
         if found.owner is not Owner.PERSON:
             raise FailedPrecondition(f"container {found.id} is a kubelet's, which names it")
-        self._check_name(name)
-        self._pods.rename_pod(found.pod_id, name)
-        self.networks.names.refresh(self._pods.pod(found.pod_id))
+        self._names.check(name)
+        pod = self._pods.pod(found.pod_id)
+        if not sharedpods.is_shared(pod):
+            self._pods.rename_pod(pod.id, name)
+        self._pods.rename_container(found.id, name)
+        self.networks.names.refresh(pod)
 
     async def remove(self, found: Container, *, force: bool) -> None:
         self._check_removable(found, force=force)
@@ -342,12 +355,22 @@ class PersonContainers:
             await self._pods.stop_container(found.id, 0)
             await self._pods.remove_container(found.id)
             return
-        async with self._lock(found.pod_id):
+        async with self._lock(found.id):
             self._check_removable(found, force=force)  # it may have started meanwhile
             self._note_stop(found)
             await self._pods.stop_container(found.id, 0)
-            await self._remove_pod(found.pod_id)
-        self._locks.pop(found.pod_id, None)
+            await self._remove(found)
+
+    async def _remove(self, found: Container) -> None:
+        """With its pod, if that is its own."""
+        pod, files = self._pods.pod(found.pod_id), self._files(found)
+        if sharedpods.is_shared(pod):
+            await self._pods.remove_container(found.id)
+            self.networks.names.refresh(pod)
+            files.remove()
+        else:
+            await self._remove_pod(pod.id)
+        self._locks.pop(found.id, None)
 
     async def _remove_pod(self, pod_id: str) -> None:
         pod = self._pods.pod(pod_id)
@@ -377,18 +400,24 @@ class PersonContainers:
         return found.config.metadata.name
 
     def _health_file(self, found: Container) -> Path:
-        return self._files(self._pods.pod(found.pod_id)).folder / "health"
+        return self._files(found).folder / "health"
 
-    def _files(self, pod: Pod) -> flags.PersonFiles:
-        return flags.PersonFiles(self._root, pod.config.metadata.uid)
+    def _files(self, found: Container) -> flags.PersonFiles:
+        uid = found.config.annotations.get(flags.FILES) or self._pods.pod(found.pod_id).config.metadata.uid
+        return flags.PersonFiles(self._root, uid)
 
-    def life(self, pod: Pod) -> restarts.Life:
+    def life(self, found: Container) -> restarts.Life:
         """Its policy, and how often it has started by itself."""
-        return restarts.Life.load(self._files(pod))
+        return restarts.Life.load(self._files(found))
 
-    def _lock(self, pod_id: str) -> asyncio.Lock:
+    def removes_itself(self, found: Container) -> bool:
+        """Whether --rm was given."""
+        pod = self._pods.pod(found.pod_id)
+        return any(flags.AUTO_REMOVE in config.annotations for config in (found.config, pod.config))
+
+    def _lock(self, container_id: str) -> asyncio.Lock:
         """One at a time starts a container, or settles what it has left."""
-        return self._locks.setdefault(pod_id, asyncio.Lock())
+        return self._locks.setdefault(container_id, asyncio.Lock())
 
     # what happens by itself
 
@@ -405,7 +434,9 @@ class PersonContainers:
             self._look_after(event)
             if event.kind == "stopped" and event.pod.owner is Owner.PERSON:
                 self.networks.names.going(event.pod)
-                self._spawn(self._settle(event.pod.id))
+                for found in self.shared.members(event.pod):
+                    if event.container_id in (found.id, event.pod.id):
+                        self._spawn(self._settle(found))
 
     def _look_after(self, event: ContainerEvent) -> None:
         """Health checks begin with a container and end with it."""
@@ -429,34 +460,32 @@ class PersonContainers:
         given = extras.of(found.owner, found.config.annotations).health or {}
         return Check.of({**(image.config.health_check if image else {}), **given})
 
-    async def _settle(self, pod_id: str) -> None:
+    async def _settle(self, found: Container) -> None:
         """After a container's end: removes it where --rm said so, starts it again after a pause, or gives its network back."""
         try:
-            if flags.AUTO_REMOVE in self._pods.pod(pod_id).config.annotations:
-                await self._remove_when_heard(pod_id)
+            if self.removes_itself(found):
+                await self._remove_when_heard(found)
                 return
-            async with self._lock(pod_id):
-                pod = self._pods.pod(pod_id)
-                found = self._in(pod)
-                if found is None or found.state not in _ENDED or found.id in self._pausing:
+            async with self._lock(found.id):
+                pod = self._pods.pod(found.pod_id)
+                if found.state not in _ENDED or found.id in self._pausing:
                     return
                 # One that could not be started is not tried again: it would fail in the same way.
-                if found.reason != "StartError" and self.life(pod).wants_again(found.exit_code):
+                if found.reason != "StartError" and self.life(found).wants_again(found.exit_code):
                     self._start_after_a_pause(found, 0.0)
-                else:
-                    await self._pods.stop_pod(pod_id)
+                elif not sharedpods.is_shared(pod):
+                    await self._pods.stop_pod(pod.id)
         except NotFound:
             return
         except (PodError, OSError) as error:
-            log.warning("cannot clean up after a container", pod=pod_id, error=str(error))
+            log.warning("cannot clean up after a container", container=found.id, error=str(error))
 
-    async def _remove_when_heard(self, pod_id: str) -> None:
-        found = self._in(self._pods.pod(pod_id))
+    async def _remove_when_heard(self, found: Container) -> None:
         for _ in range(_SESSION_WAIT_SECONDS * 50):
-            if found is None or found.id not in self._sessions:
+            if found.id not in self._sessions:
                 break
             await asyncio.sleep(0.02)
-        await self._remove_pod(pod_id)
+        await self._remove(found)
 
     def _start_after_a_pause(self, found: Container, before: float) -> None:
         """before: the last pause, if that was before this run."""
@@ -467,13 +496,12 @@ class PersonContainers:
 
     async def _start_again(self, found: Container, pause: float) -> None:
         await asyncio.sleep(pause)
-        async with self._lock(found.pod_id):
+        async with self._lock(found.id):
             if self._pausing.pop(found.id, None) is None:
                 return
-            pod = self._pods.pod(found.pod_id)
-            life = self.life(pod)
+            life = self.life(found)
             life.restarts += 1
-            life.save(self._files(pod))
+            life.save(self._files(found))
             try:
                 await self._make_ready(found)
                 await self._pods.start_container(found.id)

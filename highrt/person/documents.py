@@ -77,7 +77,31 @@ def container(
         "HostConfig": _host_config(found, pod),
         "Mounts": [_mount(mount, volume_of(mount.host_path)) for mount in found.config.mounts],
         "LogPath": found.log_path or "",
-        "Pod": {"Id": pod.id, "Owner": pod.owner.value, "Handler": pod.handler},
+        "Pod": {"Id": pod.id, "Name": pod.config.metadata.name, "Owner": pod.owner.value, "Handler": pod.handler},
+    }
+
+
+def pod(found: Pod, told: api.Pod) -> dict[str, Any]:
+    """A pod for several containers, in podman's form."""
+    options = found.config.linux.security_context.namespace_options
+    shared = ["ipc", *(["net", "uts"] if options.network != cri.NODE else []), *(["pid"] if options.pid == cri.POD else [])]
+    return {
+        "Id": found.id,
+        "Name": told.name,
+        "Created": time_text(found.created_at_ns),
+        "State": told.status,
+        "Hostname": found.config.hostname,
+        "Labels": dict(told.labels),
+        "SharedNamespaces": shared,
+        "Networks": [*told.networks],
+        "PortBindings": {
+            f"{port.container_port}/{cri.Protocol.Name(port.protocol).lower()}": [
+                {"HostIp": port.host_ip, "HostPort": str(port.host_port)}
+            ]
+            for port in found.config.port_mappings
+        },
+        "NumContainers": len(told.containers),
+        "Containers": [{"Id": item.id, "Name": item.name, "State": item.state} for item in told.containers],
     }
 
 

@@ -19,13 +19,13 @@ log = logs.get("highrt.person")
 
 _KEPT = 256
 _WAITING = 1024
-_FILTERS = ("type", "event", "container", "image", "label", "network", "volume")
+_FILTERS = ("type", "event", "container", "image", "label", "network", "volume", "pod")
 _ACTIONS = {EventKind.CREATED: "create", EventKind.STARTED: "start", EventKind.STOPPED: "die", EventKind.DELETED: "destroy"}
 
 
 @dataclass(frozen=True)
 class Event:
-    """kind: container, image, network or volume. actor: the ID or name of what it happened to."""
+    """kind: container, image, network, volume or pod. actor: the ID or name of what it happened to."""
 
     kind: str
     action: str

@@ -20,6 +20,10 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 NAMESPACE = "highrt"
 AUTO_REMOVE = "strata.highrt/auto-remove"
 NETWORK = "strata.highrt/network"
+SHARED = "strata.highrt/shared"
+"""Of a pod that a person made for several containers."""
+FILES = "strata.highrt/files"
+"""Of a container in such a pod: the name of its own folder."""
 
 _LOG_FILE = "container.log"
 _LOG_BYTES, _LOG_FILES = 20 << 20, 5
@@ -38,6 +42,8 @@ _PROPAGATION = {
 }
 # CRI has no word for a network with loopback only: CONTAINER, "one for each", is what it means for this daemon.
 _NETWORKS = {"host": cri.NODE, "none": cri.CONTAINER}
+_PIDS = {"": cri.CONTAINER, "private": cri.CONTAINER, "pod": cri.POD, "host": cri.NODE}
+_IPCS = {"": cri.POD, "private": cri.POD, "host": cri.NODE}
 _PROFILES = {"unconfined": cri.SecurityProfile.Unconfined, "default": cri.SecurityProfile.RuntimeDefault}
 _PROTOCOLS = {"": cri.TCP, "tcp": cri.TCP, "udp": cri.UDP, "sctp": cri.SCTP}
 
@@ -87,6 +93,20 @@ def pod_config(
     security.seccomp.profile_type = _seccomp(request)
     config.linux.sysctls.update(request.sysctls)
     config.linux.cgroup_parent = request.cgroup_parent
+    return config
+
+
+def shared_pod_config(
+    request: api.CreateRequest, uid: str, files: PersonFiles, network: str, chosen: Sequence[extras.NetworkChoice] | None
+) -> cri.PodSandboxConfig:
+    """A pod for several containers. Raises InvalidArgument."""
+    if request.pid_mode not in ("", "pod"):
+        raise InvalidArgument(f"--pid {request.pid_mode}: a pod's containers have their own processes, or share the pod's")
+    config = pod_config(request, uid, files, network, chosen)
+    config.annotations[SHARED] = "true"
+    if network != "host":
+        config.hostname = request.hostname or request.name
+    config.linux.security_context.privileged = True  # its containers may be: each says so of itself
     return config
 
 
@@ -209,11 +229,11 @@ def _health(asked: api.HealthCheck) -> dict[str, Any]:
 
 def _namespaces(options: cri.NamespaceOption, request: api.CreateRequest, network: str) -> None:
     options.network = _NETWORKS.get(network, cri.POD)
-    for name in ("pid", "ipc"):
+    for name, modes in (("pid", _PIDS), ("ipc", _IPCS)):
         mode = getattr(request, f"{name}_mode")
-        if mode not in ("", "host", "private"):
-            raise InvalidArgument(f"--{name} {mode}: only host and private are known")
-        setattr(options, name, cri.NODE if mode == "host" else cri.CONTAINER if name == "pid" else cri.POD)
+        if mode not in modes:
+            raise InvalidArgument(f"--{name} {mode}: only {', '.join(filter(None, modes))} are known")
+        setattr(options, name, modes[mode])
 
 
 def _seccomp(request: api.CreateRequest) -> cri.SecurityProfile.ProfileType:

@@ -8,6 +8,7 @@ bridge.
 from collections.abc import Iterable, Sequence
 
 from highrt.cni.network import Interface
+from highrt.person.flags import SHARED
 from highrt.pods.attachments import networks_of
 from highrt.pods.extras import NetworkChoice
 from highrt.pods.manager import PodManager
@@ -30,9 +31,10 @@ class Names:
     def open(self) -> None:
         """Takes up what the last daemon left."""
         running = {item.pod_id for item in self._pods.containers(Owner.PERSON) if item.state is ContainerState.RUNNING}
-        self._up = running
-        for pod in self._pods.pods(Owner.PERSON):
-            if pod.id in running:
+        pods = self._pods.pods(Owner.PERSON)
+        self._up = running | {pod.id for pod in pods if pod.ready and SHARED in pod.config.annotations}
+        for pod in pods:
+            if pod.id in self._up:
                 self.refresh(pod)
 
     def coming(self, pod: Pod) -> None:
@@ -41,10 +43,12 @@ class Names:
         self.refresh(pod)
 
     def going(self, pod: Pod) -> None:
-        """Something of it has ended: the container, or the pod. Nothing happens where it has started again meanwhile."""
+        """Something of it has ended: the container, or the pod. Nothing happens where it has started again meanwhile, or is for
+        several containers, and stays without them."""
         starts = (ContainerState.CREATED, ContainerState.RUNNING)
         members = [item for item in self._pods.containers(Owner.PERSON) if item.pod_id == pod.id]
-        if pod.id in self._up and not (pod.ready and any(item.state in starts for item in members)):
+        stays = SHARED in pod.config.annotations or any(item.state in starts for item in members)
+        if pod.id in self._up and not (pod.ready and stays):
             self._up.discard(pod.id)
             self.refresh(pod)
 
@@ -66,14 +70,17 @@ class Names:
 
     def _members(self, pod: Pod) -> "list[_Member]":
         """This pod, and all that are on networks with names: those that are up, in the order in which they were made."""
-        containers = {item.pod_id: item for item in self._pods.containers(Owner.PERSON)}
+        containers: dict[str, list[Container]] = {}
+        for item in self._pods.containers(Owner.PERSON):
+            containers.setdefault(item.pod_id, []).append(item)
         found = []
         for each in self._pods.pods(Owner.PERSON):
-            if each.id not in self._up or not each.ready or each.id not in containers:
+            inside = containers.get(each.id, [])
+            if each.id not in self._up or not each.ready or not (inside or SHARED in each.config.annotations):
                 continue
             choices = networks_of(each)
             if each.id == pod.id or any(choice.name for choice in choices):
-                found.append(_Member(each, containers[each.id], choices, self._pods.network.interfaces(each.id)))
+                found.append(_Member(each, inside, choices, self._pods.network.interfaces(each.id)))
         return found
 
 
@@ -81,16 +88,19 @@ class _Member:
     """A pod, and the lines of /etc/hosts with its names: `own` for itself, `others` for those on each of its networks."""
 
     def __init__(
-        self, pod: Pod, container: Container, choices: Sequence[NetworkChoice], interfaces: Sequence[Interface]
+        self, pod: Pod, containers: Sequence[Container], choices: Sequence[NetworkChoice], interfaces: Sequence[Interface]
     ) -> None:  # fmt: skip
         self.pod = pod
         self.own: list[str] = []
         self.others: dict[str, list[str]] = {}
         addresses = {interface.name: interface.plain() for interface in interfaces}
-        hostname, name, short = pod.config.hostname, container.config.metadata.name, container.id[:_ID_CHARACTERS]
+        hostname = pod.config.hostname
+        known = [text for item in containers for text in (item.config.metadata.name, item.id[:_ID_CHARACTERS])]
+        if SHARED in pod.config.annotations:
+            known.insert(0, pod.config.metadata.name)
         for choice in choices:
             mine = addresses.get(choice.interface, [])
-            names = [name, short, *choice.aliases] if choice.name else []
+            names = [*known, *choice.aliases] if choice.name else []
             self.own += _lines(mine, [hostname, *names])
             if choice.name:
                 self.others[choice.name] = _lines(mine, [*names, hostname])

@@ -27,7 +27,7 @@ from highrt.pods.attachments import networks_of
 from highrt.pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from highrt.pods.extras import NetworkChoice
 from highrt.pods.manager import PodManager
-from highrt.pods.model import Container, Owner, Pod
+from highrt.pods.model import Owner, Pod
 from strata.linux.rtnetlink import Netlink
 from strata.protocols import highrt_pb2 as api
 from strata.telemetry import logs
@@ -202,6 +202,27 @@ class Networks:
             return [choice.name or "bridge" for choice in networks_of(pod)]
         return [pod.config.annotations[NETWORK]] if NETWORK in pod.config.annotations else []
 
+    async def wanted(self, request: api.CreateRequest) -> tuple[str, Sequence[NetworkChoice], list[str]]:
+        """What is asked for: host, none, or the name of the first network; all networks; and warnings for people. Raises
+        NotFound, InvalidArgument, FailedPrecondition."""
+        wishes = [*request.endpoints] or ([api.Endpoint(network=request.network)] if request.network else [])
+        names = [self.name_of(wish.network) for wish in wishes]
+        if names in (["host"], ["none"]):
+            if wishes[0].ip or wishes[0].ip6 or wishes[0].aliases:
+                raise InvalidArgument("addresses and aliases are for networks that you made (highrt network create)")
+            if request.ports:
+                raise InvalidArgument(f"-p needs a bridge network: with --network {names[0]} there is no port to map")
+            return names[0], [], []
+        warnings: list[str] = []
+        if not names or "bridge" in names:
+            ready, message = await self._pods.network_ready()
+            if not ready and len(names) > 1:
+                raise FailedPrecondition(f"there is no CNI network bridge for the container: {message}")
+            names = ["bridge" if ready else await self.stand_in(message, warnings.append), *names[1:]]
+            wishes = wishes or [api.Endpoint()]
+            wishes[0].network = names[0]
+        return names[0], self.choose(wishes, ports=bool(request.ports)), warnings
+
     def choose(self, wishes: Sequence[api.Endpoint], *, ports: bool) -> list[NetworkChoice]:
         """What a new container is attached to. ports: whether it publishes some. Raises NotFound, InvalidArgument."""
         chosen: list[NetworkChoice] = []
@@ -265,8 +286,9 @@ class Networks:
         if pod.owner is not Owner.PERSON or not has_networks(pod):
             raise FailedPrecondition(f"container {pod.config.metadata.name} has no networks that can be changed")
 
-    def settings(self, pod: Pod, container: Container) -> dict[str, Any]:
-        """A container's `NetworkSettings`: its addresses, by network, and those of its first interface."""
+    def settings(self, pod: Pod, owner_id: str) -> dict[str, Any]:
+        """The `NetworkSettings` of a container, or a pod of several: the addresses, by network, and those of its first
+        interface. owner_id: its ID."""
         faces = {face.name: face for face in self._pods.network.interfaces(pod.id)}
         found: dict[str, Any] = {}
         for choice in networks_of(pod):
@@ -274,7 +296,7 @@ class Networks:
             found[name] = {
                 "Aliases": [*choice.aliases],
                 "NetworkID": self.identity(name),
-                "EndpointID": endpoint_id(self.identity(name), container.id) if face else "",
+                "EndpointID": endpoint_id(self.identity(name), owner_id) if face else "",
                 **documents.interface(face),
                 "Interface": choice.interface,
             }

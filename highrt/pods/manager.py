@@ -228,13 +228,16 @@ class PodManager:
         return str(self._registry.folder(self.container(container_id)) / "rootfs")
 
     def rename_pod(self, pod_id: str, name: str) -> None:
-        """Gives a pod and its containers another name. It is the caller's to see that it is free. Raises NotFound."""
+        """Gives a pod another name. It is the caller's to see that it is free. Raises NotFound."""
         pod = self._registry.pod(pod_id)
         pod.config.metadata.name = name
         self._registry.metadata.save_pod(pod)
-        for container in self._registry.members(pod):
-            container.config.metadata.name = name
-            self._registry.metadata.save_container(container)
+
+    def rename_container(self, container_id: str, name: str) -> None:
+        """Gives a container another name. It is the caller's to see that it is free. Raises NotFound."""
+        container = self._registry.container(container_id)
+        container.config.metadata.name = name
+        self._registry.metadata.rename_container(container, f"{name}/{container.config.metadata.attempt}")
 
     async def update_pod_resources(
         self, pod_id: str, overhead: LinuxContainerResources | None, resources: LinuxContainerResources | None

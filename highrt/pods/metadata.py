@@ -141,6 +141,12 @@ class Metadata:
                  _user_text(container), container.id),
             )  # fmt: skip
 
+    def rename_container(self, container: Container, name: str) -> None:
+        """Writes down that it has another name."""
+        with self._db:
+            query = "UPDATE containers SET name = ?, config = ? WHERE id = ?"
+            self._db.execute(query, (name, container.config.SerializeToString(), container.id))
+
     def remove_container(self, container_id: str) -> None:
         with self._db:
             self._db.execute("DELETE FROM containers WHERE id = ?", (container_id,))

@@ -34,7 +34,7 @@ def make_bundle(box: Sandbox, state: Path, config: PodSandboxConfig, cgroup: str
         shutil.copy2(extras.INIT, root / ".init")
         (root / ".init").rename(root / "init")
     bundle = box.folder / "init"
-    bundle.mkdir(mode=0o700)
+    bundle.mkdir(mode=0o700, exist_ok=True)  # it is there where the pod is made anew
     mapping = userns.of_pod(config)
     shared_kinds = [{"type": kind, "path": path} for kind, path in box.namespaces(config).items()]
     built: dict[str, Any] = {

@@ -6,7 +6,8 @@ from highrt.cri.calls import unary
 from highrt.images.commit import commit
 from highrt.person import changes, documents, processes, usage
 from highrt.person.calls.parts import Parts
-from highrt.person.flags import AUTO_REMOVE, NETWORK
+from highrt.person.flags import NETWORK
+from highrt.person.sharedpods import is_shared
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.model import Container, ContainerState, Owner
 from strata.protocols import cri_pb2 as cri
@@ -176,6 +177,7 @@ class ContainerCalls(Parts):
             ],
             networks=[*self._containers.networks.names_of(pod)],
             health=health.status if (health := self._containers.health.of(item.id)) else "",
+            pod_name=pod.config.metadata.name if is_shared(pod) else "",
         )
 
     def _state(self, item: Container) -> str:
@@ -190,9 +192,9 @@ class ContainerCalls(Parts):
         name, image = self._containers.name(container), self._images.resolve(container.image_id)
         document = documents.container(container, pod, name, image, self._volumes.named)
         document["HostConfig"]["NetworkMode"] = pod.config.annotations.get(NETWORK, "")
-        document["NetworkSettings"] = self._containers.networks.settings(pod, container)
-        document["HostConfig"]["AutoRemove"] = AUTO_REMOVE in pod.config.annotations
-        life = self._containers.life(pod)
+        document["NetworkSettings"] = self._containers.networks.settings(pod, container.id)
+        document["HostConfig"]["AutoRemove"] = self._containers.removes_itself(container)
+        life = self._containers.life(container)
         document["HostConfig"]["RestartPolicy"] = {"Name": life.policy, "MaximumRetryCount": life.most}
         document["RestartCount"] = life.restarts
         state = self._state(container)

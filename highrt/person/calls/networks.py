@@ -80,10 +80,11 @@ class NetworkCalls(Parts):
 
     def _members(self, name: str) -> list[api.NetworkMember]:
         found, networks = [], self._containers.networks
-        containers = {item.pod_id: item for item in self._pods.containers(Owner.PERSON)}
+        containers = {item.pod_id: item.id for item in self._pods.containers(Owner.PERSON)}
+        containers |= {pod.id: pod.id for pod in self._containers.shared.all()}
         for pod, choice in networks.members(name):
             face = next((face for face in self._pods.network.interfaces(pod.id) if face.name == choice.interface), None)
-            identity = containers[pod.id].id if pod.id in containers else ""
+            identity = containers.get(pod.id, "")
             member = api.NetworkMember(id=identity, name=pod.config.metadata.name, running=bool(face))
             if face:
                 member.addresses.extend(address for version in (4, 6) for address, _ in face.addresses(version))
