@@ -211,7 +211,8 @@ async def test_stages_are_built_when_they_are_needed(make: Build, context: Path,
 
 
 async def test_devices_and_pipes_are_copied_and_sockets_are_not(make: Build, context: Path, files: Files) -> None:
-    os.mkfifo(context / "pipe", 0o620)
+    os.mkfifo(context / "pipe")
+    (context / "pipe").chmod(0o620)
     os.mknod(context / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     os.mknod(context / "disk", stat.S_IFBLK | 0o600, os.makedev(7, 9))
     text = "FROM scratch AS first\nCOPY pipe null disk /dev/\nFROM scratch\nCOPY --from=first --chown=5 /dev /d\n"
