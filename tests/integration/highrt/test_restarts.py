@@ -124,7 +124,7 @@ def test_one_that_pauses_before_its_next_start_can_be_seen_stopped_and_removed(d
     with container(daemon, "--restart", "always", command=("false",)) as name:
         daemon.out("start", name)
         wait_for(lambda: state(daemon, name) == "restarting" and inspect(daemon, name)["RestartCount"] > 2)
-        assert daemon.out("ps", "--format", "{{.Names}} {{.Status}}").startswith(f"{name} Restarting (1)")
+        wait_for(lambda: daemon.out("ps", "--format", "{{.Names}} {{.Status}}").startswith(f"{name} Restarting (1)"))
         daemon.out("stop", name)
         assert state(daemon, name) == "exited"
         before = inspect(daemon, name)["RestartCount"]
