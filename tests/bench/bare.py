@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -39,14 +38,18 @@ class Pod:
         mounts.mount("shm", str(self._folder / "shm"), "tmpfs", _QUIET, "size=64m")
         with Netlink() as host, open(self._pinned["network"], "rb") as namespace:
             host.add_veth(f"bare{self._number}", "eth0", namespace.fileno(), master=_link(host, _BRIDGE).index)
-            inside = threading.Thread(target=self._configure, args=(namespace.fileno(),))
-            inside.start()
-            inside.join()
+            self._configure(namespace.fileno())
         self._group.create()
 
     def _configure(self, namespace: int) -> None:
-        syscalls.setns(namespace, namespaces.NEWNET)
-        with Netlink() as pod:
+        # Not in a thread: one that has just ended may hold the interpreter's lock, which the clone in `start` would copy.
+        with open("/proc/self/ns/net", "rb") as own:
+            syscalls.setns(namespace, namespaces.NEWNET)
+            try:
+                pod = Netlink()
+            finally:
+                syscalls.setns(own.fileno(), namespaces.NEWNET)
+        with pod:
             index = _link(pod, "eth0").index
             pod.set_flags(index, UP)
             pod.add_address(index, ipaddress.ip_interface(f"10.68.{self._number // 250}.{self._number % 250 + 2}/16"))
