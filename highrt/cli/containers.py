@@ -13,8 +13,9 @@ from grpclib.exceptions import GRPCError
 
 from highrt.cli import formats, listing, session, terminal
 from highrt.cli.connection import DaemonError, run
-from highrt.cli.limits import limits, take_limits
-from highrt.cli.options import filtered, time_ns
+from highrt.cli.limits import OPTIONS as LIMITS
+from highrt.cli.limits import limits
+from highrt.cli.options import filtered, taking, time_ns
 from highrt.cli.run import create, environment, failure_of
 from highrt.cli.run import run as run_container
 from highrt.cli.stats import stats
@@ -73,7 +74,7 @@ def ps(
                 "Pod": item.pod_id if no_trunc else formats.short(item.pod_id),
                 "PodName": item.pod_name,
                 "Size": f"{formats.size(item.written_bytes)} (virtual {formats.size(item.whole_bytes)})",
-                "Labels": ",".join(f"{key}={value}" for key, value in sorted(item.labels.items())),
+                "Labels": formats.labels(item.labels),
             }
         )
     if quiet:
@@ -364,7 +365,7 @@ def diff(ctx: click.Context, container: str) -> None:
 
 
 @click.command()
-@take_limits
+@taking(LIMITS)
 @click.option("--restart", default="", metavar="POLICY", help="no, always, unless-stopped or on-failure[:N].")
 @click.argument("containers", nargs=-1, required=True)
 @click.pass_context

@@ -1,6 +1,5 @@
 """`--network` and what belongs to it: the networks that a container is made with."""
 
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -13,13 +12,6 @@ OPTIONS = (
     click.option("--ip", default="", metavar="IPV4", help="Its address on its first network."),
     click.option("--ip6", default="", metavar="IPV6", help="Its IPv6 address on its first network."),
 )
-
-
-def take_endpoints(command: Callable[..., None]) -> Callable[..., None]:
-    """The options for a command."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
 
 
 def endpoints(options: dict[str, Any]) -> list[api.Endpoint]:

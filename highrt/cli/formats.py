@@ -98,6 +98,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
+def labels(given: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(given.items()))
+
+
 def size(count: int) -> str:
     """Bytes as people read them: 1.2MB (powers of ten, as docker has them)."""
     number = float(count)

@@ -1,7 +1,6 @@
 """The limits that `run`, `create` and `update` have in common."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -18,13 +17,6 @@ OPTIONS = (
     click.option("--cpuset-mems", default="", metavar="LIST", help="Memory nodes it may use."),
     click.option("--pids-limit", type=int, default=0, help="Most processes it may have; -1 is without end."),
 )
-
-
-def take_limits(command: Callable[..., None]) -> Callable[..., None]:
-    """The options for a command."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
 
 
 def memory_bytes(text: str) -> int:

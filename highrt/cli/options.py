@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -11,6 +11,8 @@ import click
 
 from highrt.person import loglines
 from strata.protocols import highrt_pb2 as api
+
+Command = Callable[..., None]
 
 _SPAN_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _NANOSECONDS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
@@ -31,6 +33,17 @@ class _Duration(click.ParamType[int]):
 
 
 DURATION = _Duration()
+
+
+def taking(options: Sequence[Callable[..., Any]]) -> Callable[[Command], Command]:
+    """A decorator that gives a command options which others have too, in this order."""
+
+    def give(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
 
 
 def filtered(text: str) -> api.Filter:

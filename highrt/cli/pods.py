@@ -12,7 +12,7 @@ from grpclib.exceptions import GRPCError
 from highrt.cli import containers, endpoints, formats, stats
 from highrt.cli.connection import DaemonError, run
 from highrt.cli.limits import memory_bytes
-from highrt.cli.options import filtered, has_label
+from highrt.cli.options import filtered, has_label, taking
 from highrt.cli.run import added_host, labels, port
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
@@ -37,7 +37,7 @@ def pod() -> None:
 @pod.command()
 @click.option("--name", default="", help="A name for the pod.")
 @click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port on the host.")
-@endpoints.take_endpoints
+@taking(endpoints.OPTIONS)
 @click.option("-h", "--hostname", default="", help="Its host name; else its name.")
 @click.option("--dns", multiple=True, metavar="IP", help="Name servers in place of the host's.")
 @click.option("--add-host", "hosts", multiple=True, metavar="NAME:IP", help="Add a line to its /etc/hosts.")
@@ -127,7 +127,7 @@ def _row(item: api.Pod, *, whole: bool) -> dict[str, str]:
         "Created": f"{formats.ago(item.created_at_ns)} ago",
         "NumberOfContainers": str(len(item.containers)),
         "Networks": ",".join(item.networks),
-        "Labels": ",".join(f"{key}={value}" for key, value in sorted(item.labels.items())),
+        "Labels": formats.labels(item.labels),
     }
 
 
@@ -320,7 +320,7 @@ def top(ctx: click.Context, pod: str) -> None:
 
 
 @pod.command("stats")
-@stats.take_options
+@taking(stats.OPTIONS)
 @click.argument("pods", nargs=-1, required=True)
 @click.pass_context
 def pod_stats(ctx: click.Context, once: bool, no_trunc: bool, template: str, pods: tuple[str, ...]) -> None:

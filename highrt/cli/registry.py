@@ -1,7 +1,6 @@
 """`highrt registry`: what a registry has."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -9,6 +8,7 @@ import click
 from highrt.cli import formats
 from highrt.cli.connection import run
 from highrt.cli.credentials import credentials
+from highrt.cli.options import taking
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -18,18 +18,12 @@ def registry() -> None:
     """See what a registry has, and delete it there."""
 
 
-def _listed(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of the lists."""
-    for option in (
-        click.option("-o", "--output", type=click.Choice(["json"]), help="All of them as one JSON document."),
-        click.option("--format", "template", default="", help="json, or a template."),
-        _CREDS,
-    ):
-        command = option(command)
-    return command
-
-
 _CREDS = click.option("--creds", default="", metavar="USER:PASSWORD", help="Credentials for the registry, for this once.")
+_LIST = (
+    _CREDS,
+    click.option("--format", "template", default="", help="json, or a template."),
+    click.option("-o", "--output", type=click.Choice(["json"]), help="All of them as one JSON document."),
+)
 
 
 def _show(rows: list[dict[str, Any]], columns: list[str], template: str, output: str | None) -> None:
@@ -43,7 +37,7 @@ def _show(rows: list[dict[str, Any]], columns: list[str], template: str, output:
 
 
 @registry.command()
-@_listed
+@taking(_LIST)
 @click.argument("repository")
 @click.pass_context
 def tags(ctx: click.Context, repository: str, creds: str, template: str, output: str | None) -> None:
@@ -54,7 +48,7 @@ def tags(ctx: click.Context, repository: str, creds: str, template: str, output:
 
 
 @registry.command()
-@_listed
+@taking(_LIST)
 @click.argument("host")
 @click.pass_context
 def catalog(ctx: click.Context, host: str, creds: str, template: str, output: str | None) -> None:
@@ -74,7 +68,7 @@ async def _names(call: Any, request: api.RegistryRequest) -> list[str]:
 
 
 @registry.command()
-@_listed
+@taking(_LIST)
 @click.option("--artifact-type", default="", metavar="TYPE", help="Only those of this kind, like application/spdx+json.")
 @click.argument("reference")
 @click.pass_context

@@ -17,7 +17,7 @@ from highrt.cli.connection import DaemonError, errors
 from highrt.cli.connection import run as call
 from highrt.cli.images import pull_image
 from highrt.cli.limits import memory_bytes
-from highrt.cli.options import DURATION
+from highrt.cli.options import DURATION, taking
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -224,10 +224,7 @@ _OPTIONS = (
 def _makes_containers(command: Callable[..., None]) -> Callable[..., None]:
     """The options and arguments that a container is made from."""
     command = click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND [ARG]…]")(command)
-    command = click.argument("image")(command)
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return taking(_OPTIONS)(click.argument("image")(command))
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})

@@ -2,12 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import click
 
 from highrt.cli import formats
 from highrt.cli.connection import run
+from highrt.cli.options import taking
 from strata.protocols import highrt_pb2 as api
 from strata.protocols.highrt_grpc import HighrtStub
 
@@ -16,7 +17,7 @@ _HEADS = {
     "Container": "CONTAINER ID", "ID": "CONTAINER ID", "CPUPerc": "CPU %", "MemUsage": "MEM USAGE / LIMIT", "MemPerc": "MEM %",
     "NetIO": "NET I/O", "BlockIO": "BLOCK I/O",
 }  # fmt: skip
-_OPTIONS = (
+OPTIONS = (
     click.option("--no-stream", "once", is_flag=True, help="Print once, instead of every second."),
     click.option("--no-trunc", is_flag=True, help="Whole IDs."),
     click.option("--format", "template", default="", help="A template, like '{{.Name}} {{.CPUPerc}}', or json."),
@@ -24,15 +25,8 @@ _OPTIONS = (
 _COLUMNS = ("ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs")
 
 
-def take_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options for a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command()
-@take_options
+@taking(OPTIONS)
 @click.argument("containers", nargs=-1)
 @click.pass_context
 def stats(ctx: click.Context, once: bool, no_trunc: bool, template: str, containers: tuple[str, ...]) -> None:

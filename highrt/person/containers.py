@@ -78,7 +78,7 @@ class PersonContainers:
             else:
                 self._begin_checks(found)
         for pod in self._pods.pods(Owner.PERSON):
-            if not sharedpods.is_shared(pod) and not self.shared.members(pod):  # the last daemon was killed while it made one
+            if not flags.is_shared(pod) and not self.shared.members(pod):  # the last daemon was killed while it made one
                 self._spawn(self._remove_pod(pod.id))
         self._boot_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._boot_file.write_text(record.boot_id())
@@ -343,7 +343,7 @@ class PersonContainers:
             raise FailedPrecondition(f"container {found.id} is a kubelet's, which names it")
         self._names.check(name)
         pod = self._pods.pod(found.pod_id)
-        if not sharedpods.is_shared(pod):
+        if not flags.is_shared(pod):
             self._pods.rename_pod(pod.id, name)
         self._pods.rename_container(found.id, name)
         self.networks.names.refresh(pod)
@@ -364,7 +364,7 @@ class PersonContainers:
     async def _remove(self, found: Container) -> None:
         """With its pod, if that is its own."""
         pod, files = self._pods.pod(found.pod_id), self._files(found)
-        if sharedpods.is_shared(pod):
+        if flags.is_shared(pod):
             await self._pods.remove_container(found.id)
             self.networks.names.refresh(pod)
             files.remove()
@@ -473,7 +473,7 @@ class PersonContainers:
                 # One that could not be started is not tried again: it would fail in the same way.
                 if found.reason != "StartError" and self.life(found).wants_again(found.exit_code):
                     self._start_after_a_pause(found, 0.0)
-                elif not sharedpods.is_shared(pod):
+                elif not flags.is_shared(pod):
                     await self._pods.stop_pod(pod.id)
         except NotFound:
             return

@@ -12,6 +12,7 @@ from typing import Any
 from highrt.images.model import Image
 from highrt.pods import extras
 from highrt.pods.errors import InvalidArgument
+from highrt.pods.model import Pod
 from strata.linux.rlimits import NUMBERS
 from strata.protocols import cri_pb2 as cri
 from strata.protocols import highrt_pb2 as api
@@ -46,6 +47,11 @@ _PIDS = {"": cri.CONTAINER, "private": cri.CONTAINER, "pod": cri.POD, "host": cr
 _IPCS = {"": cri.POD, "private": cri.POD, "host": cri.NODE}
 _PROFILES = {"unconfined": cri.SecurityProfile.Unconfined, "default": cri.SecurityProfile.RuntimeDefault}
 _PROTOCOLS = {"": cri.TCP, "tcp": cri.TCP, "udp": cri.UDP, "sctp": cri.SCTP}
+
+
+def is_shared(pod: Pod) -> bool:
+    """Whether a person made it for several containers."""
+    return SHARED in pod.config.annotations
 
 
 class PersonFiles:

@@ -8,7 +8,7 @@ bridge.
 from collections.abc import Iterable, Sequence
 
 from highrt.cni.network import Interface
-from highrt.person.flags import SHARED
+from highrt.person.flags import is_shared
 from highrt.pods.attachments import networks_of
 from highrt.pods.extras import NetworkChoice
 from highrt.pods.manager import PodManager
@@ -32,7 +32,7 @@ class Names:
         """Takes up what the last daemon left."""
         running = {item.pod_id for item in self._pods.containers(Owner.PERSON) if item.state is ContainerState.RUNNING}
         pods = self._pods.pods(Owner.PERSON)
-        self._up = running | {pod.id for pod in pods if pod.ready and SHARED in pod.config.annotations}
+        self._up = running | {pod.id for pod in pods if pod.ready and is_shared(pod)}
         for pod in pods:
             if pod.id in self._up:
                 self.refresh(pod)
@@ -47,7 +47,7 @@ class Names:
         several containers, and stays without them."""
         starts = (ContainerState.CREATED, ContainerState.RUNNING)
         members = [item for item in self._pods.containers(Owner.PERSON) if item.pod_id == pod.id]
-        stays = SHARED in pod.config.annotations or any(item.state in starts for item in members)
+        stays = is_shared(pod) or any(item.state in starts for item in members)
         if pod.id in self._up and not (pod.ready and stays):
             self._up.discard(pod.id)
             self.refresh(pod)
@@ -76,7 +76,7 @@ class Names:
         found = []
         for each in self._pods.pods(Owner.PERSON):
             inside = containers.get(each.id, [])
-            if each.id not in self._up or not each.ready or not (inside or SHARED in each.config.annotations):
+            if each.id not in self._up or not each.ready or not (inside or is_shared(each)):
                 continue
             choices = networks_of(each)
             if each.id == pod.id or any(choice.name for choice in choices):
@@ -96,7 +96,7 @@ class _Member:
         addresses = {interface.name: interface.plain() for interface in interfaces}
         hostname = pod.config.hostname
         known = [text for item in containers for text in (item.config.metadata.name, item.id[:_ID_CHARACTERS])]
-        if SHARED in pod.config.annotations:
+        if is_shared(pod):
             known.insert(0, pod.config.metadata.name)
         for choice in choices:
             mine = addresses.get(choice.interface, [])

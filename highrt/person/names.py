@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from highrt.person.flags import NAME, SHARED
+from highrt.person.flags import NAME, is_shared
 from highrt.pods.errors import AlreadyExists, InvalidArgument
 from highrt.pods.manager import PodManager
 from highrt.pods.model import Owner
@@ -40,7 +40,7 @@ class NamesInUse:
         """Raises InvalidArgument for one that cannot be, AlreadyExists for one that is in use."""
         if not NAME.fullmatch(name):
             raise InvalidArgument(f"name {name!r}: letters, digits, '_', '.', '-', the first one a letter or digit")
-        if any(pod.config.metadata.name == name for pod in self._pods.pods(Owner.PERSON) if SHARED in pod.config.annotations):
+        if any(pod.config.metadata.name == name for pod in self._pods.pods(Owner.PERSON) if is_shared(pod)):
             raise AlreadyExists(f"the name {name!r} is a pod's: remove that one (highrt pod rm {name}) or take another name")
         if name in self._all():
             raise AlreadyExists(f"the container name {name!r} is in use: remove that one (highrt rm {name}) or take another name")

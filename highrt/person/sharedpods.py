@@ -31,11 +31,6 @@ _OF_THE_POD = {
 """Fields of a request that concern the pod, and the options that they come from."""
 
 
-def is_shared(pod: Pod) -> bool:
-    """Whether a person made it for several containers."""
-    return flags.SHARED in pod.config.annotations
-
-
 def check_sharing(request: api.CreateRequest) -> None:
     """Raises InvalidArgument where a container asks for another's namespaces, which are shared in a pod only."""
     asked = [("--network", endpoint.network) for endpoint in request.endpoints]
@@ -82,7 +77,7 @@ class SharedPods:
 
     def all(self) -> list[Pod]:
         """The first one that was made first."""
-        return sorted(filter(is_shared, self._pods.pods(Owner.PERSON)), key=lambda pod: pod.created_at_ns)
+        return sorted(filter(flags.is_shared, self._pods.pods(Owner.PERSON)), key=lambda pod: pod.created_at_ns)
 
     def find(self, reference: str) -> Pod:
         """By its name, its ID, or the ID's unique beginning. Raises NotFound, InvalidArgument."""

@@ -6,8 +6,7 @@ from highrt.cri.calls import unary
 from highrt.images.commit import commit
 from highrt.person import changes, documents, processes, usage
 from highrt.person.calls.parts import Parts
-from highrt.person.flags import NETWORK
-from highrt.person.sharedpods import is_shared
+from highrt.person.flags import NETWORK, is_shared
 from highrt.pods.errors import FailedPrecondition, InvalidArgument
 from highrt.pods.model import Container, ContainerState, Owner
 from strata.protocols import cri_pb2 as cri
