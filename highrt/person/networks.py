@@ -205,7 +205,7 @@ class Networks:
     async def wanted(self, request: api.CreateRequest) -> tuple[str, Sequence[NetworkChoice], list[str]]:
         """What is asked for: host, none, or the name of the first network; all networks; and warnings for people. Raises
         NotFound, InvalidArgument, FailedPrecondition."""
-        wishes = [*request.endpoints] or ([api.Endpoint(network=request.network)] if request.network else [])
+        wishes = [*request.endpoints] or [api.Endpoint(network=request.network or "bridge")]
         names = [self.name_of(wish.network) for wish in wishes]
         if names in (["host"], ["none"]):
             if wishes[0].ip or wishes[0].ip6 or wishes[0].aliases:
@@ -214,13 +214,12 @@ class Networks:
                 raise InvalidArgument(f"-p needs a bridge network: with --network {names[0]} there is no port to map")
             return names[0], [], []
         warnings: list[str] = []
-        if not names or "bridge" in names:
+        if "bridge" in names:
             ready, message = await self._pods.network_ready()
             if not ready and len(names) > 1:
                 raise FailedPrecondition(f"there is no CNI network bridge for the container: {message}")
-            names = ["bridge" if ready else await self.stand_in(message, warnings.append), *names[1:]]
-            wishes = wishes or [api.Endpoint()]
-            wishes[0].network = names[0]
+            if not ready:
+                names[0] = wishes[0].network = await self.stand_in(message, warnings.append)
         return names[0], self.choose(wishes, ports=bool(request.ports)), warnings
 
     def choose(self, wishes: Sequence[api.Endpoint], *, ports: bool) -> list[NetworkChoice]:

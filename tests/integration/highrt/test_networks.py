@@ -462,3 +462,10 @@ def test_where_the_node_has_no_network_one_is_made() -> None:
         assert daemon.out("network", "rm", "highrt") == "highrt"
         host.check()
         assert host.bridges() == host.ruled() == set()
+
+
+def test_the_nodes_own_network_may_be_any_of_several(daemon: Daemon) -> None:
+    with network(daemon) as name:
+        for order in ((name, "bridge"), ("bridge", name)):
+            with container(daemon, "--network", order[0], "--network", order[1]) as both:
+                assert [*settings(daemon, both)["Networks"]] == [*order]
