@@ -170,15 +170,23 @@ async def send(request: web.Request, data: bytes, held_from: int | None) -> web.
 
 
 @asynccontextmanager
+async def listening(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    """HOST:PORT, where a server answers by `handle`."""
+    runner = web.ServerRunner(web.Server(handle))  # type: ignore[arg-type]
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield "{}:{}".format(*runner.addresses[0][:2])
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
 async def serving(upstream: str) -> AsyncIterator[Proxy]:
     """A proxy of a registry, on a port of its own."""
     proxy = Proxy(upstream)
-    runner = web.ServerRunner(web.Server(proxy.handle))  # type: ignore[arg-type]
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    proxy.address = "{}:{}".format(*runner.addresses[0][:2])
-    yield proxy
-    await runner.cleanup()
+    async with listening(proxy.handle) as proxy.address:
+        yield proxy
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from highrt.images.model import Auth, Descriptor
 from highrt.images.reference import parse
 from highrt.images.service import ImageService
 from tests.integration.images.conftest import file, header, tar_of
-from tests.interop.images.conftest import Proxy, send
+from tests.interop.images.conftest import Proxy, listening, send
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DIGEST = "sha256:" + "1" * 64
@@ -224,27 +224,19 @@ async def test_cve_2020_15157_credentials_do_not_follow_the_addresses_of_a_manif
 ) -> None:
     elsewhere: list[web.Request] = []
 
-    async def listen(request: web.BaseRequest) -> web.Response:
-        elsewhere.append(request)  # type: ignore[arg-type]
+    async def listen(request: web.Request) -> web.StreamResponse:
+        elsewhere.append(request)
         return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
 
-    runner = web.ServerRunner(web.Server(listen))
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    address = f"http://127.0.0.1:{runner.addresses[0][1]}/steal"
-
     def change(document: dict[str, Any]) -> None:
-        document["layers"][0]["urls"] = [address]
+        document["layers"][0]["urls"] = [f"http://{other}/steal"]
         document["layers"][0]["mediaType"] = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
     proxy.rules.append(rewritten(proxy, change))
-    try:
+    async with listening(listen) as other:
         with pytest.raises(InvalidImage, match="may not be distributed"):
             await service.pull(f"{proxy.address}/app:oci", auth=Auth("someone", "secret"))
         assert elsewhere == []
-    finally:
-        await runner.cleanup()
 
 
 async def test_a_token_server_that_does_not_end_is_left(service: ImageService, proxy: Proxy) -> None:

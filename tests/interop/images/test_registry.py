@@ -30,6 +30,7 @@ from tests.interop.images.conftest import (
     TokenServer,
     docker_config,
     free_port,
+    listening,
     openssl_certificate,
     run,
 )
@@ -419,10 +420,6 @@ async def test_a_redirect_to_another_host_does_not_carry_the_credentials(
         elsewhere.append(request)
         return await proxy.forward(request)
 
-    runner = web.ServerRunner(web.Server(storage))  # type: ignore[arg-type]
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    other = "{}:{}".format(*runner.addresses[0][:2])
     server = TokenServer()
 
     async def redirect(request: web.Request) -> web.StreamResponse | None:
@@ -431,10 +428,8 @@ async def test_a_redirect_to_another_host_does_not_carry_the_credentials(
         return None
 
     proxy.rules += [server.rule, redirect]
-    try:
+    async with listening(storage) as other:
         await service.pull(f"{proxy.address}/app:oci", auth=Auth("someone", "secret"))
-    finally:
-        await runner.cleanup()
     assert len(elsewhere) == 4
     assert all("Authorization" not in request.headers for request in elsewhere)
     assert all("Authorization" in request.headers for request in proxy.asked("GET", "/blobs/"))

@@ -15,7 +15,7 @@ from highrt.images.errors import ImageNotFound, InvalidImage, RegistryUnauthoriz
 from highrt.images.model import OCI_INDEX, OCI_MANIFEST, Auth, Descriptor
 from highrt.images.reference import parse
 from highrt.images.service import ImageService
-from tests.interop.images.conftest import DockerRegistry, Proxy, TokenServer
+from tests.interop.images.conftest import DockerRegistry, Proxy, TokenServer, listening
 
 SUBJECT = "sha256:" + "1" * 64
 KINDS = ("application/spdx+json", "application/vnd.example.signature")
@@ -220,10 +220,6 @@ async def test_an_upload_that_goes_on_at_another_host_does_not_carry_the_credent
         status, place = (202, {"Location": str(request.url)}) if request.method == "PATCH" else (201, {})
         return web.Response(status=status, headers=place)
 
-    runner = web.ServerRunner(web.Server(storage))  # type: ignore[arg-type]
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    other = "{}:{}".format(*runner.addresses[0][:2])
     server = TokenServer()
 
     async def begin(request: web.Request) -> web.StreamResponse | None:
@@ -236,10 +232,8 @@ async def test_an_upload_that_goes_on_at_another_host_does_not_carry_the_credent
     path = service.content.path(blob.digest)
     path.write_bytes(b"secret")
     repository = service.registry.repository(parse(f"{proxy.address}/app:1"), Auth("someone", "secret"))
-    try:
+    async with listening(storage) as other:
         await repository.push_blob(blob, path, lambda _: None)
-    finally:
-        await runner.cleanup()
     assert [request.method for request in elsewhere] == ["PATCH", "PUT"]
     assert all("Authorization" not in request.headers for request in elsewhere)
     assert "Authorization" in proxy.asked("POST", "/uploads/")[-1].headers
