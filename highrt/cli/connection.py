@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,16 @@ class DaemonError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(f"highrt: {self.message}", err=True)
+
+
+@contextmanager
+def forgiving(force: bool) -> Iterator[None]:
+    """With --force, what is not there is no failure."""
+    try:
+        yield
+    except GRPCError as error:
+        if not (force and error.status is Status.NOT_FOUND):
+            raise
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from highrt.cli import formats, listing, session, terminal
-from highrt.cli.connection import DaemonError, run
+from highrt.cli.connection import DaemonError, forgiving, run
 from highrt.cli.limits import OPTIONS as LIMITS
 from highrt.cli.limits import limits
 from highrt.cli.options import filtered, taking, time_ns
@@ -444,11 +444,8 @@ def rm(ctx: click.Context, force: bool, containers: tuple[str, ...]) -> None:
     """Remove containers, with what they have written."""
 
     async def act(stub: HighrtStub, name: str) -> None:
-        try:
+        with forgiving(force):
             await stub.Remove(api.RemoveRequest(container=name, force=force))
-        except GRPCError as error:
-            if not (force and error.status is Status.NOT_FOUND):
-                raise
 
     each(ctx, containers, act)
 

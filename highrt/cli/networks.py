@@ -4,11 +4,9 @@ import json
 from typing import Any
 
 import click
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError
 
 from highrt.cli import formats
-from highrt.cli.connection import run
+from highrt.cli.connection import forgiving, run
 from highrt.cli.containers import each
 from highrt.cli.options import has_label
 from highrt.cli.run import labels
@@ -131,11 +129,8 @@ def rm(ctx: click.Context, force: bool, names: tuple[str, ...]) -> None:
     """Remove networks that no container is on."""
 
     async def act(stub: HighrtStub, name: str) -> None:
-        try:
+        with forgiving(force):
             await stub.RemoveNetwork(api.NetworkName(name=name))
-        except GRPCError as error:
-            if not force or error.status is not Status.NOT_FOUND:
-                raise
 
     each(ctx, names, act)
 
@@ -178,10 +173,7 @@ def disconnect(ctx: click.Context, force: bool, name: str, container: str) -> No
 
     async def work(stub: HighrtStub) -> None:
         request = api.ConnectNetworkRequest(container=container, endpoint=api.Endpoint(network=name))
-        try:
+        with forgiving(force):
             await stub.DisconnectNetwork(request)
-        except GRPCError as error:
-            if not force or error.status is not Status.NOT_FOUND:
-                raise
 
     run(ctx, work)

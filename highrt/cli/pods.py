@@ -10,7 +10,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from highrt.cli import containers, endpoints, formats, stats
-from highrt.cli.connection import DaemonError, run
+from highrt.cli.connection import DaemonError, forgiving, run
 from highrt.cli.limits import memory_bytes
 from highrt.cli.options import filtered, has_label, taking
 from highrt.cli.run import added_host, labels, port
@@ -278,11 +278,8 @@ def rm(ctx: click.Context, force: bool, pods: tuple[str, ...]) -> None:
     """Remove pods."""
 
     async def act(stub: HighrtStub, name: str) -> None:
-        try:
+        with forgiving(force):
             await stub.RemovePod(api.RemovePodRequest(pod=name, force=force))
-        except GRPCError as error:
-            if not (force and error.status is Status.NOT_FOUND):
-                raise
 
     containers.each(ctx, pods, act)
 
