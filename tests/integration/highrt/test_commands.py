@@ -162,7 +162,7 @@ def test_wait_for_conditions(daemon: Daemon) -> None:
             healthy.wait(1)
         daemon.out("exec", "checked", "touch", "/tmp/well")
         assert healthy.communicate(timeout=10)[0] == b"-1\n"
-        daemon.out("exec", "checked", "touch", "/tmp/end")
+        daemon.out("exec", "-d", "checked", "touch", "/tmp/end")  # it may be ended by what it brings about
         done = daemon.command("wait", "checked", "nothing", "plain", check=False)
         assert (done.returncode, done.stdout) == (1, "3\n4\n")
         assert done.stderr == "highrt: there is no container 'nothing'\n"

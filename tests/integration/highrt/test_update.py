@@ -58,7 +58,7 @@ def test_limits_change_while_it_runs_and_for_the_next_run(daemon: Daemon) -> Non
 def test_its_policy_changes(daemon: Daemon) -> None:
     daemon.out("run", "-d", "--name", "again", IMAGE, "sh", "-c", "until test -e /tmp/end; do sleep 0.1; done")
     daemon.out("update", "--restart", "always", "again")
-    daemon.out("exec", "again", "touch", "/tmp/end")
+    daemon.out("exec", "-d", "again", "touch", "/tmp/end")  # it may be ended by what it brings about
     wait_for(lambda: int(daemon.out("inspect", "-f", "{{.RestartCount}}", "again")) > 0, what="it to start again")
     daemon.out("update", "--restart", "no", "again")
     wait_for(lambda: daemon.out("ps", "-q", "-f", "status=exited") != "", what="its last end")

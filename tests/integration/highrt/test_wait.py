@@ -38,7 +38,7 @@ def test_what_another_wait_is_for_may_be_over_sooner(daemon: Daemon) -> None:
     argv = daemon.argv("wait", "--condition", "next-exit", "long", "short")
     waiting = subprocess.Popen(argv, cwd=PROJECT, text=True, stdout=subprocess.PIPE)
     time.sleep(1)
-    daemon.out("exec", "short", "touch", "/end")
+    daemon.out("exec", "-d", "short", "touch", "/end")  # it may be ended by what it brings about
     daemon.out("wait", "short")
     time.sleep(0.5)
     daemon.out("start", "short")  # it runs again: who looks now does not see that it has ended
